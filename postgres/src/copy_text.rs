@@ -1,0 +1,174 @@
+//! The text format of COPY (manual, "COPY", section "Text Format"): one row a line,
+//! columns separated by tabs, NULL as `\N`, and a backslash before what would
+//! otherwise be taken for structure.
+//!
+//! Writing is for sessions in UTF-8, which never hold structure bytes inside a
+//! character. Reading gives back exactly what was written. Neither side panics.
+
+use std::borrow::Cow;
+
+/// What stands for SQL NULL.
+pub const NULL: &[u8] = b"\\N";
+
+/// Appends `value` so that COPY reads back the same bytes. Adds no separator.
+pub fn escape_into(out: &mut Vec<u8>, value: &[u8]) {
+    let mut plain_from = 0;
+    for (at, &byte) in value.iter().enumerate() {
+        let letter = match byte {
+            b'\\' => b'\\',
+            b'\n' => b'n',
+            b'\r' => b'r',
+            b'\t' => b't',
+            0x08 => b'b',
+            0x0b => b'v',
+            0x0c => b'f',
+            _ => continue,
+        };
+        out.extend_from_slice(&value[plain_from..at]);
+        out.extend_from_slice(&[b'\\', letter]);
+        plain_from = at + 1;
+    }
+    out.extend_from_slice(&value[plain_from..]);
+}
+
+/// Appends one column: escaped, or `\N` for `None`.
+pub fn write_value(out: &mut Vec<u8>, value: Option<&[u8]>) {
+    match value {
+        Some(value) => escape_into(out, value),
+        None => out.extend_from_slice(NULL),
+    }
+}
+
+/// Appends one row with its line end. A row of no columns is an empty line.
+pub fn write_row<'v>(out: &mut Vec<u8>, values: impl IntoIterator<Item = Option<&'v [u8]>>) {
+    for (index, value) in values.into_iter().enumerate() {
+        if index > 0 {
+            out.push(b'\t');
+        }
+        write_value(out, value);
+    }
+    out.push(b'\n');
+}
+
+/// The rows of `data`, each a line without its line end. A last line without one
+/// counts as a row; the end marker `\.` of COPY files is not looked for, because the
+/// protocol does not send it.
+pub fn rows(data: &[u8]) -> Rows<'_> {
+    Rows { rest: data }
+}
+
+/// How many rows `data` holds: its line ends, plus an unfinished last line.
+pub fn count_rows(data: &[u8]) -> u64 {
+    let ends = data.iter().filter(|&&byte| byte == b'\n').count() as u64;
+    let unfinished = matches!(data.last(), Some(&byte) if byte != b'\n');
+    ends + u64::from(unfinished)
+}
+
+/// The rows of COPY text; see [`rows`].
+#[derive(Clone, Debug)]
+pub struct Rows<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Iterator for Rows<'a> {
+    type Item = Row<'a>;
+
+    fn next(&mut self) -> Option<Row<'a>> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let end = self.rest.iter().position(|&byte| byte == b'\n');
+        let line = match end {
+            Some(end) => {
+                let line = &self.rest[..end];
+                self.rest = &self.rest[end + 1..];
+                line
+            }
+            None => std::mem::take(&mut self.rest),
+        };
+        Some(Row { line })
+    }
+}
+
+/// One row of COPY text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row<'a> {
+    /// The line as it stands, still escaped, without its line end.
+    pub line: &'a [u8],
+}
+
+impl<'a> Row<'a> {
+    /// The columns, unescaped; `None` is NULL. An empty line gives one empty column:
+    /// the format cannot tell it from a row of no columns.
+    pub fn columns(&self) -> impl Iterator<Item = Option<Cow<'a, [u8]>>> + use<'a> {
+        // A raw tab always separates: inside a value it is written as `\t`.
+        self.line.split(|&byte| byte == b'\t').map(|field| {
+            if field == NULL {
+                None
+            } else {
+                Some(unescape(field))
+            }
+        })
+    }
+}
+
+/// Undoes [`escape_into`] for one column, and whatever else COPY accepts: octal and
+/// hexadecimal escapes, and a backslash before any other character.
+pub fn unescape(field: &[u8]) -> Cow<'_, [u8]> {
+    let Some(first) = field.iter().position(|&byte| byte == b'\\') else {
+        return Cow::Borrowed(field);
+    };
+    let mut out = Vec::with_capacity(field.len());
+    out.extend_from_slice(&field[..first]);
+    let mut rest = &field[first..];
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        if byte != b'\\' {
+            out.push(byte);
+            continue;
+        }
+        let Some((&letter, after)) = rest.split_first() else {
+            // Postgres takes a lone backslash at the end as itself.
+            out.push(b'\\');
+            break;
+        };
+        rest = after;
+        match letter {
+            b'n' => out.push(b'\n'),
+            b'r' => out.push(b'\r'),
+            b't' => out.push(b'\t'),
+            b'b' => out.push(0x08),
+            b'v' => out.push(0x0b),
+            b'f' => out.push(0x0c),
+            b'0'..=b'7' => {
+                let (value, used) = digits(rest, 2, 8, u32::from(letter - b'0'));
+                rest = &rest[used..];
+                out.push(value);
+            }
+            b'x' => match digits(rest, 2, 16, 0) {
+                (_, 0) => out.push(b'x'),
+                (value, used) => {
+                    rest = &rest[used..];
+                    out.push(value);
+                }
+            },
+            other => out.push(other),
+        }
+    }
+    Cow::Owned(out)
+}
+
+/// Up to `max` digits of `radix` at the front of `text`, after the value `so_far`:
+/// the low byte of the number (as Postgres cuts it), and how many were used.
+fn digits(text: &[u8], max: usize, radix: u32, so_far: u32) -> (u8, usize) {
+    let mut value = so_far;
+    let mut used = 0;
+    for &byte in text.iter().take(max) {
+        let Some(digit) = char::from(byte).to_digit(radix) else {
+            break;
+        };
+        value = value * radix + digit;
+        used += 1;
+    }
+    ((value & 0xFF) as u8, used)
+}
