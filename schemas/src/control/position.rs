@@ -1,0 +1,146 @@
+//! Records of the compacted position topic.
+
+use bunny_postgres::{Lsn, TableName};
+use uuid::Uuid;
+
+use crate::wire::{self, Reader};
+use crate::{Position, Result};
+
+/// What a committed Kafka transaction of capture has published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PositionRecord {
+    /// Generation in which the LSNs count.
+    pub generation: Uuid,
+    /// Source system identifier, as text.
+    pub system_id: String,
+    /// Source timeline.
+    pub timeline: u32,
+    /// Commit LSN of the last event published.
+    pub commit_lsn: Lsn,
+    /// Number of that event in its transaction.
+    pub seq: u64,
+    /// The slot may be confirmed up to here.
+    pub confirm_lsn: Lsn,
+}
+
+impl PositionRecord {
+    /// Key of the record in its topic (plain bytes, no frame).
+    pub const KEY: &'static [u8] = b"position";
+
+    /// The last event published.
+    pub fn position(&self) -> Position {
+        Position {
+            commit_lsn: self.commit_lsn,
+            seq: self.seq,
+        }
+    }
+
+    /// The framed record.
+    pub fn encode(&self, schema_id: u32) -> Vec<u8> {
+        let mut out = Vec::with_capacity(128);
+        wire::write_frame(&mut out, schema_id);
+        wire::write_uuid(&mut out, self.generation);
+        wire::write_str(&mut out, &self.system_id);
+        wire::write_timeline(&mut out, self.timeline);
+        wire::write_u64(&mut out, self.commit_lsn.0);
+        wire::write_u64(&mut out, self.seq);
+        wire::write_u64(&mut out, self.confirm_lsn.0);
+        out
+    }
+
+    /// Reads the datum after the frame.
+    pub fn decode(datum: &[u8]) -> Result<PositionRecord> {
+        let mut reader = Reader::new(datum);
+        let record = PositionRecord {
+            generation: reader.uuid()?,
+            system_id: reader.str()?.to_owned(),
+            timeline: reader.timeline()?,
+            commit_lsn: Lsn(reader.u64()?),
+            seq: reader.u64()?,
+            confirm_lsn: Lsn(reader.u64()?),
+        };
+        reader.end()?;
+        Ok(record)
+    }
+}
+
+/// State of a table sync's attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SyncState {
+    /// Its snapshot is being read.
+    Started,
+    /// Its `TableSyncFinished` is written.
+    Finished,
+}
+
+impl SyncState {
+    const ALL: [SyncState; 2] = [SyncState::Started, SyncState::Finished];
+}
+
+/// How far a table sync has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SyncRecord {
+    /// The sync asked for.
+    pub request_id: Uuid,
+    /// Run of the request, from 1.
+    pub attempt: i32,
+    /// Schema at the source.
+    pub schema: String,
+    /// Table at the source.
+    pub table: String,
+    /// State of the attempt.
+    pub state: SyncState,
+    /// Consistent point of the attempt.
+    pub lsn: Lsn,
+}
+
+impl SyncRecord {
+    /// What every key of a sync starts with.
+    pub const KEY_PREFIX: &'static str = "sync/";
+
+    /// Key of the record in its topic (plain UTF-8, no frame).
+    pub fn key(&self) -> String {
+        SyncRecord::key_of(self.request_id)
+    }
+
+    /// Key under which a request's record stands; a null value removes it.
+    pub fn key_of(request_id: Uuid) -> String {
+        format!("{}{request_id}", SyncRecord::KEY_PREFIX)
+    }
+
+    /// The table at the source.
+    pub fn table_name(&self) -> TableName {
+        TableName {
+            schema: self.schema.clone(),
+            name: self.table.clone(),
+        }
+    }
+
+    /// The framed record.
+    pub fn encode(&self, schema_id: u32) -> Vec<u8> {
+        let mut out = Vec::with_capacity(128);
+        wire::write_frame(&mut out, schema_id);
+        wire::write_uuid(&mut out, self.request_id);
+        wire::write_long(&mut out, i64::from(self.attempt));
+        wire::write_str(&mut out, &self.schema);
+        wire::write_str(&mut out, &self.table);
+        wire::write_long(&mut out, self.state as i64);
+        wire::write_u64(&mut out, self.lsn.0);
+        out
+    }
+
+    /// Reads the datum after the frame.
+    pub fn decode(datum: &[u8]) -> Result<SyncRecord> {
+        let mut reader = Reader::new(datum);
+        let record = SyncRecord {
+            request_id: reader.uuid()?,
+            attempt: reader.int()?,
+            schema: reader.str()?.to_owned(),
+            table: reader.str()?.to_owned(),
+            state: SyncState::ALL[reader.branch(2, "a sync state")?],
+            lsn: Lsn(reader.u64()?),
+        };
+        reader.end()?;
+        Ok(record)
+    }
+}

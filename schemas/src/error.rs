@@ -1,0 +1,135 @@
+//! What can go wrong with events, topics and schema ids.
+
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+/// Result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Errors of the event contract.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A Kafka call failed.
+    #[error("{doing}: {source}")]
+    Kafka {
+        /// What was being done, and to which topic.
+        doing: String,
+        /// librdkafka's error.
+        source: KafkaError,
+    },
+    /// Kafka answered nothing in time.
+    #[error("{doing}: no answer from Kafka within {seconds} s")]
+    Timeout {
+        /// What was being done, and to which topic.
+        doing: String,
+        /// The limit that ran out, in seconds.
+        seconds: u64,
+    },
+    /// A topic exists with a setting under which events could be lost or refused.
+    #[error(
+        "topic {topic} has {setting}={found}, needs {wanted}: change it with kafka-configs or delete the topic"
+    )]
+    TopicSetting {
+        /// Topic name.
+        topic: String,
+        /// Setting, or `partitions`.
+        setting: String,
+        /// Value at the broker.
+        found: String,
+        /// Value that is needed.
+        wanted: String,
+    },
+    /// Bytes that are not the record they should be: truncated, or not of the
+    /// schema they name.
+    #[error("malformed event: {what} at byte {at}")]
+    Malformed {
+        /// What was expected.
+        what: &'static str,
+        /// Offset in the datum.
+        at: usize,
+    },
+    /// A schema that is not of this contract.
+    #[error("unknown schema: {0}")]
+    Schema(String),
+    /// No schema with this id is in the registry.
+    #[error("schema id {0} is not in the registry")]
+    UnknownId(u32),
+    /// A value or argument that cannot be encoded.
+    #[error("{0}")]
+    Invalid(String),
+    /// What the topics hold contradicts itself.
+    #[error("{0}")]
+    Corrupt(String),
+}
+
+impl Error {
+    pub(crate) fn kafka(doing: impl Into<String>) -> impl FnOnce(KafkaError) -> Error {
+        let doing = doing.into();
+        move |source| Error::Kafka { doing, source }
+    }
+
+    pub(crate) fn kafka_code_error(doing: impl Into<String>, code: RDKafkaErrorCode) -> Error {
+        Error::Kafka {
+            doing: doing.into(),
+            source: KafkaError::AdminOp(code),
+        }
+    }
+
+    /// librdkafka's error code, when the error came from Kafka.
+    pub fn kafka_code(&self) -> Option<RDKafkaErrorCode> {
+        match self {
+            Error::Kafka { source, .. } => source.rdkafka_error_code(),
+            _ => None,
+        }
+    }
+
+    /// Whether the same call may succeed later without anybody changing anything:
+    /// a broker away or busy, a fenced producer (the caller starts over), a
+    /// schema id whose record has not arrived yet.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Error::Kafka { source, .. } => is_transient_kafka(source),
+            Error::Timeout { .. } | Error::UnknownId(_) => true,
+            Error::TopicSetting { .. }
+            | Error::Malformed { .. }
+            | Error::Schema(_)
+            | Error::Invalid(_)
+            | Error::Corrupt(_) => false,
+        }
+    }
+}
+
+/// Lists what is *not* worth another try; whatever a broker may say in trouble,
+/// and codes of later brokers, are.
+fn is_transient_kafka(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode as Code;
+    if matches!(
+        error,
+        KafkaError::ClientConfig(..) | KafkaError::ClientCreation(_) | KafkaError::Nul(_)
+    ) {
+        return false;
+    }
+    !matches!(
+        error.rdkafka_error_code(),
+        Some(
+            Code::TopicAuthorizationFailed
+                | Code::GroupAuthorizationFailed
+                | Code::ClusterAuthorizationFailed
+                | Code::TransactionalIdAuthorizationFailed
+                | Code::SaslAuthenticationFailed
+                | Code::UnsupportedSASLMechanism
+                | Code::UnknownTopicOrPartition
+                | Code::UnknownTopic
+                | Code::UnknownPartition
+                | Code::InvalidTopic
+                | Code::InvalidConfig
+                | Code::InvalidReplicationFactor
+                | Code::PolicyViolation
+                | Code::MessageSizeTooLarge
+                | Code::OffsetOutOfRange
+                | Code::AutoOffsetReset
+                | Code::UnsupportedVersion
+                | Code::UnsupportedFeature
+                | Code::InvalidArgument
+        )
+    )
+}

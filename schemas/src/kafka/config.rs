@@ -1,0 +1,207 @@
+//! Client settings.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
+
+use super::MESSAGE_BYTES_MAX;
+
+/// How to reach Kafka. `Debug` hides values that may be secret.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct KafkaConfig {
+    /// `host:port`, comma-separated.
+    pub brokers: String,
+    /// librdkafka settings passed through (SASL, TLS, tuning). They win over
+    /// defaults, not over what correctness needs.
+    pub overrides: BTreeMap<String, String>,
+}
+
+impl fmt::Debug for KafkaConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown: BTreeMap<&str, &str> = self
+            .overrides
+            .iter()
+            .map(|(key, value)| {
+                let shown = if is_secret(key) { "***" } else { value };
+                (key.as_str(), shown)
+            })
+            .collect();
+        f.debug_struct("KafkaConfig")
+            .field("brokers", &self.brokers)
+            .field("overrides", &shown)
+            .finish()
+    }
+}
+
+/// Whether a setting's value must not be shown.
+fn is_secret(key: &str) -> bool {
+    let key = key.to_ascii_lowercase();
+    [
+        "password",
+        "key",
+        "secret",
+        "jaas",
+        "token",
+        "sasl.oauthbearer.config",
+    ]
+    .iter()
+    .any(|word| key.contains(word))
+}
+
+/// Defaults that an override may change, of every client.
+const CLIENT: [(&str, &str); 5] = [
+    ("client.id", "bunny"),
+    ("socket.keepalive.enable", "true"),
+    ("socket.nagle.disable", "true"),
+    // librdkafka waits up to 10 s by default before it tries a broker again.
+    ("reconnect.backoff.max.ms", "2000"),
+    // A new topic is known at once instead of up to 5 min later.
+    ("topic.metadata.refresh.interval.ms", "60000"),
+];
+
+/// Defaults that an override may change, of producers.
+const PRODUCER: [(&str, &str); 6] = [
+    ("compression.codec", "lz4"),
+    // Batches fill by size; under low load nobody waits.
+    ("linger.ms", "2"),
+    ("batch.size", "1048576"),
+    // Must hold one message of the largest size, and bounds the memory.
+    ("queue.buffering.max.kbytes", "98304"),
+    ("queue.buffering.max.messages", "500000"),
+    ("message.timeout.ms", "60000"),
+];
+
+/// Defaults that an override may change, of consumers.
+const CONSUMER: [(&str, &str); 7] = [
+    // The default of 1 s stalls a consumer that drains its queue.
+    ("fetch.queue.backoff.ms", "5"),
+    ("fetch.error.backoff.ms", "200"),
+    ("fetch.wait.max.ms", "100"),
+    // Soft limits: a broker sends a larger batch whole when it stands first.
+    ("fetch.message.max.bytes", "8388608"),
+    ("fetch.max.bytes", "16777216"),
+    // Bounds the memory of a consumer that reads faster than we apply.
+    ("queued.max.messages.kbytes", "32768"),
+    ("queued.min.messages", "100000"),
+];
+
+/// Largest response in bytes: one message of the largest size and the overhead
+/// of a fetch.
+const RESPONSE_BYTES_MAX: usize = MESSAGE_BYTES_MAX + 48 * 1024 * 1024;
+
+impl KafkaConfig {
+    /// Kafka at `brokers` with default settings.
+    pub fn new(brokers: impl Into<String>) -> KafkaConfig {
+        KafkaConfig {
+            brokers: brokers.into(),
+            overrides: BTreeMap::new(),
+        }
+    }
+
+    /// Settings of any client, such as an admin client.
+    pub fn client(&self) -> ClientConfig {
+        self.build(&[], &[])
+    }
+
+    /// Settings of a transactional producer. Whoever calls `init_transactions`
+    /// last under an id fences the others.
+    pub fn transactional_producer(&self, transactional_id: &str) -> ClientConfig {
+        let mut config = self.producer();
+        config.set("transactional.id", transactional_id);
+        config
+    }
+
+    /// Settings of an idempotent producer without transactions.
+    pub fn idempotent_producer(&self) -> ClientConfig {
+        self.producer()
+    }
+
+    /// Settings of a consumer that sees committed messages only, signals the end
+    /// of a partition (`PartitionEOF`), commits nothing by itself and never jumps
+    /// to another offset than the one it was assigned.
+    pub fn read_committed_consumer(&self, group: &str) -> ClientConfig {
+        let response_bytes_max = RESPONSE_BYTES_MAX.to_string();
+        self.build(
+            &CONSUMER,
+            &[
+                ("group.id", group),
+                ("isolation.level", "read_committed"),
+                ("enable.auto.commit", "false"),
+                ("enable.auto.offset.store", "false"),
+                ("enable.partition.eof", "true"),
+                ("auto.offset.reset", "error"),
+                ("allow.auto.create.topics", "false"),
+                ("receive.message.max.bytes", &response_bytes_max),
+            ],
+        )
+    }
+
+    fn producer(&self) -> ClientConfig {
+        let message_bytes_max = MESSAGE_BYTES_MAX.to_string();
+        self.build(
+            &PRODUCER,
+            &[
+                ("enable.idempotence", "true"),
+                ("acks", "all"),
+                ("message.max.bytes", &message_bytes_max),
+            ],
+        )
+    }
+
+    /// Defaults, then overrides, then what must be so.
+    fn build(&self, defaults: &[(&str, &str)], required: &[(&str, &str)]) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        for (key, value) in CLIENT.iter().chain(defaults) {
+            config.set(*key, *value);
+        }
+        for (key, value) in &self.overrides {
+            config.set(key, value);
+        }
+        config.set("bootstrap.servers", &self.brokers);
+        for (key, value) in required {
+            config.set(*key, *value);
+        }
+        config.set_log_level(RDKafkaLogLevel::Warning);
+        config
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> KafkaConfig {
+        let mut config = KafkaConfig::new("localhost:9092");
+        for (key, value) in [
+            ("sasl.password", "hunter2"),
+            ("ssl.key.pem", "hunter2"),
+            ("sasl.oauthbearer.client.secret", "hunter2"),
+            ("sasl.username", "bunny"),
+            ("isolation.level", "read_uncommitted"),
+            ("linger.ms", "50"),
+        ] {
+            config.overrides.insert(key.to_owned(), value.to_owned());
+        }
+        config
+    }
+
+    #[test]
+    fn debug_hides_secrets() {
+        let text = format!("{:?}", config());
+        assert!(!text.contains("hunter2"), "{text}");
+        assert!(text.contains("\"bunny\""), "{text}");
+    }
+
+    #[test]
+    fn overrides_win_over_defaults_but_not_over_correctness() {
+        let consumer = config().read_committed_consumer("g");
+        assert_eq!(consumer.get("isolation.level"), Some("read_committed"));
+        assert_eq!(consumer.get("auto.offset.reset"), Some("error"));
+        let producer = config().transactional_producer("t");
+        assert_eq!(producer.get("linger.ms"), Some("50"));
+        assert_eq!(producer.get("transactional.id"), Some("t"));
+        assert_eq!(producer.get("sasl.password"), Some("hunter2"));
+    }
+}

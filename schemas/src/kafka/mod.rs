@@ -1,0 +1,23 @@
+//! Kafka as this project uses it: client settings and topics.
+//!
+//! librdkafka's synchronous calls run in `spawn_blocking`; nothing here retries
+//! by itself beyond what librdkafka does.
+
+mod config;
+mod topic;
+
+use std::time::Duration;
+
+pub use config::KafkaConfig;
+pub use topic::TopicKind;
+
+/// Largest event in bytes that capture publishes whole; a larger one becomes a
+/// `TableGap`.
+pub const EVENT_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Largest message in bytes that topics and clients accept: an event and its
+/// batch overhead fit.
+pub const MESSAGE_BYTES_MAX: usize = 80 * 1024 * 1024;
+
+/// Limit of a single administrative call.
+pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(30);

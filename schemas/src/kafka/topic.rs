@@ -1,0 +1,375 @@
+//! Topics: created with the settings this project depends on, checked when they
+//! exist, trimmed and deleted.
+
+use std::time::Duration;
+
+use rdkafka::admin::{
+    AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication,
+};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::{CALL_TIMEOUT, KafkaConfig, MESSAGE_BYTES_MAX};
+use crate::{Error, Result};
+
+/// What a topic is for; decides its settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TopicKind {
+    /// Change events: one partition, kept until trimmed.
+    Changes,
+    /// Chunks of table syncs, kept until trimmed.
+    Snapshot {
+        /// Partitions, when it has to be created.
+        partitions: i32,
+    },
+    /// Published position, compacted.
+    Position,
+    /// Schema ids, compacted.
+    Schemas,
+}
+
+/// One topic setting and whether a larger number at the broker will do.
+struct Setting {
+    name: &'static str,
+    value: &'static str,
+    at_least: bool,
+}
+
+const fn exactly(name: &'static str, value: &'static str) -> Setting {
+    Setting {
+        name,
+        value,
+        at_least: false,
+    }
+}
+
+const fn at_least(name: &'static str, value: &'static str) -> Setting {
+    Setting {
+        name,
+        value,
+        at_least: true,
+    }
+}
+
+/// Kept for ever unless we trim. A segment must hold the largest message (a broker
+/// refuses a batch larger than `segment.bytes`), and be small, since DeleteRecords
+/// frees whole segments only.
+const LOG_SETTINGS: [Setting; 5] = [
+    exactly("cleanup.policy", "delete"),
+    exactly("retention.ms", "-1"),
+    exactly("retention.bytes", "-1"),
+    at_least("max.message.bytes", "83886080"),
+    at_least("segment.bytes", "100663296"),
+];
+
+/// Compaction leaves the active segment alone: small segments that roll often keep
+/// the topic, and thereby a start, short.
+const COMPACT_SETTINGS: [Setting; 3] = [
+    exactly("cleanup.policy", "compact"),
+    at_least("max.message.bytes", "4194304"),
+    at_least("segment.bytes", "4194304"),
+];
+
+/// Given at creation only: nothing breaks when someone tunes them.
+const COMPACT_HINTS: [(&str, &str); 2] = [
+    ("segment.ms", "3600000"),
+    ("min.cleanable.dirty.ratio", "0.1"),
+];
+
+impl TopicKind {
+    fn settings(self) -> &'static [Setting] {
+        match self {
+            TopicKind::Changes | TopicKind::Snapshot { .. } => &LOG_SETTINGS,
+            TopicKind::Position | TopicKind::Schemas => &COMPACT_SETTINGS,
+        }
+    }
+
+    fn hints(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            TopicKind::Changes | TopicKind::Snapshot { .. } => &[],
+            TopicKind::Position | TopicKind::Schemas => &COMPACT_HINTS,
+        }
+    }
+
+    fn partitions(self) -> i32 {
+        match self {
+            TopicKind::Snapshot { partitions } => partitions,
+            TopicKind::Changes | TopicKind::Position | TopicKind::Schemas => 1,
+        }
+    }
+}
+
+impl KafkaConfig {
+    /// Creates the topic with the settings of its kind, or checks the one that
+    /// exists, and returns its number of partitions. Replication is the broker's
+    /// default. A setting under which events could be lost or refused is
+    /// [`Error::TopicSetting`].
+    pub async fn ensure_topic(&self, name: &str, kind: TopicKind) -> Result<i32> {
+        let partitions = match self.partitions(name).await? {
+            Some(partitions) => partitions,
+            None => {
+                self.create_topic(name, kind).await?;
+                self.wait_for_topic(name).await?
+            }
+        };
+        let fixed = !matches!(kind, TopicKind::Snapshot { .. });
+        if fixed && partitions != kind.partitions() {
+            return Err(Error::TopicSetting {
+                topic: name.to_owned(),
+                setting: "partitions".to_owned(),
+                found: partitions.to_string(),
+                wanted: kind.partitions().to_string(),
+            });
+        }
+        self.check_settings(name, kind).await?;
+        Ok(partitions)
+    }
+
+    /// Number of partitions of a topic; `None` when there is no such topic.
+    pub async fn partitions(&self, name: &str) -> Result<Option<i32>> {
+        let doing = format!("read metadata of topic {name}");
+        let name = name.to_owned();
+        self.with_consumer(move |consumer| {
+            let metadata = consumer
+                .fetch_metadata(Some(&name), CALL_TIMEOUT)
+                .map_err(Error::kafka(doing.clone()))?;
+            let Some(topic) = metadata.topics().iter().find(|topic| topic.name() == name) else {
+                return Ok(None);
+            };
+            match topic.error().map(RDKafkaErrorCode::from) {
+                None if topic.partitions().is_empty() => Ok(None),
+                None => Ok(Some(topic.partitions().len() as i32)),
+                Some(
+                    RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic,
+                ) => Ok(None),
+                Some(code) => Err(Error::kafka_code_error(doing, code)),
+            }
+        })
+        .await
+    }
+
+    /// Deletes topics; those that do not exist count as deleted.
+    pub async fn delete_topics(&self, names: &[&str]) -> Result<()> {
+        if names.is_empty() {
+            return Ok(());
+        }
+        let admin = self.admin()?;
+        let results = admin
+            .delete_topics(names, &options())
+            .await
+            .map_err(Error::kafka(format!("delete topics {}", names.join(", "))))?;
+        for result in results {
+            match result {
+                Ok(_) | Err((_, RDKafkaErrorCode::UnknownTopicOrPartition)) => {}
+                Err((name, code)) => {
+                    return Err(Error::kafka_code_error(
+                        format!("delete topic {name}"),
+                        code,
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes the records of a partition below `offset` (DeleteRecords) and
+    /// returns the partition's new first offset.
+    pub async fn delete_records(&self, topic: &str, partition: i32, offset: i64) -> Result<i64> {
+        let doing = format!("delete records of {topic}/{partition} below {offset}");
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Offset(offset))
+            .map_err(Error::kafka(doing.clone()))?;
+        let admin = self.admin()?;
+        let result = admin
+            .delete_records(&list, &options())
+            .await
+            .map_err(Error::kafka(doing.clone()))?;
+        let element = result
+            .find_partition(topic, partition)
+            .ok_or_else(|| Error::Corrupt(format!("{doing}: no answer for the partition")))?;
+        element.error().map_err(Error::kafka(doing))?;
+        match element.offset() {
+            Offset::Offset(low) => Ok(low),
+            _ => Ok(offset),
+        }
+    }
+
+    /// First offset of a partition and its end as a `read_committed` consumer sees
+    /// it: the last stable offset, below any transaction still open.
+    pub async fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64)> {
+        let doing = format!("read first and last offset of {topic}/{partition}");
+        let topic = topic.to_owned();
+        self.with_consumer(move |consumer| {
+            consumer
+                .fetch_watermarks(&topic, partition, CALL_TIMEOUT)
+                .map_err(Error::kafka(doing))
+        })
+        .await
+    }
+
+    /// Ok when a broker answers within `timeout`.
+    pub async fn broker_reachable(&self, timeout: Duration) -> Result<()> {
+        let doing = format!("reach Kafka at {}", self.brokers);
+        self.with_consumer(move |consumer| {
+            consumer
+                .fetch_metadata(None, timeout)
+                .map(|_| ())
+                .map_err(Error::kafka(doing))
+        })
+        .await
+    }
+
+    async fn create_topic(&self, name: &str, kind: TopicKind) -> Result<()> {
+        // Replication -1 leaves the factor to the broker's default (KIP-464).
+        let mut topic = NewTopic::new(name, kind.partitions(), TopicReplication::Fixed(-1));
+        for setting in kind.settings() {
+            topic = topic.set(setting.name, setting.value);
+        }
+        for (key, value) in kind.hints() {
+            topic = topic.set(key, value);
+        }
+        let doing = format!("create topic {name}");
+        let results = self
+            .admin()?
+            .create_topics([&topic], &options())
+            .await
+            .map_err(Error::kafka(doing.clone()))?;
+        for result in results {
+            match result {
+                // Someone else was faster; the settings are checked next.
+                Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Err((_, code)) => return Err(Error::kafka_code_error(doing, code)),
+            }
+        }
+        tracing::info!(
+            topic = name,
+            partitions = kind.partitions(),
+            "created topic"
+        );
+        Ok(())
+    }
+
+    /// Brokers learn of a new topic one after the other.
+    async fn wait_for_topic(&self, name: &str) -> Result<i32> {
+        let deadline = tokio::time::Instant::now() + CALL_TIMEOUT;
+        while tokio::time::Instant::now() < deadline {
+            if let Some(partitions) = self.partitions(name).await? {
+                return Ok(partitions);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Err(Error::Timeout {
+            doing: format!("wait for new topic {name}"),
+            seconds: CALL_TIMEOUT.as_secs(),
+        })
+    }
+
+    async fn check_settings(&self, name: &str, kind: TopicKind) -> Result<()> {
+        let doing = format!("read settings of topic {name}");
+        let results = self
+            .admin()?
+            .describe_configs([&ResourceSpecifier::Topic(name)], &options())
+            .await
+            .map_err(Error::kafka(doing.clone()))?;
+        for result in results {
+            let found = result.map_err(|code| Error::kafka_code_error(doing.clone(), code))?;
+            check(name, kind, &found)?;
+        }
+        Ok(())
+    }
+
+    fn admin(&self) -> Result<AdminClient<DefaultClientContext>> {
+        self.client()
+            .create()
+            .map_err(Error::kafka("create a Kafka admin client"))
+    }
+
+    /// Runs `work` with a consumer of its own where blocking is allowed.
+    async fn with_consumer<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&BaseConsumer) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let config = self.read_committed_consumer("bunny-metadata");
+        crate::tail::blocking(move || {
+            let consumer: BaseConsumer = config
+                .create()
+                .map_err(Error::kafka("create a Kafka consumer"))?;
+            work(&consumer)
+        })
+        .await
+    }
+}
+
+fn options() -> AdminOptions {
+    AdminOptions::new()
+        .request_timeout(Some(CALL_TIMEOUT))
+        .operation_timeout(Some(CALL_TIMEOUT))
+}
+
+fn check(topic: &str, kind: TopicKind, found: &ConfigResource) -> Result<()> {
+    for setting in kind.settings() {
+        let value = found
+            .get(setting.name)
+            .and_then(|entry| entry.value.as_deref())
+            .unwrap_or("unset");
+        if !setting.accepts(value) {
+            return Err(Error::TopicSetting {
+                topic: topic.to_owned(),
+                setting: setting.name.to_owned(),
+                found: value.to_owned(),
+                wanted: if setting.at_least {
+                    format!("at least {}", setting.value)
+                } else {
+                    setting.value.to_owned()
+                },
+            });
+        }
+    }
+    Ok(())
+}
+
+impl Setting {
+    fn accepts(&self, found: &str) -> bool {
+        if !self.at_least {
+            return found == self.value;
+        }
+        match (found.parse::<i64>(), self.value.parse::<i64>()) {
+            (Ok(found), Ok(wanted)) => found >= wanted,
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn number(settings: &[Setting], name: &str) -> usize {
+        let setting = settings.iter().find(|setting| setting.name == name);
+        setting.unwrap().value.parse().unwrap()
+    }
+
+    #[test]
+    fn largest_message_fits_a_segment() {
+        assert_eq!(
+            number(&LOG_SETTINGS, "max.message.bytes"),
+            MESSAGE_BYTES_MAX
+        );
+        assert!(number(&LOG_SETTINGS, "segment.bytes") >= MESSAGE_BYTES_MAX);
+        assert!(
+            number(&COMPACT_SETTINGS, "segment.bytes")
+                >= number(&COMPACT_SETTINGS, "max.message.bytes")
+        );
+    }
+
+    #[test]
+    fn settings_are_compared_by_kind() {
+        assert!(exactly("retention.ms", "-1").accepts("-1"));
+        assert!(!exactly("retention.ms", "-1").accepts("604800000"));
+        assert!(at_least("segment.bytes", "100").accepts("200"));
+        assert!(!at_least("segment.bytes", "100").accepts("99"));
+        assert!(!at_least("segment.bytes", "100").accepts("unset"));
+    }
+}

@@ -1,0 +1,27 @@
+//! The event contract: everything that capture, apply and outside subscribers
+//! must agree on to exchange changes through Kafka.
+//!
+//! * [`topics`]: topic, group and transactional names.
+//! * [`kafka`]: client settings, topic creation and checks.
+//! * [`wire`]: Avro primitives and the Confluent frame.
+//! * [`envelope`]: the change event of a table, encoded and decoded by a plan.
+//! * [`control`]: the fixed records (`schemas/avro/*.avsc`).
+//! * [`registry`]: schema ids in a compacted topic.
+//! * [`reader`]: reads back what has been published.
+//!
+//! The crate opens no Postgres connection. `docs/events.md` describes the same
+//! contract for readers in other languages.
+
+pub mod control;
+pub mod envelope;
+mod error;
+pub mod kafka;
+mod position;
+pub mod reader;
+pub mod registry;
+mod tail;
+pub mod topics;
+pub mod wire;
+
+pub use error::{Error, Result};
+pub use position::Position;

@@ -1,0 +1,126 @@
+//! Names on the wire: topics, consumer groups, transactional ids.
+
+use sha2::{Digest, Sha256};
+
+/// Kafka's longest topic name (`org.apache.kafka.common.internals.Topic`).
+const NAME_BYTES_MAX: usize = 249;
+/// Hexadecimal digits of the hash that ends a cut name.
+const HASH_DIGITS: usize = 16;
+
+/// The most partitions a snapshot topic is given.
+pub const SNAPSHOT_PARTITIONS_MAX: i32 = 16;
+
+/// Builds every name from the installation's prefix (`bunny` by default) and a
+/// mirror's slug. A name longer than Kafka allows is cut and ends in a hash of
+/// the whole, so that two long names stay different.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Topics {
+    prefix: String,
+}
+
+impl Topics {
+    /// Names under `prefix`.
+    pub fn new(prefix: impl Into<String>) -> Topics {
+        Topics {
+            prefix: prefix.into(),
+        }
+    }
+
+    /// The prefix all names start with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// `<prefix>.<slug>.changes`: every change, one partition, commit order.
+    pub fn changes(&self, slug: &str) -> String {
+        self.of_mirror(slug, "changes")
+    }
+
+    /// `<prefix>.<slug>.snapshot`: chunks of table syncs.
+    pub fn snapshot(&self, slug: &str) -> String {
+        self.of_mirror(slug, "snapshot")
+    }
+
+    /// `<prefix>.<slug>.position`: published position and syncs, compacted.
+    pub fn position(&self, slug: &str) -> String {
+        self.of_mirror(slug, "position")
+    }
+
+    /// `<prefix>.schemas`: schema ids, compacted, shared by all mirrors.
+    pub fn schemas(&self) -> String {
+        fit(&self.prefix, ".schemas")
+    }
+
+    /// Transactional id of a mirror's capture; who initialises it last wins.
+    pub fn capture_transactional_id(&self, slug: &str) -> String {
+        self.of_mirror(slug, "capture")
+    }
+
+    /// Consumer group under which apply's offsets show in Kafka tools.
+    pub fn apply_group(&self, slug: &str) -> String {
+        self.of_mirror(slug, "apply")
+    }
+
+    /// Transactional id under which schema ids are allocated.
+    pub fn schemas_transactional_id(&self) -> String {
+        self.schemas()
+    }
+
+    fn of_mirror(&self, slug: &str, what: &str) -> String {
+        fit(&format!("{}.{slug}", self.prefix), &format!(".{what}"))
+    }
+}
+
+/// `stem` + `suffix`, the stem cut at a character and hashed when too long.
+fn fit(stem: &str, suffix: &str) -> String {
+    let whole = format!("{stem}{suffix}");
+    if whole.len() <= NAME_BYTES_MAX {
+        return whole;
+    }
+    let digest = Sha256::digest(whole.as_bytes());
+    let hash: String = digest
+        .iter()
+        .take(HASH_DIGITS / 2)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let mut keep = NAME_BYTES_MAX - suffix.len() - HASH_DIGITS - 1;
+    while !stem.is_char_boundary(keep) {
+        keep -= 1;
+    }
+    format!("{}-{hash}{suffix}", &stem[..keep])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_carry_prefix_slug_and_kind() {
+        let topics = Topics::new("bunny");
+        assert_eq!(topics.changes("shop"), "bunny.shop.changes");
+        assert_eq!(topics.snapshot("shop"), "bunny.shop.snapshot");
+        assert_eq!(topics.position("shop"), "bunny.shop.position");
+        assert_eq!(topics.schemas(), "bunny.schemas");
+        assert_eq!(
+            topics.capture_transactional_id("shop"),
+            "bunny.shop.capture"
+        );
+        assert_eq!(topics.apply_group("shop"), "bunny.shop.apply");
+        assert_eq!(topics.schemas_transactional_id(), "bunny.schemas");
+    }
+
+    #[test]
+    fn long_names_fit_and_stay_different() {
+        let topics = Topics::new("é".repeat(130));
+        let one = topics.changes(&format!("{}1", "m".repeat(200)));
+        let two = topics.changes(&format!("{}2", "m".repeat(200)));
+        assert_ne!(one, two);
+        for name in [&one, &two] {
+            assert!(name.len() <= NAME_BYTES_MAX);
+            assert!(name.ends_with(".changes"));
+        }
+        let exact = Topics::new("p").changes(&"s".repeat(249 - "p..changes".len()));
+        assert_eq!(exact.len(), NAME_BYTES_MAX);
+        assert!(!exact.contains('-'));
+    }
+}
