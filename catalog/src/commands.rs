@@ -1,0 +1,217 @@
+//! Commands: every control action as a durable row, kept after its mirror.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row as _};
+use uuid::Uuid;
+
+use crate::{Catalog, Error, Result};
+
+/// Where a command stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CommandState {
+    /// Nobody has begun.
+    Pending,
+    /// At least one step is done.
+    Running,
+    /// All is done.
+    Done,
+    /// It ended without its effect.
+    Failed,
+}
+
+impl CommandState {
+    /// The text the catalog holds.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            CommandState::Pending => "pending",
+            CommandState::Running => "running",
+            CommandState::Done => "done",
+            CommandState::Failed => "failed",
+        }
+    }
+
+    /// Whether there is still something to do.
+    pub fn is_open(self) -> bool {
+        matches!(self, CommandState::Pending | CommandState::Running)
+    }
+
+    fn parse(text: &str) -> Result<CommandState> {
+        match text {
+            "pending" => Ok(CommandState::Pending),
+            "running" => Ok(CommandState::Running),
+            "done" => Ok(CommandState::Done),
+            "failed" => Ok(CommandState::Failed),
+            other => Err(Error::internal("reading a command's state", other)),
+        }
+    }
+}
+
+/// A control action.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Command {
+    /// Its id.
+    pub id: Uuid,
+    /// The mirror it is about, which may be gone.
+    pub mirror_id: Option<Uuid>,
+    /// The name the mirror had.
+    pub mirror_name: String,
+    /// `create`, `delete`, `retry`, ...
+    pub kind: String,
+    /// An object; what depends on the kind.
+    pub args: Value,
+    /// Where it stands.
+    pub state: CommandState,
+    /// The steps done, in order.
+    pub steps: Vec<String>,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// The user who asked.
+    pub requested_by: String,
+    /// When it was asked for.
+    pub created_at: DateTime<Utc>,
+    /// When it last moved.
+    pub updated_at: DateTime<Utc>,
+    /// When it ended.
+    pub finished_at: Option<DateTime<Utc>>,
+}
+
+/// Inserts a command inside the transaction of what it asks for.
+pub(crate) async fn insert(
+    connection: &mut PgConnection,
+    mirror_id: Uuid,
+    mirror_name: &str,
+    kind: &str,
+    args: &Value,
+    requested_by: &str,
+) -> Result<Uuid> {
+    let id = Uuid::new_v4();
+    sqlx::query(
+        "INSERT INTO bunny.commands (id, mirror_id, mirror_name, kind, args, requested_by)
+         VALUES ($1, $2, $3, $4, $5, $6)",
+    )
+    .bind(id)
+    .bind(mirror_id)
+    .bind(mirror_name)
+    .bind(kind)
+    .bind(args)
+    .bind(requested_by)
+    .execute(connection)
+    .await
+    .map_err(|error| Error::database("recording a command", error))?;
+    Ok(id)
+}
+
+impl Catalog {
+    /// Records that a step of a command is done. Doing so twice is nothing.
+    pub async fn mark_step(&self, command_id: Uuid, step: &str) -> Result<()> {
+        sqlx::query(
+            "UPDATE bunny.commands
+             SET steps = CASE WHEN steps ? $2 THEN steps ELSE steps || to_jsonb($2::text) END,
+                 state = 'running', updated_at = clock_timestamp()
+             WHERE id = $1 AND state IN ('pending', 'running')",
+        )
+        .bind(command_id)
+        .bind(step)
+        .execute(self.pool())
+        .await
+        .map(|_| ())
+        .map_err(|error| Error::database("recording a step of a command", error))
+    }
+
+    /// Ends a command well. Doing so twice is nothing.
+    pub async fn finish_command(&self, command_id: Uuid) -> Result<()> {
+        sqlx::query(
+            "UPDATE bunny.commands
+             SET state = 'done', updated_at = clock_timestamp(), finished_at = clock_timestamp()
+             WHERE id = $1 AND state IN ('pending', 'running')",
+        )
+        .bind(command_id)
+        .execute(self.pool())
+        .await
+        .map(|_| ())
+        .map_err(|error| Error::database("finishing a command", error))
+    }
+
+    /// Ends a command that will not have its effect.
+    pub async fn fail_command(&self, command_id: Uuid, why: &str) -> Result<()> {
+        sqlx::query(
+            "UPDATE bunny.commands
+             SET state = 'failed', error = $2,
+                 updated_at = clock_timestamp(), finished_at = clock_timestamp()
+             WHERE id = $1 AND state IN ('pending', 'running')",
+        )
+        .bind(command_id)
+        .bind(why)
+        .execute(self.pool())
+        .await
+        .map(|_| ())
+        .map_err(|error| Error::database("failing a command", error))
+    }
+
+    /// The newest 500 commands of all mirrors that ever had this name.
+    pub async fn list_commands(&self, mirror_name: &str) -> Result<Vec<Command>> {
+        let rows = sqlx::query(
+            "SELECT * FROM bunny.commands WHERE mirror_name = $1
+             ORDER BY created_at DESC, id LIMIT 500",
+        )
+        .bind(mirror_name)
+        .fetch_all(self.pool())
+        .await
+        .map_err(|error| Error::database("listing commands", error))?;
+        rows.iter().map(command_from).collect()
+    }
+
+    /// The commands of one mirror that are not finished, oldest first.
+    pub async fn open_commands(&self, mirror_id: Uuid) -> Result<Vec<Command>> {
+        let rows = sqlx::query(
+            "SELECT * FROM bunny.commands
+             WHERE mirror_id = $1 AND state IN ('pending', 'running') ORDER BY created_at, id",
+        )
+        .bind(mirror_id)
+        .fetch_all(self.pool())
+        .await
+        .map_err(|error| Error::database("listing open commands", error))?;
+        rows.iter().map(command_from).collect()
+    }
+
+    /// The oldest unfinished command of a kind.
+    pub async fn open_command(&self, mirror_id: Uuid, kind: &str) -> Result<Option<Command>> {
+        let commands = self.open_commands(mirror_id).await?;
+        Ok(commands.into_iter().find(|command| command.kind == kind))
+    }
+
+    /// One command. [`Error::NotFound`] if there is none.
+    pub async fn get_command(&self, command_id: Uuid) -> Result<Command> {
+        let row = sqlx::query("SELECT * FROM bunny.commands WHERE id = $1")
+            .bind(command_id)
+            .fetch_optional(self.pool())
+            .await
+            .map_err(|error| Error::database("reading a command", error))?
+            .ok_or_else(|| Error::not_found("command", command_id))?;
+        command_from(&row)
+    }
+}
+
+fn command_from(row: &PgRow) -> Result<Command> {
+    let read = |error| Error::database("reading a command", error);
+    let state: String = row.try_get("state").map_err(read)?;
+    let steps: sqlx::types::Json<Vec<String>> = row.try_get("steps").map_err(read)?;
+    Ok(Command {
+        id: row.try_get("id").map_err(read)?,
+        mirror_id: row.try_get("mirror_id").map_err(read)?,
+        mirror_name: row.try_get("mirror_name").map_err(read)?,
+        kind: row.try_get("kind").map_err(read)?,
+        args: row.try_get("args").map_err(read)?,
+        state: CommandState::parse(&state)?,
+        steps: steps.0,
+        error: row.try_get("error").map_err(read)?,
+        requested_by: row.try_get("requested_by").map_err(read)?,
+        created_at: row.try_get("created_at").map_err(read)?,
+        updated_at: row.try_get("updated_at").map_err(read)?,
+        finished_at: row.try_get("finished_at").map_err(read)?,
+    })
+}

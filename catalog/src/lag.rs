@@ -1,0 +1,307 @@
+//! How far behind a mirror is. Pure: computed from what the roles reported.
+
+use bunny_postgres::Lsn;
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use crate::reports::{ApplyReport, CaptureReport, Reports};
+
+/// A report older than this says nothing about now.
+const FRESH_SECONDS: f64 = 10.0;
+
+/// The source's side, as capture last saw it.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct SourceView {
+    /// End of WAL.
+    pub current_lsn: Option<Lsn>,
+    /// The slot's confirmed position.
+    pub confirmed_flush_lsn: Option<Lsn>,
+    /// The oldest WAL the slot needs.
+    pub restart_lsn: Option<Lsn>,
+    /// WAL bytes kept for the slot.
+    pub retained_wal_bytes: i64,
+    /// Whether a walsender uses the slot.
+    pub slot_active: bool,
+    /// `pg_replication_slots.wal_status`.
+    pub wal_status: Option<String>,
+}
+
+/// Source to log.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct CaptureLag {
+    /// Everything that concerns the mirror up to here is in the log.
+    pub published_lsn: Option<Lsn>,
+    /// WAL bytes between that and the source's end.
+    pub lag_bytes: i64,
+    /// Age of the oldest change not in the log.
+    pub lag_seconds: f64,
+}
+
+/// Log to destination.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct ApplyLag {
+    /// Everything that concerns the mirror up to here is at the destination.
+    pub applied_lsn: Option<Lsn>,
+    /// WAL bytes between that and what is in the log.
+    pub lag_bytes: i64,
+    /// Age of the oldest event not applied.
+    pub lag_seconds: f64,
+    /// The change topic.
+    pub topic: String,
+    /// The offset after the last event applied.
+    pub offset: i64,
+    /// The end of the topic.
+    pub high_watermark: i64,
+    /// Offsets between the two, 0 when nothing is outstanding.
+    pub lag_events: i64,
+}
+
+/// How far behind a mirror is.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct LagView {
+    /// Bytes of WAL that concern the mirror and are not at the destination.
+    pub lag_bytes: i64,
+    /// Age of the oldest change that is not at the destination; 0 when nothing
+    /// is outstanding, however old the last change.
+    pub lag_seconds: f64,
+    /// Whether everything is known to be at the destination.
+    pub caught_up: bool,
+    /// Rows loaded and changed.
+    pub total_rows_synced: i64,
+    /// When a row was last written.
+    pub last_sync_time: Option<DateTime<Utc>>,
+    /// The source.
+    pub source: SourceView,
+    /// Source to log.
+    pub capture: CaptureLag,
+    /// Log to destination.
+    pub apply: ApplyLag,
+}
+
+/// The lag at `now` (by the catalog's clock, [`Reports::read_at`]).
+pub fn lag(reports: &Reports, now: DateTime<Utc>) -> LagView {
+    let no_capture = CaptureReport::default();
+    let no_apply = ApplyReport::default();
+    let capture = reports.capture.report.as_ref().unwrap_or(&no_capture);
+    let apply = reports.apply.report.as_ref().unwrap_or(&no_apply);
+    let capture_age = age_seconds(reports.capture.reported_at, now);
+    let apply_age = age_seconds(reports.apply.reported_at, now);
+
+    let capture_caught_up = capture.caught_up && capture_age <= FRESH_SECONDS;
+    let same_generation = capture.generation.is_some() && capture.generation == apply.generation;
+    let all_published_is_applied = same_generation && apply.applied >= capture.published;
+    let caught_up = capture_caught_up && all_published_is_applied;
+
+    let published_lsn = capture.published_lsn;
+    // What capture published last may lie well below what it has looked at:
+    // with that event applied, apply stands where capture stands.
+    let applied_lsn = if all_published_is_applied {
+        published_lsn.max(apply.applied.commit_lsn)
+    } else {
+        apply.applied.commit_lsn
+    };
+    let current_lsn = capture.current_lsn.unwrap_or(published_lsn);
+
+    let capture_lag = CaptureLag {
+        published_lsn: known(published_lsn),
+        lag_bytes: if capture_caught_up {
+            0
+        } else {
+            bytes_between(published_lsn, current_lsn)
+        },
+        lag_seconds: lag_seconds(capture_caught_up, capture.lag_seconds, capture_age),
+    };
+    let apply_lag = ApplyLag {
+        applied_lsn: known(applied_lsn),
+        lag_bytes: bytes_between(applied_lsn, published_lsn),
+        lag_seconds: lag_seconds(all_published_is_applied, apply.lag_seconds, apply_age),
+        topic: apply.topic.clone(),
+        offset: apply.offset,
+        high_watermark: apply.high_watermark,
+        // Transaction markers take offsets too, so the two numbers differ even
+        // when every event is applied.
+        lag_events: if apply.caught_up || all_published_is_applied {
+            0
+        } else {
+            (apply.high_watermark - apply.offset).max(0)
+        },
+    };
+    LagView {
+        lag_bytes: if caught_up {
+            0
+        } else {
+            bytes_between(applied_lsn, current_lsn)
+        },
+        lag_seconds: capture_lag.lag_seconds.max(apply_lag.lag_seconds),
+        caught_up,
+        total_rows_synced: apply.total_rows_synced,
+        last_sync_time: apply.last_sync_time,
+        source: SourceView {
+            current_lsn: capture.current_lsn,
+            confirmed_flush_lsn: capture.confirmed_flush_lsn,
+            restart_lsn: capture.restart_lsn,
+            retained_wal_bytes: capture.retained_wal_bytes,
+            slot_active: capture.slot_active,
+            wal_status: capture.wal_status.clone(),
+        },
+        capture: capture_lag,
+        apply: apply_lag,
+    }
+}
+
+/// What was reported, grown by the report's age once that is too old to trust.
+fn lag_seconds(nothing_outstanding: bool, reported: f64, age: f64) -> f64 {
+    if nothing_outstanding || !age.is_finite() {
+        return 0.0;
+    }
+    let grown = if age > FRESH_SECONDS { age } else { 0.0 };
+    round_to_millis((reported + grown).max(0.0))
+}
+
+fn age_seconds(at: Option<DateTime<Utc>>, now: DateTime<Utc>) -> f64 {
+    match at {
+        Some(at) => (now - at).num_milliseconds() as f64 / 1_000.0,
+        None => f64::INFINITY,
+    }
+}
+
+fn round_to_millis(seconds: f64) -> f64 {
+    (seconds * 1_000.0).round() / 1_000.0
+}
+
+fn known(lsn: Lsn) -> Option<Lsn> {
+    (lsn != Lsn::default()).then_some(lsn)
+}
+
+/// WAL bytes from `from` to `to`; 0 when `from` is unknown or not before `to`.
+fn bytes_between(from: Lsn, to: Lsn) -> i64 {
+    if from == Lsn::default() {
+        return 0;
+    }
+    i64::try_from(to.0.saturating_sub(from.0)).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reports::{Point, RoleState};
+    use chrono::TimeDelta;
+    use uuid::Uuid;
+
+    fn reports(capture: CaptureReport, apply: ApplyReport) -> Reports {
+        let now = DateTime::from_timestamp(1_700_000_000, 0).unwrap();
+        Reports {
+            read_at: now,
+            capture: RoleState {
+                report: Some(capture),
+                reported_at: Some(now - TimeDelta::seconds(1)),
+                ..RoleState::default()
+            },
+            apply: RoleState {
+                report: Some(apply),
+                reported_at: Some(now - TimeDelta::seconds(1)),
+                ..RoleState::default()
+            },
+        }
+    }
+
+    fn point(commit_lsn: u64, seq: u64) -> Point {
+        Point {
+            commit_lsn: Lsn(commit_lsn),
+            seq,
+        }
+    }
+
+    fn both(published: Point, applied: Point) -> Reports {
+        let generation = Some(Uuid::from_u128(7));
+        reports(
+            CaptureReport {
+                generation,
+                current_lsn: Some(Lsn(1_000)),
+                published_lsn: Lsn(900),
+                published,
+                caught_up: true,
+                lag_seconds: 0.0,
+                ..CaptureReport::default()
+            },
+            ApplyReport {
+                generation,
+                applied,
+                offset: 40,
+                high_watermark: 42,
+                lag_seconds: 3.5,
+                ..ApplyReport::default()
+            },
+        )
+    }
+
+    #[test]
+    fn an_idle_mirror_on_a_busy_server_settles_at_zero() {
+        let reports = both(point(300, 2), point(300, 2));
+        let view = lag(&reports, reports.read_at);
+        assert!(view.caught_up);
+        assert_eq!(view.lag_bytes, 0);
+        assert_eq!(view.lag_seconds, 0.0);
+        assert_eq!(view.apply.lag_events, 0);
+        assert_eq!(view.apply.applied_lsn, Some(Lsn(900)));
+        assert_eq!(view.apply.lag_bytes, 0);
+    }
+
+    #[test]
+    fn an_unapplied_event_counts_from_what_is_applied() {
+        let reports = both(point(300, 2), point(200, 9));
+        let view = lag(&reports, reports.read_at);
+        assert!(!view.caught_up);
+        assert_eq!(view.lag_bytes, 800);
+        assert_eq!(view.lag_seconds, 3.5);
+        assert_eq!(view.apply.lag_events, 2);
+        assert_eq!(view.apply.applied_lsn, Some(Lsn(200)));
+        assert_eq!(view.apply.lag_bytes, 700);
+        assert_eq!(view.capture.lag_bytes, 0);
+    }
+
+    #[test]
+    fn capture_behind_counts_even_when_apply_has_all_there_is() {
+        let mut reports = both(point(300, 2), point(300, 2));
+        if let Some(capture) = reports.capture.report.as_mut() {
+            capture.caught_up = false;
+            capture.lag_seconds = 2.0;
+        }
+        let view = lag(&reports, reports.read_at);
+        assert_eq!(view.lag_bytes, 100);
+        assert_eq!(view.lag_seconds, 2.0);
+        assert_eq!(view.apply.lag_seconds, 0.0);
+    }
+
+    #[test]
+    fn a_silent_capture_is_not_taken_for_caught_up() {
+        let mut reports = both(point(300, 2), point(300, 2));
+        reports.capture.reported_at = Some(reports.read_at - TimeDelta::seconds(60));
+        let view = lag(&reports, reports.read_at);
+        assert!(!view.caught_up);
+        assert_eq!(view.lag_bytes, 100);
+        assert_eq!(view.lag_seconds, 60.0);
+    }
+
+    #[test]
+    fn positions_of_two_generations_are_not_compared() {
+        let mut reports = both(point(300, 2), point(9_999, 0));
+        if let Some(apply) = reports.apply.report.as_mut() {
+            apply.generation = Some(Uuid::from_u128(8));
+        }
+        assert!(!lag(&reports, reports.read_at).caught_up);
+    }
+
+    #[test]
+    fn without_reports_nothing_is_claimed() {
+        let reports = Reports {
+            read_at: DateTime::from_timestamp(1_700_000_000, 0).unwrap(),
+            capture: RoleState::default(),
+            apply: RoleState::default(),
+        };
+        let view = lag(&reports, reports.read_at);
+        assert!(!view.caught_up);
+        assert_eq!(view.lag_bytes, 0);
+        assert_eq!(view.apply.applied_lsn, None);
+    }
+}

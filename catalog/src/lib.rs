@@ -1,0 +1,46 @@
+//! Control-plane state: what users want (peers, mirrors, commands), who acts on
+//! it (leases, the supervising loop), and what the workers last said.
+//!
+//! The catalog owns desired state, users and peers. Whatever else it holds is
+//! a cache of what the source, Kafka or the destination know better. It knows
+//! no Kafka. When its database is away, running work goes on: nothing on the
+//! data path waits for it.
+
+mod catalog;
+mod commands;
+mod encryption;
+mod error;
+mod lag;
+mod leases;
+mod logs;
+mod mirrors;
+mod peers;
+mod reports;
+mod settings;
+mod status;
+mod supervise;
+mod users;
+
+pub use catalog::{Catalog, Location};
+pub use commands::{Command, CommandState};
+pub use encryption::EncryptionKey;
+pub use error::{Error, Result};
+pub use lag::{ApplyLag, CaptureLag, LagView, SourceView, lag};
+pub use leases::{Lease, Role};
+pub use logs::{LogEntry, LogLevel, LogQuery};
+pub use mirrors::{
+    ApplyMode, Desired, Mirror, MirrorConfig, MirrorTable, NAME_LENGTH_MAX, NewMirror,
+    NewMirrorTable, OnExistingRows, OnTableError, ResyncStrategy, SchemaChanges, TableInUse,
+    UntrackedChanges, check_name,
+};
+pub use peers::{NewPeer, Peer};
+pub use reports::{
+    ApplyReport, CaptureReport, Failure, Point, Report, Reports, RoleState, SyncProgress,
+    TableReport,
+};
+pub use status::{Health, Phase, Status, StatusView, derive};
+pub use supervise::{
+    FailureKind, Finished, MirrorContext, Outcome, Reporter, SuperviseOptions, TaskFailure,
+    supervise,
+};
+pub use users::{User, UserRole};

@@ -1,0 +1,185 @@
+//! Mirrors: what a user asked for. Everything that is known about how far a
+//! mirror has come lives elsewhere (source, Kafka, destination).
+
+mod config;
+mod naming;
+mod store;
+
+use bunny_postgres::TableName;
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+pub use config::{
+    ApplyMode, MirrorConfig, OnExistingRows, OnTableError, ResyncStrategy, SchemaChanges,
+    UntrackedChanges,
+};
+pub use naming::{NAME_LENGTH_MAX, check_name};
+pub use store::TableInUse;
+
+/// What the user wants of a mirror now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Desired {
+    /// Captured and applied.
+    Running,
+    /// Captured, not applied.
+    Paused,
+    /// To be taken down; the row goes when that is done.
+    Deleted,
+}
+
+impl Desired {
+    /// The text the catalog holds.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Desired::Running => "running",
+            Desired::Paused => "paused",
+            Desired::Deleted => "deleted",
+        }
+    }
+}
+
+/// A mirror as the catalog holds it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Mirror {
+    /// Never reused, also not for a later mirror of the same name.
+    pub id: Uuid,
+    /// As the user wrote it.
+    pub name: String,
+    /// The form of the name from which topics, slot and publications are
+    /// named: lower case letters, digits and `_`; unique.
+    pub slug: String,
+    /// Name of the source peer.
+    pub source_peer: String,
+    /// Name of the destination peer.
+    pub destination_peer: String,
+    /// The replication slot at the source.
+    pub slot_name: String,
+    /// Whether the slot was the user's before: used, never dropped.
+    pub slot_given: bool,
+    /// The publication of tables that carry every kind of change.
+    pub publication_name: String,
+    /// Whether that publication was the user's before: used, never altered or
+    /// dropped.
+    pub publication_given: bool,
+    /// The publication of insert-only tables.
+    pub publication_ins_name: String,
+    /// Options.
+    pub config: MirrorConfig,
+    /// The generation that the last command asked for.
+    pub generation: Uuid,
+    /// Whether that generation has been started (slot and topic agree on it).
+    pub generation_ready: bool,
+    /// What the user wants.
+    pub desired: Desired,
+    /// When deleted: leave the topics.
+    pub keep_topics: bool,
+    /// Rises with each change that workers have to act on.
+    pub version: i64,
+    /// Creation time, by the catalog's clock.
+    pub created_at: DateTime<Utc>,
+    /// Time of the last change, by the catalog's clock.
+    pub updated_at: DateTime<Utc>,
+    /// The mappings, in the user's order.
+    pub tables: Vec<MirrorTable>,
+}
+
+/// One table mapping of a mirror.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MirrorTable {
+    /// The table at the source.
+    pub source: TableName,
+    /// The table at the destination.
+    pub destination: TableName,
+    /// The column whose ranges cut a snapshot into chunks.
+    pub partition_key: Option<String>,
+    /// Columns that are not replicated.
+    pub exclude_columns: Vec<String>,
+    /// `refuse`: the mirror is refused if the table has no usable identity.
+    pub identity: Option<String>,
+    /// The table sync that is asked for; none when the mirror only follows
+    /// changes.
+    pub request_id: Option<Uuid>,
+}
+
+/// A mapping as it is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewMirrorTable {
+    /// The table at the source.
+    pub source: TableName,
+    /// The table at the destination.
+    pub destination: TableName,
+    /// The column whose ranges cut a snapshot into chunks.
+    pub partition_key: Option<String>,
+    /// Columns that are not replicated.
+    pub exclude_columns: Vec<String>,
+    /// `refuse`, or nothing.
+    pub identity: Option<String>,
+}
+
+/// A mirror as it is asked for.
+#[derive(Debug, Clone)]
+pub struct NewMirror {
+    /// 1–63 letters, digits, `_` and `-`.
+    pub name: String,
+    /// Name of the source peer.
+    pub source_peer: String,
+    /// Name of the destination peer.
+    pub destination_peer: String,
+    /// Options, in range ([`MirrorConfig::problems`]).
+    pub config: MirrorConfig,
+    /// At least one mapping.
+    pub tables: Vec<NewMirrorTable>,
+    /// The installation's prefix, which slot and publication names carry.
+    pub prefix: String,
+    /// The slot's name, if the user wants a certain one.
+    pub replication_slot_name: Option<String>,
+    /// Whether a slot of that name is there already and so stays the user's.
+    pub slot_given: bool,
+    /// The publication's name, if the user wants a certain one.
+    pub publication_name: Option<String>,
+    /// Whether a publication of that name is there already and so stays the
+    /// user's.
+    pub publication_given: bool,
+    /// The user who asks.
+    pub requested_by: String,
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A mirror of one table, `public.t`, with default options.
+    pub(crate) fn mirror(name: &str) -> Mirror {
+        let at = DateTime::from_timestamp(1_700_000_000, 0).unwrap();
+        Mirror {
+            id: Uuid::from_u128(1),
+            name: name.into(),
+            slug: name.into(),
+            source_peer: "source".into(),
+            destination_peer: "destination".into(),
+            slot_name: format!("bunny_{name}"),
+            slot_given: false,
+            publication_name: format!("bunny_pub_{name}"),
+            publication_given: false,
+            publication_ins_name: format!("bunny_pub_{name}_ins"),
+            config: MirrorConfig::default(),
+            generation: Uuid::from_u128(7),
+            generation_ready: true,
+            desired: Desired::Running,
+            keep_topics: false,
+            version: 1,
+            created_at: at,
+            updated_at: at,
+            tables: vec![MirrorTable {
+                source: TableName::new("public", "t"),
+                destination: TableName::new("public", "t"),
+                partition_key: None,
+                exclude_columns: Vec::new(),
+                identity: None,
+                request_id: Some(Uuid::from_u128(9)),
+            }],
+        }
+    }
+}

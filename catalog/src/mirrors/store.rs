@@ -1,0 +1,508 @@
+//! Mirrors in the catalog database.
+
+use bunny_postgres::TableName;
+use serde_json::json;
+use sqlx::postgres::PgRow;
+use sqlx::types::Json;
+use sqlx::{PgConnection, Row as _};
+use uuid::Uuid;
+
+use super::{Desired, Mirror, MirrorConfig, MirrorTable, NewMirror, check_name, naming};
+use crate::leases::Role;
+use crate::{Catalog, Error, Result, commands};
+
+/// Serialises the creation of mirrors, so that names and tables which must not
+/// meet are checked against everything that is there. Any number will do.
+const CREATE_LOCK: i64 = 0x6275_6e6e_796d_6972;
+
+/// A destination table that a mirror writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableInUse {
+    /// The mirror.
+    pub mirror_name: String,
+    /// Its source peer.
+    pub source_peer: String,
+    /// Its destination peer.
+    pub destination_peer: String,
+    /// The table at the source.
+    pub source: TableName,
+    /// The table at the destination.
+    pub destination: TableName,
+}
+
+/// All of a mirror in one row, so that it is one moment's state.
+macro_rules! select_mirrors {
+    ($rest:literal) => {
+        concat!(
+            "SELECT m.*, (
+                 SELECT coalesce(jsonb_agg(jsonb_build_object(
+                     'source', jsonb_build_object('schema', t.source_schema, 'name', t.source_table),
+                     'destination', jsonb_build_object('schema', t.destination_schema, 'name', t.destination_table),
+                     'partition_key', t.partition_key,
+                     'exclude_columns', to_jsonb(t.exclude_columns),
+                     'identity', t.identity,
+                     'request_id', t.request_id) ORDER BY t.position), '[]')
+                 FROM bunny.mirror_tables t WHERE t.mirror_id = m.id) AS tables
+             FROM bunny.mirrors m ",
+            $rest
+        )
+    };
+}
+
+impl Catalog {
+    /// Creates a mirror and its `create` command. [`Error::Conflict`] if the
+    /// name is taken, a table appears twice, or another mirror of the same
+    /// destination peer writes one of the tables; [`Error::NotFound`] for a
+    /// peer that does not exist.
+    pub async fn create_mirror(&self, new: &NewMirror) -> Result<Mirror> {
+        check(new)?;
+        let failed = |error| Error::database("creating a mirror", error);
+        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        sqlx::query("SELECT pg_advisory_xact_lock($1)")
+            .bind(CREATE_LOCK)
+            .execute(&mut *transaction)
+            .await
+            .map_err(failed)?;
+        check_peers(&mut transaction, new).await?;
+        check_name_free(&mut transaction, &new.name).await?;
+        check_destinations_free(&mut transaction, new).await?;
+        let mirror_id = insert_mirror(&mut transaction, new).await?;
+        insert_tables(&mut transaction, mirror_id, new).await?;
+        commands::insert(
+            &mut transaction,
+            mirror_id,
+            &new.name,
+            "create",
+            &json!({}),
+            &new.requested_by,
+        )
+        .await?;
+        notify(&mut transaction).await?;
+        transaction.commit().await.map_err(failed)?;
+        self.get_mirror_by_id(mirror_id)
+            .await?
+            .ok_or_else(|| Error::not_found("mirror", &new.name))
+    }
+
+    /// Every mirror by name, also those being deleted.
+    pub async fn list_mirrors(&self) -> Result<Vec<Mirror>> {
+        let rows = sqlx::query(select_mirrors!("ORDER BY m.name"))
+            .fetch_all(self.pool())
+            .await
+            .map_err(|error| Error::database("listing mirrors", error))?;
+        rows.iter().map(mirror_from).collect()
+    }
+
+    /// The mirror of that name. [`Error::NotFound`] if there is none.
+    pub async fn get_mirror(&self, name: &str) -> Result<Mirror> {
+        let row = sqlx::query(select_mirrors!("WHERE m.name = $1"))
+            .bind(name)
+            .fetch_optional(self.pool())
+            .await
+            .map_err(|error| Error::database("reading a mirror", error))?
+            .ok_or_else(|| Error::not_found("mirror", name))?;
+        mirror_from(&row)
+    }
+
+    /// The mirror with that id, if it is still there.
+    pub async fn get_mirror_by_id(&self, id: Uuid) -> Result<Option<Mirror>> {
+        let row = sqlx::query(select_mirrors!("WHERE m.id = $1"))
+            .bind(id)
+            .fetch_optional(self.pool())
+            .await
+            .map_err(|error| Error::database("reading a mirror", error))?;
+        row.as_ref().map(mirror_from).transpose()
+    }
+
+    /// Asks for a mirror to be taken down; returns the `delete` command. Asked
+    /// again, the same command. Open commands of other kinds end as failed.
+    pub async fn request_delete(
+        &self,
+        name: &str,
+        keep_topics: bool,
+        requested_by: &str,
+    ) -> Result<Uuid> {
+        let failed = |error| Error::database("deleting a mirror", error);
+        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let row = sqlx::query("SELECT id, desired FROM bunny.mirrors WHERE name = $1 FOR UPDATE")
+            .bind(name)
+            .fetch_optional(&mut *transaction)
+            .await
+            .map_err(failed)?
+            .ok_or_else(|| Error::not_found("mirror", name))?;
+        let mirror_id: Uuid = row.try_get("id").map_err(failed)?;
+        let open: Option<Uuid> = sqlx::query_scalar(
+            "SELECT id FROM bunny.commands
+             WHERE mirror_id = $1 AND kind = 'delete' AND state IN ('pending', 'running')",
+        )
+        .bind(mirror_id)
+        .fetch_optional(&mut *transaction)
+        .await
+        .map_err(failed)?;
+        if let Some(command_id) = open {
+            return Ok(command_id);
+        }
+        sqlx::query(
+            "UPDATE bunny.commands
+             SET state = 'failed', error = 'the mirror was deleted',
+                 updated_at = clock_timestamp(), finished_at = clock_timestamp()
+             WHERE mirror_id = $1 AND state IN ('pending', 'running')",
+        )
+        .bind(mirror_id)
+        .execute(&mut *transaction)
+        .await
+        .map_err(failed)?;
+        sqlx::query(
+            "UPDATE bunny.mirrors
+             SET desired = 'deleted', keep_topics = $2,
+                 version = version + 1, updated_at = clock_timestamp()
+             WHERE id = $1",
+        )
+        .bind(mirror_id)
+        .bind(keep_topics)
+        .execute(&mut *transaction)
+        .await
+        .map_err(failed)?;
+        let args = json!({ "keep_topics": keep_topics });
+        let command_id = commands::insert(
+            &mut transaction,
+            mirror_id,
+            name,
+            "delete",
+            &args,
+            requested_by,
+        )
+        .await?;
+        notify(&mut transaction).await?;
+        transaction.commit().await.map_err(failed)?;
+        Ok(command_id)
+    }
+
+    /// Asks workers to try a failed mirror again; returns the `retry` command,
+    /// which ends when both roles have started anew.
+    pub async fn request_retry(&self, name: &str, requested_by: &str) -> Result<Uuid> {
+        let failed = |error| Error::database("retrying a mirror", error);
+        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mirror_id: Uuid = sqlx::query_scalar(
+            "UPDATE bunny.mirrors SET version = version + 1, updated_at = clock_timestamp()
+             WHERE name = $1 AND desired <> 'deleted' RETURNING id",
+        )
+        .bind(name)
+        .fetch_optional(&mut *transaction)
+        .await
+        .map_err(failed)?
+        .ok_or_else(|| Error::not_found("mirror", name))?;
+        let command_id = commands::insert(
+            &mut transaction,
+            mirror_id,
+            name,
+            "retry",
+            &json!({}),
+            requested_by,
+        )
+        .await?;
+        notify(&mut transaction).await?;
+        transaction.commit().await.map_err(failed)?;
+        Ok(command_id)
+    }
+
+    /// Records that the mirror's generation has been started, and finishes the
+    /// `create` command with it. Workers are woken but not restarted: they see
+    /// it in [`crate::MirrorContext::latest`].
+    pub async fn set_generation_ready(&self, id: Uuid, generation: Uuid) -> Result<()> {
+        let failed = |error| Error::database("recording a generation", error);
+        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let recorded = sqlx::query(
+            "UPDATE bunny.mirrors SET generation_ready = true, updated_at = clock_timestamp()
+             WHERE id = $1 AND generation = $2",
+        )
+        .bind(id)
+        .bind(generation)
+        .execute(&mut *transaction)
+        .await
+        .map_err(failed)?;
+        if recorded.rows_affected() == 0 {
+            return Err(Error::conflict(format!(
+                "generation {generation} is not the one the mirror asks for"
+            )));
+        }
+        sqlx::query(
+            "UPDATE bunny.commands
+             SET state = 'done', updated_at = clock_timestamp(), finished_at = clock_timestamp()
+             WHERE mirror_id = $1 AND kind = 'create' AND state IN ('pending', 'running')",
+        )
+        .bind(id)
+        .execute(&mut *transaction)
+        .await
+        .map_err(failed)?;
+        notify(&mut transaction).await?;
+        transaction.commit().await.map_err(failed)
+    }
+
+    /// Records that a role has taken down its side of a mirror being deleted.
+    /// When both have, the mirror goes. Returns whether it is gone. Called by
+    /// [`crate::supervise`] when a task ends as [`crate::Finished::Deleted`].
+    pub async fn side_removed(&self, id: Uuid, role: Role) -> Result<bool> {
+        let Some(command) = self.open_command(id, "delete").await? else {
+            return Ok(self.get_mirror_by_id(id).await?.is_none());
+        };
+        self.mark_step(command.id, removed_step(role)).await?;
+        let other = match role {
+            Role::Capture => Role::Apply,
+            Role::Apply => Role::Capture,
+        };
+        if !self.is_side_removed(id, other).await? {
+            return Ok(false);
+        }
+        self.finish_delete(id).await?;
+        Ok(true)
+    }
+
+    /// Whether a role has taken down its side of a mirror being deleted (or the
+    /// mirror is gone): capture keeps the topics until apply has.
+    pub async fn is_side_removed(&self, id: Uuid, role: Role) -> Result<bool> {
+        match self.open_command(id, "delete").await? {
+            Some(command) => Ok(command.steps.iter().any(|step| step == removed_step(role))),
+            None => Ok(self.get_mirror_by_id(id).await?.is_none()),
+        }
+    }
+
+    /// Removes a mirror's rows and finishes its `delete` command.
+    pub async fn finish_delete(&self, id: Uuid) -> Result<()> {
+        let failed = |error| Error::database("removing a mirror", error);
+        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        sqlx::query("DELETE FROM bunny.mirrors WHERE id = $1 AND desired = 'deleted'")
+            .bind(id)
+            .execute(&mut *transaction)
+            .await
+            .map_err(failed)?;
+        sqlx::query(
+            "UPDATE bunny.commands
+             SET state = 'done', updated_at = clock_timestamp(), finished_at = clock_timestamp()
+             WHERE mirror_id = $1 AND kind = 'delete' AND state IN ('pending', 'running')",
+        )
+        .bind(id)
+        .execute(&mut *transaction)
+        .await
+        .map_err(failed)?;
+        notify(&mut transaction).await?;
+        transaction.commit().await.map_err(failed)
+    }
+
+    /// Every table mapping of every mirror, so that a new mirror can be refused
+    /// for writing another's table or for closing a loop.
+    pub async fn tables_in_use(&self) -> Result<Vec<TableInUse>> {
+        let mirrors = self.list_mirrors().await?;
+        let mut tables = Vec::new();
+        for mirror in mirrors {
+            for table in mirror.tables {
+                tables.push(TableInUse {
+                    mirror_name: mirror.name.clone(),
+                    source_peer: mirror.source_peer.clone(),
+                    destination_peer: mirror.destination_peer.clone(),
+                    source: table.source,
+                    destination: table.destination,
+                });
+            }
+        }
+        Ok(tables)
+    }
+}
+
+fn removed_step(role: Role) -> &'static str {
+    match role {
+        Role::Capture => "source side removed",
+        Role::Apply => "destination side removed",
+    }
+}
+
+/// What can be known without looking anywhere.
+fn check(new: &NewMirror) -> Result<()> {
+    check_name("name", &new.name).map_err(Error::Invalid)?;
+    let mut problems = new.config.problems();
+    if new.tables.is_empty() {
+        problems.push("table_mappings must hold at least one table".into());
+    }
+    for (at, table) in new.tables.iter().enumerate() {
+        let before = &new.tables[..at];
+        if before.iter().any(|other| other.source == table.source) {
+            problems.push(format!("source table {} is mapped twice", table.source));
+        }
+        if before
+            .iter()
+            .any(|other| other.destination == table.destination)
+        {
+            problems.push(format!(
+                "two source tables are mapped to {}",
+                table.destination
+            ));
+        }
+    }
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Invalid(problems.join("; ")))
+    }
+}
+
+async fn check_peers(connection: &mut PgConnection, new: &NewMirror) -> Result<()> {
+    for peer in [&new.source_peer, &new.destination_peer] {
+        let there: bool =
+            sqlx::query_scalar("SELECT EXISTS (SELECT FROM bunny.peers WHERE name = $1)")
+                .bind(peer)
+                .fetch_one(&mut *connection)
+                .await
+                .map_err(|error| Error::database("looking for a peer", error))?;
+        if !there {
+            return Err(Error::not_found("peer", peer));
+        }
+    }
+    Ok(())
+}
+
+async fn check_name_free(connection: &mut PgConnection, name: &str) -> Result<()> {
+    let desired: Option<String> =
+        sqlx::query_scalar("SELECT desired FROM bunny.mirrors WHERE name = $1")
+            .bind(name)
+            .fetch_optional(connection)
+            .await
+            .map_err(|error| Error::database("looking for a mirror", error))?;
+    match desired.as_deref() {
+        None => Ok(()),
+        Some("deleted") => Err(Error::conflict(format!(
+            "mirror \"{name}\" is still being deleted: try again when it is gone"
+        ))),
+        Some(_) => Err(Error::conflict(format!("mirror \"{name}\" exists already"))),
+    }
+}
+
+async fn check_destinations_free(connection: &mut PgConnection, new: &NewMirror) -> Result<()> {
+    for table in &new.tables {
+        let other: Option<String> = sqlx::query_scalar(
+            "SELECT m.name FROM bunny.mirror_tables t JOIN bunny.mirrors m ON m.id = t.mirror_id
+             WHERE m.destination_peer = $1 AND t.destination_schema = $2 AND t.destination_table = $3
+             LIMIT 1",
+        )
+        .bind(&new.destination_peer)
+        .bind(&table.destination.schema)
+        .bind(&table.destination.name)
+        .fetch_optional(&mut *connection)
+        .await
+        .map_err(|error| Error::database("looking for a table's mirror", error))?;
+        if let Some(other) = other {
+            return Err(Error::conflict(format!(
+                "destination table {} is written by mirror \"{other}\" already: map to another table or delete that mirror",
+                table.destination
+            )));
+        }
+    }
+    Ok(())
+}
+
+async fn insert_mirror(connection: &mut PgConnection, new: &NewMirror) -> Result<Uuid> {
+    let failed = |error| Error::database("creating a mirror", error);
+    let slugs: Vec<String> = sqlx::query_scalar("SELECT slug FROM bunny.mirrors")
+        .fetch_all(&mut *connection)
+        .await
+        .map_err(failed)?;
+    let slug = naming::slug(&new.name, |slug| slugs.iter().any(|taken| taken == slug));
+    let (publication, publication_ins) = naming::publication_names(&new.prefix, &slug);
+    let slot_name = new
+        .replication_slot_name
+        .clone()
+        .unwrap_or_else(|| naming::slot_name(&new.prefix, &slug));
+    let mirror_id = Uuid::new_v4();
+    sqlx::query(
+        "INSERT INTO bunny.mirrors (id, name, slug, source_peer, destination_peer,
+             slot_name, slot_given, publication_name, publication_given, publication_ins_name,
+             config, generation)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+    )
+    .bind(mirror_id)
+    .bind(&new.name)
+    .bind(&slug)
+    .bind(&new.source_peer)
+    .bind(&new.destination_peer)
+    .bind(slot_name)
+    .bind(new.slot_given)
+    .bind(new.publication_name.as_ref().unwrap_or(&publication))
+    .bind(new.publication_given)
+    .bind(publication_ins)
+    .bind(Json(&new.config))
+    .bind(Uuid::new_v4())
+    .execute(connection)
+    .await
+    .map_err(failed)?;
+    Ok(mirror_id)
+}
+
+async fn insert_tables(
+    connection: &mut PgConnection,
+    mirror_id: Uuid,
+    new: &NewMirror,
+) -> Result<()> {
+    for (position, table) in (0_i32..).zip(&new.tables) {
+        let request_id = new.config.do_initial_snapshot.then(Uuid::new_v4);
+        sqlx::query(
+            "INSERT INTO bunny.mirror_tables (mirror_id, position, source_schema, source_table,
+                 destination_schema, destination_table, partition_key, exclude_columns, identity, request_id)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        )
+        .bind(mirror_id)
+        .bind(position)
+        .bind(&table.source.schema)
+        .bind(&table.source.name)
+        .bind(&table.destination.schema)
+        .bind(&table.destination.name)
+        .bind(&table.partition_key)
+        .bind(&table.exclude_columns)
+        .bind(&table.identity)
+        .bind(request_id)
+        .execute(&mut *connection)
+        .await
+        .map_err(|error| Error::database("creating a table mapping", error))?;
+    }
+    Ok(())
+}
+
+/// Wakes workers when the transaction commits.
+async fn notify(connection: &mut PgConnection) -> Result<()> {
+    sqlx::query("SELECT pg_notify('bunny_wake', '')")
+        .execute(connection)
+        .await
+        .map(|_| ())
+        .map_err(|error| Error::database("waking the workers", error))
+}
+
+fn mirror_from(row: &PgRow) -> Result<Mirror> {
+    let read = |error| Error::database("reading a mirror", error);
+    let config: Json<MirrorConfig> = row.try_get("config").map_err(read)?;
+    let tables: Json<Vec<MirrorTable>> = row.try_get("tables").map_err(read)?;
+    let desired: String = row.try_get("desired").map_err(read)?;
+    Ok(Mirror {
+        id: row.try_get("id").map_err(read)?,
+        name: row.try_get("name").map_err(read)?,
+        slug: row.try_get("slug").map_err(read)?,
+        source_peer: row.try_get("source_peer").map_err(read)?,
+        destination_peer: row.try_get("destination_peer").map_err(read)?,
+        slot_name: row.try_get("slot_name").map_err(read)?,
+        slot_given: row.try_get("slot_given").map_err(read)?,
+        publication_name: row.try_get("publication_name").map_err(read)?,
+        publication_given: row.try_get("publication_given").map_err(read)?,
+        publication_ins_name: row.try_get("publication_ins_name").map_err(read)?,
+        config: config.0,
+        generation: row.try_get("generation").map_err(read)?,
+        generation_ready: row.try_get("generation_ready").map_err(read)?,
+        desired: match desired.as_str() {
+            "running" => Desired::Running,
+            "paused" => Desired::Paused,
+            "deleted" => Desired::Deleted,
+            other => return Err(Error::internal("reading a mirror's desired state", other)),
+        },
+        keep_topics: row.try_get("keep_topics").map_err(read)?,
+        version: row.try_get("version").map_err(read)?,
+        created_at: row.try_get("created_at").map_err(read)?,
+        updated_at: row.try_get("updated_at").map_err(read)?,
+        tables: tables.0,
+    })
+}
