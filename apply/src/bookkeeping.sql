@@ -1,0 +1,50 @@
+CREATE SCHEMA IF NOT EXISTS _bunny;
+CREATE TABLE IF NOT EXISTS _bunny.owner (
+    mirror_id uuid PRIMARY KEY,
+    mirror_name text NOT NULL,
+    epoch bigint NOT NULL
+);
+CREATE TABLE IF NOT EXISTS _bunny.progress (
+    mirror_id uuid PRIMARY KEY,
+    generation uuid NOT NULL,
+    commit_lsn pg_lsn NOT NULL,
+    seq bigint NOT NULL,
+    next_offset bigint NOT NULL,
+    updated_at timestamptz NOT NULL DEFAULT now()
+) WITH (fillfactor = 50);
+CREATE TABLE IF NOT EXISTS _bunny.tables (
+    mirror_id uuid NOT NULL,
+    source_schema text NOT NULL,
+    source_table text NOT NULL,
+    dest_schema text NOT NULL,
+    dest_table text NOT NULL,
+    state text NOT NULL,
+    request_id uuid,
+    attempt int NOT NULL DEFAULT 0,
+    generation uuid,
+    lsn pg_lsn,
+    live_commit_lsn pg_lsn,
+    live_seq bigint,
+    in_main boolean NOT NULL DEFAULT false,
+    restart_offset bigint,
+    definition jsonb,
+    columns text[],
+    chunks_total int,
+    rows_total bigint,
+    rows_synced bigint NOT NULL DEFAULT 0,
+    rows_inserted bigint NOT NULL DEFAULT 0,
+    rows_updated bigint NOT NULL DEFAULT 0,
+    rows_deleted bigint NOT NULL DEFAULT 0,
+    error text,
+    last_synced_at timestamptz,
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (mirror_id, source_schema, source_table)
+) WITH (fillfactor = 50);
+CREATE TABLE IF NOT EXISTS _bunny.chunks (
+    mirror_id uuid NOT NULL,
+    request_id uuid NOT NULL,
+    attempt int NOT NULL,
+    chunk int NOT NULL,
+    rows bigint NOT NULL,
+    PRIMARY KEY (mirror_id, request_id, attempt, chunk)
+);

@@ -1,0 +1,63 @@
+//! The named places where a test can kill the process.
+//!
+//! Compiled in with the `failpoints` feature only; which one fires, and after how many
+//! passes, is said by the `FAILPOINTS` variable, for example
+//! `FAILPOINTS="apply::before_commit=3*off->return"`.
+
+/// Before a batch's destination transaction begins.
+pub const BEFORE_BEGIN: &str = "apply::before_begin";
+/// The destination transaction is open and fenced, nothing is written yet.
+pub const AFTER_BEGIN: &str = "apply::after_begin";
+/// The rows of a batch are written, its progress is not.
+pub const AFTER_WRITE: &str = "apply::after_write";
+/// Rows and progress are written, not committed.
+pub const BEFORE_COMMIT: &str = "apply::before_commit";
+/// Committed at the destination; the consumer group does not know yet.
+pub const AFTER_COMMIT: &str = "apply::after_commit";
+/// The consumer group's offset is committed too.
+pub const AFTER_GROUP_COMMIT: &str = "apply::after_group_commit";
+/// A part of a transaction larger than a batch is written, its end is not read yet.
+pub const MID_LARGE_TRANSACTION: &str = "apply::mid_large_transaction";
+/// The owner epoch is raised, former sessions are terminated.
+pub const AFTER_TAKE_OVER: &str = "apply::after_take_over";
+/// A table sync's chunk is half copied.
+pub const CHUNK_MID_COPY: &str = "apply::chunk_mid_copy";
+/// A chunk is copied and recorded, not committed.
+pub const CHUNK_BEFORE_COMMIT: &str = "apply::chunk_before_commit";
+/// A chunk is committed.
+pub const CHUNK_AFTER_COMMIT: &str = "apply::chunk_after_commit";
+/// A table sync is known at the destination, nothing of it is loaded yet.
+pub const SYNC_STARTED: &str = "apply::sync_started";
+/// All tables are loaded; they are not in main yet.
+pub const TABLES_LOADED: &str = "apply::tables_loaded";
+
+/// Every crash point of this crate, for tests that walk through them.
+pub const ALL: &[&str] = &[
+    BEFORE_BEGIN,
+    AFTER_BEGIN,
+    AFTER_WRITE,
+    BEFORE_COMMIT,
+    AFTER_COMMIT,
+    AFTER_GROUP_COMMIT,
+    MID_LARGE_TRANSACTION,
+    AFTER_TAKE_OVER,
+    CHUNK_MID_COPY,
+    CHUNK_BEFORE_COMMIT,
+    CHUNK_AFTER_COMMIT,
+    SYNC_STARTED,
+    TABLES_LOADED,
+];
+
+/// Dies here, as by `kill -9`, when the point is armed.
+pub fn reached(point: &'static str) {
+    #[cfg(feature = "failpoints")]
+    if fail::eval(point, |_| ()).is_some() {
+        use std::io::Write;
+        let mut stderr = std::io::stderr().lock();
+        let _ = writeln!(stderr, "crash point {point}");
+        let _ = stderr.flush();
+        std::process::abort();
+    }
+    #[cfg(not(feature = "failpoints"))]
+    let _ = point;
+}

@@ -1,0 +1,20 @@
+//! The destination side: reads a mirror's topics and writes its tables.
+//!
+//! A run of a mirror takes the destination over (`bookkeeping`), loads the tables that
+//! are not loaded yet (`table_sync`), then follows the change topic: `reader` decodes
+//! it into batches of whole source transactions (`batch`), `net_effect` folds a batch
+//! into what remains of it per row, `writer` turns that into set-based SQL, and rows and
+//! progress commit together. Any error ends the run by one path; the next run starts
+//! from the progress row.
+
+pub mod batch;
+pub mod bookkeeping;
+pub mod context;
+pub mod crash_points;
+mod error;
+pub mod event;
+pub mod net_effect;
+// pub mod table_sync;
+
+pub use context::MirrorRun;
+pub use error::{Error, Result};
