@@ -1,0 +1,260 @@
+//! Writing to the snapshot topic: one idempotent producer for all workers of a round.
+//!
+//! Bytes under way are bounded by a budget that a record takes from before it is sent and
+//! gives back when Kafka has answered for it. So a slow Kafka slows COPY down, and the
+//! memory of a round doesn't depend on rows, chunks or workers.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bunny_schemas::kafka::KafkaConfig;
+use rdkafka::ClientContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+use crate::error::{Error, Result};
+
+/// Bytes sent and not yet answered for, of one round.
+const BUDGET_KIB: u32 = 32 * 1024;
+
+/// Pause before a record that found librdkafka's queue full is offered again.
+const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(5);
+/// How long a full queue may stay full: by then its records have timed out.
+const QUEUE_FULL_PATIENCE: Duration = Duration::from_secs(120);
+
+/// The way into one mirror's snapshot topic.
+pub(super) struct Outlet {
+    producer: Option<ThreadedProducer<Acknowledgements>>,
+    topic: String,
+    budget: Arc<Semaphore>,
+}
+
+/// Records that belong together, such as the parts of a chunk: they count once all of them
+/// have been acknowledged.
+#[derive(Clone, Default)]
+pub(super) struct Consignment {
+    state: Arc<State>,
+}
+
+#[derive(Default)]
+struct State {
+    under_way: AtomicUsize,
+    failure: Mutex<Option<KafkaError>>,
+    settled: Notify,
+}
+
+/// Travels with a record and comes back with its acknowledgement.
+struct Ticket {
+    consignment: Consignment,
+    /// Given back when the ticket is dropped.
+    _budget: OwnedSemaphorePermit,
+}
+
+struct Acknowledgements;
+
+impl ClientContext for Acknowledgements {
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::warn!(%error, reason, "Kafka, snapshot producer");
+    }
+}
+
+impl ProducerContext for Acknowledgements {
+    type DeliveryOpaque = Box<Ticket>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
+        let failure = result.as_ref().err().map(|(error, _)| error.clone());
+        ticket.consignment.answered(failure);
+    }
+}
+
+impl Consignment {
+    /// Waits until every record sent so far has been answered for.
+    ///
+    /// # Errors
+    /// The first record that Kafka did not take.
+    pub(super) async fn settled(&self) -> Result<()> {
+        loop {
+            // Registered before looking, so that an answer in between is not missed.
+            let settled = self.state.settled.notified();
+            tokio::pin!(settled);
+            settled.as_mut().enable();
+            if self.state.under_way.load(Ordering::Acquire) == 0 {
+                return self.check();
+            }
+            settled.await;
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        match &*self.failure() {
+            None => Ok(()),
+            Some(error) => Err(Error::Kafka {
+                doing: "delivering to the snapshot topic",
+                error: error.clone(),
+            }),
+        }
+    }
+
+    fn answered(&self, failure: Option<KafkaError>) {
+        if let Some(error) = failure {
+            self.failure().get_or_insert(error);
+        }
+        if self.state.under_way.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.state.settled.notify_waiters();
+        }
+    }
+
+    fn failure(&self) -> std::sync::MutexGuard<'_, Option<KafkaError>> {
+        self.state
+            .failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Outlet {
+    pub(super) fn open(kafka: &KafkaConfig, topic: String) -> Result<Self> {
+        let producer = kafka
+            .idempotent_producer()
+            .create_with_context(Acknowledgements)
+            .map_err(|error| Error::Kafka {
+                doing: "opening the snapshot producer",
+                error,
+            })?;
+        Ok(Self {
+            producer: Some(producer),
+            topic,
+            budget: Arc::new(Semaphore::new(BUDGET_KIB as usize)),
+        })
+    }
+
+    pub(super) fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    /// Takes `record` on its way; records to one partition keep their order. Waits while
+    /// too many bytes are under way.
+    ///
+    /// # Errors
+    /// An earlier record of the consignment failed, or Kafka takes nothing.
+    pub(super) async fn send(
+        &self,
+        consignment: &Consignment,
+        partition: i32,
+        record: &[u8],
+    ) -> Result<()> {
+        let budget = self.take_budget(record.len()).await?;
+        consignment.check()?;
+        let Some(producer) = &self.producer else {
+            return Err(Error::transient("the snapshot producer is closed"));
+        };
+
+        consignment.state.under_way.fetch_add(1, Ordering::AcqRel);
+        let ticket = Box::new(Ticket {
+            consignment: consignment.clone(),
+            _budget: budget,
+        });
+        let mut message = BaseRecord::<[u8], [u8], Box<Ticket>>::with_opaque_to(&self.topic, ticket)
+            .partition(partition)
+            .payload(record);
+        let give_up_at = Instant::now() + QUEUE_FULL_PATIENCE;
+        loop {
+            match producer.send(message) {
+                Ok(()) => return Ok(()),
+                Err((error, returned)) => {
+                    let full = error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull);
+                    if !full || Instant::now() >= give_up_at {
+                        consignment.answered(Some(error));
+                        return consignment.check();
+                    }
+                    message = returned;
+                }
+            }
+            tokio::time::sleep(QUEUE_FULL_PAUSE).await;
+        }
+    }
+
+    /// A record larger than the whole budget takes all of it and travels alone.
+    async fn take_budget(&self, bytes: usize) -> Result<OwnedSemaphorePermit> {
+        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
+        self.budget
+            .clone()
+            .acquire_many_owned(kib.clamp(1, BUDGET_KIB))
+            .await
+            .map_err(|error| Error::transient(error.to_string()))
+    }
+}
+
+impl Drop for Outlet {
+    /// Closing a producer blocks for as long as a broker keeps it waiting, so that happens
+    /// on a thread of its own. What is still queued then is of no use to anyone.
+    fn drop(&mut self) {
+        let Some(producer) = self.producer.take() else {
+            return;
+        };
+        let close = move || {
+            producer.purge(rdkafka::producer::PurgeConfig::default().queue().inflight());
+            drop(producer);
+        };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(close)),
+            Err(_) => close(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn settles_with_the_last_answer() {
+        let consignment = Consignment::default();
+        consignment.settled().await.expect("nothing was sent");
+
+        consignment.state.under_way.store(2, Ordering::SeqCst);
+        let waiting = {
+            let consignment = consignment.clone();
+            tokio::spawn(async move { consignment.settled().await })
+        };
+        tokio::task::yield_now().await;
+        consignment.answered(None);
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        consignment.answered(None);
+        waiting.await.expect("task").expect("all delivered");
+    }
+
+    #[tokio::test]
+    async fn one_failure_fails_the_consignment() {
+        let consignment = Consignment::default();
+        consignment.state.under_way.store(2, Ordering::SeqCst);
+        consignment.answered(Some(KafkaError::MessageProduction(
+            RDKafkaErrorCode::MessageTimedOut,
+        )));
+        consignment.answered(None);
+        assert!(consignment.settled().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn an_unreachable_kafka_stops_at_the_budget() {
+        let mut kafka = KafkaConfig::new("127.0.0.1:1");
+        kafka
+            .overrides
+            .insert("message.timeout.ms".into(), "300000".into());
+        let outlet = Outlet::open(&kafka, "t".into()).expect("opens without a broker");
+        let consignment = Consignment::default();
+        let record = vec![0_u8; 8 * 1024 * 1024];
+        let fill = async {
+            for _ in 0..5 {
+                outlet.send(&consignment, 0, &record).await.expect("sent");
+            }
+        };
+        let filled = tokio::time::timeout(Duration::from_millis(500), fill).await;
+        assert!(filled.is_err(), "the fifth record exceeds the budget");
+        assert_eq!(consignment.state.under_way.load(Ordering::SeqCst), 4);
+    }
+}

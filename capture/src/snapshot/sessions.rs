@@ -1,0 +1,153 @@
+//! Worker sessions of a round, and the transactions they read in.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bunny_postgres::{ResultExt, Session, quote_literal};
+
+use super::keeper::Source;
+use super::plan::Relation;
+use super::trouble::{Cause, Trouble};
+use crate::error::Error;
+
+/// How long one attempt waits for a lock. Short, because everyone who comes after us in the
+/// lock's queue waits as well.
+const LOCK_TIMEOUT_MS: u32 = 2_000;
+/// Pause between attempts, for those who were behind us.
+const LOCK_PAUSE: Duration = Duration::from_millis(500);
+/// When to stop waiting: the snapshot holds back VACUUM at the source all the while.
+const LOCK_PATIENCE: Duration = Duration::from_secs(600);
+/// How long to try for a connection, so that a full server delays a round and doesn't end it.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
+const CONNECT_PAUSE: Duration = Duration::from_millis(500);
+
+/// Sessions that wait for their next transaction. Grows to as many as worked at a time.
+pub(super) struct Sessions {
+    source: Source,
+    snapshot_name: String,
+    idle: Mutex<Vec<Session>>,
+}
+
+impl Sessions {
+    pub(super) fn new(source: Source, snapshot_name: String) -> Self {
+        Self {
+            source,
+            snapshot_name,
+            idle: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// A session without a transaction.
+    pub(super) async fn take(&self) -> Result<Session, Trouble> {
+        let idle = self.lock().pop();
+        if let Some(session) = idle.filter(|session| !session.is_closed()) {
+            return Ok(session);
+        }
+        let give_up_at = Instant::now() + CONNECT_PATIENCE;
+        loop {
+            match self.source.connect().await {
+                Ok(session) => return Ok(session),
+                Err(error) if Instant::now() >= give_up_at || error.is_fatal() => {
+                    return Err(Cause::Transient(error.to_string()).into());
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "a worker of the table sync can't connect yet");
+                    tokio::time::sleep(CONNECT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Ends the transaction and keeps the session for the next. A session that failed is
+    /// dropped instead, which closes it.
+    pub(super) async fn give_back(&self, session: Session) -> Result<(), Trouble> {
+        session.batch("COMMIT").await?;
+        self.lock().push(session);
+        Ok(())
+    }
+
+    /// Begins a transaction that sees the round's snapshot, and runs `lock`, which takes
+    /// locks. A lock that others hold is waited for in short attempts; `waiting` hears of it.
+    pub(super) async fn begin(
+        &self,
+        session: &Session,
+        lock: &str,
+        waiting: impl Fn(Option<&str>),
+    ) -> Result<(), Trouble> {
+        let begin = format!(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}; \
+             SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}",
+            quote_literal(&self.snapshot_name)
+        );
+        let give_up_at = Instant::now() + LOCK_PATIENCE;
+        let mut waited = false;
+        loop {
+            // Whatever the server says here: without the snapshot no table can go on.
+            session.batch(&begin).await.map_err(|error| {
+                Error::transient(format!("a worker can't import the snapshot: {error}"))
+            })?;
+            match session.batch(lock).await {
+                Ok(()) => {
+                    if waited {
+                        waiting(None);
+                    }
+                    return Ok(());
+                }
+                // Lock not available, deadlock detected.
+                Err(error)
+                    if matches!(error.sqlstate(), Some("55P03" | "40P01"))
+                        && Instant::now() < give_up_at =>
+                {
+                    waited = true;
+                    waiting(Some("a lock that another session holds on the table"));
+                    session.batch("ROLLBACK").await?;
+                    tokio::time::sleep(LOCK_PAUSE).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Session>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Compares each relation as the snapshot saw it with what stands there now. Must run under
+/// the relations' locks, or the answer may be stale at once.
+///
+/// A rewrite or TRUNCATE gives a relation a new file, in which an older snapshot sees no row
+/// or the wrong ones: such changes are not MVCC-safe.
+pub(super) async fn check_unchanged(
+    session: &Session,
+    relations: impl Iterator<Item = &Relation>,
+) -> Result<(), Trouble> {
+    let relations: Vec<&Relation> = relations.collect();
+    let oids: Vec<u32> = relations.iter().map(|relation| relation.oid).collect();
+    let rows = session
+        .query(
+            "SELECT c.oid \
+             FROM pg_catalog.pg_class c \
+             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+             WHERE c.oid = ANY ($1) \
+               AND c.relfilenode IS NOT DISTINCT FROM pg_catalog.pg_relation_filenode(c.oid) \
+               AND c.oid = pg_catalog.to_regclass( \
+                   pg_catalog.format('%I.%I', n.nspname, c.relname))::pg_catalog.oid",
+            &[&oids],
+        )
+        .await
+        .doing("comparing relation files with the snapshot")?;
+
+    let unchanged: Vec<u32> = rows.iter().map(|row| row.get(0)).collect();
+    match relations
+        .iter()
+        .find(|relation| !unchanged.contains(&relation.oid))
+    {
+        None => Ok(()),
+        Some(relation) => Err(Cause::Rewritten(format!(
+            "{} was rewritten, truncated, renamed or dropped",
+            relation.name
+        ))
+        .into()),
+    }
+}
