@@ -27,4 +27,4 @@ pub use introspect::{
 pub use lsn::{Lsn, ParseLsnError};
 pub use name::{ParseTableNameError, TableName, quote_ident, quote_literal};
 pub use options::{ConnectOptions, SslMode};
-pub use session::{Session, pinned_options, terminate_sessions};
+pub use session::{NameMatch, Session, pinned_options, terminate_sessions};

@@ -1,6 +1,11 @@
 //! What a server says about itself and its tables.
+//!
+//! Each function is one statement, so what it returns belongs together. Type names
+//! and expressions come out qualified, because sessions are pinned to
+//! `search_path = pg_catalog`.
 
 mod definition;
+mod identity;
 mod server;
 mod tables;
 

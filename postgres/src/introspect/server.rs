@@ -1,8 +1,8 @@
-//! The server.
+//! The server as a whole.
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, Session};
+use crate::{Result, ResultExt, Session};
 
 /// What matters about a server for replicating from or to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -11,10 +11,10 @@ pub struct ServerInfo {
     pub version_num: i32,
     /// `server_version`, for example `15.10 (Debian 15.10-0+deb12u1)`.
     pub version: String,
-    /// The cluster's identity, an unsigned 64-bit number as text: a restored copy
-    /// shares it, another cluster does not.
+    /// The cluster's identity, an unsigned 64-bit number as text, as IDENTIFY_SYSTEM
+    /// gives it. A physical copy shares it; any other cluster has its own.
     pub system_id: String,
-    /// The timeline written now (or, in recovery, of the last checkpoint).
+    /// The timeline written now; in recovery, that of the last checkpoint.
     pub timeline: u32,
     /// Encoding of the connected database, for example `UTF8` or `SQL_ASCII`.
     pub server_encoding: String,
@@ -30,11 +30,57 @@ pub struct ServerInfo {
     pub slots_free: i64,
     /// `max_wal_senders` less the senders that run.
     pub senders_free: i64,
-    /// `max_slot_wal_keep_size` as shown, `-1` for no limit.
+    /// `max_slot_wal_keep_size` as the server shows it; `-1` is no limit.
     pub max_slot_wal_keep_size: String,
 }
 
+const SERVER_INFO: &str = "
+    SELECT current_setting('server_version_num')::int4 AS version_num,
+           current_setting('server_version') AS version,
+           (SELECT system_identifier FROM pg_control_system()) AS system_id,
+           CASE WHEN pg_is_in_recovery()
+                THEN (SELECT timeline_id::int8 FROM pg_control_checkpoint())
+                ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int8
+           END AS timeline,
+           current_setting('server_encoding') AS server_encoding,
+           current_setting('wal_level') AS wal_level,
+           pg_is_in_recovery() AS in_recovery,
+           me.rolsuper AS is_superuser,
+           me.rolsuper OR me.rolreplication OR EXISTS (
+               -- Amazon RDS grants replication by membership.
+               SELECT FROM pg_roles granted
+               WHERE granted.rolname = 'rds_replication'
+                 AND pg_has_role(granted.oid, 'MEMBER')
+           ) AS can_replicate,
+           current_setting('max_replication_slots')::int8
+               - (SELECT count(*) FROM pg_replication_slots) AS slots_free,
+           current_setting('max_wal_senders')::int8
+               - (SELECT count(*) FROM pg_stat_replication) AS senders_free,
+           current_setting('max_slot_wal_keep_size') AS max_slot_wal_keep_size
+    FROM pg_roles me
+    WHERE me.rolname = current_user";
+
 /// Asks the server about itself.
-pub async fn server_info(_session: &Session) -> Result<ServerInfo> {
-    Err(Error::Invalid("not written yet".to_owned()))
+pub async fn server_info(session: &Session) -> Result<ServerInfo> {
+    let row = session
+        .query_one(SERVER_INFO, &[])
+        .await
+        .doing("asking the server about itself")?;
+    // SQL has no unsigned type: the catalog function shows the same 64 bits signed.
+    let system_id = row.get::<_, i64>("system_id").cast_unsigned().to_string();
+    let timeline = row.get::<_, i64>("timeline");
+    Ok(ServerInfo {
+        version_num: row.get("version_num"),
+        version: row.get("version"),
+        system_id,
+        timeline: u32::try_from(timeline).unwrap_or_default(),
+        server_encoding: row.get("server_encoding"),
+        wal_level: row.get("wal_level"),
+        in_recovery: row.get("in_recovery"),
+        is_superuser: row.get("is_superuser"),
+        can_replicate: row.get("can_replicate"),
+        slots_free: row.get("slots_free"),
+        senders_free: row.get("senders_free"),
+        max_slot_wal_keep_size: row.get("max_slot_wal_keep_size"),
+    })
 }
