@@ -147,7 +147,7 @@ pub fn describe(error: &tokio_postgres::Error) -> String {
 
 /// Codes from appendix A of the Postgres manual that go away by waiting.
 pub(crate) fn is_transient_sqlstate(code: &str) -> bool {
-    let class_passes = matches!(code.get(..2), Some("08" | "53" | "58"));
+    let class_passes = matches!(code.get(..2), Some("08" | "53"));
     class_passes
         || matches!(
             code,
@@ -159,6 +159,7 @@ pub(crate) fn is_transient_sqlstate(code: &str) -> bool {
                 | "57P02" // crash_shutdown
                 | "57P03" // cannot_connect_now
                 | "57P05" // idle_session_timeout
+                | "58030" // io_error
                 | "25P03" // idle_in_transaction_session_timeout
         )
 }
@@ -192,7 +193,9 @@ mod tests {
         ] {
             assert!(is_transient_sqlstate(code), "{code}");
         }
-        for code in ["23505", "42P01", "28P01", "57014", "22P02", "", "x"] {
+        for code in [
+            "23505", "42P01", "28P01", "57014", "22P02", "58P01", "", "x",
+        ] {
             assert!(!is_transient_sqlstate(code), "{code}");
         }
     }

@@ -1,13 +1,53 @@
-//! The replication session.
+//! The replication ("walsender") session: slots, exported snapshots and the stream.
+//!
+//! The wire client behind it is hidden here; nothing else names it. A session is
+//! opened first and asked about the server ([`Replication`]), then either turned into
+//! a stream ([`WalStream`]) or kept for its snapshot ([`ExportedSnapshot`]). Each
+//! closes its connection when dropped.
+//!
+//! **Silence.** The replication link has no TCP keepalives, and an idle walsender may
+//! rightly say nothing for long. So a peer that vanished is not noticed here: hold an
+//! ordinary [`crate::Session`] to the same server, which does notice within 15 s, and
+//! take its loss for the stream's.
+//!
+//! **Memory.** Between the socket and [`WalStream::next`] lie at most
+//! [`BUFFERED_EVENTS`] events. The bound counts events, not bytes, so with rows of
+//! 1 MiB it is 64 MiB. The server's own limit on one message is 1 GiB.
 
-use bytes::Bytes;
+mod commands;
+mod stream;
 
-use crate::{ConnectOptions, Error, Lsn, Result};
+use std::time::Duration;
+
+use pgwire_replication::{
+    Lsn as WireLsn, QueryRow, ReplicationClient, ReplicationConfig, SslMode as WireSslMode,
+    TlsConfig,
+};
+use secrecy::ExposeSecret;
+
+pub use stream::{WalEvent, WalStream};
+
+use crate::session::{CONNECT_TIMEOUT, TRANSACTION_TIMEOUT_SINCE};
+use crate::{ConnectOptions, Error, Lsn, Result, SslMode, pinned_options, tls};
+use commands::Snapshot;
+
+/// Events that may wait between the socket and the consumer. Enough that the two
+/// rarely wait for each other with small rows, little enough with large ones.
+pub const BUFFERED_EVENTS: usize = 64;
+
+/// How long a command that only looks something up may take.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How soon a confirmed position is told to the server.
+const STATUS_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How often an idle stream tells the server that it lives.
+const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What IDENTIFY_SYSTEM says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SystemId {
-    /// The cluster's identity.
+    /// The cluster's identity, an unsigned 64-bit number as text.
     pub system_id: String,
     /// The timeline written now.
     pub timeline: u32,
@@ -17,107 +57,321 @@ pub struct SystemId {
 
 /// An open replication session that does not stream yet.
 pub struct Replication {
-    _options: ConnectOptions,
+    wire: Wire,
+    target: Target,
+    backend_pid: i32,
+    server_version_num: i32,
+    /// The last answer of [`Replication::identify_system`].
+    identity: Option<SystemId>,
+}
+
+/// What a session is opened with, kept to open it again for the stream.
+#[derive(Clone, Debug)]
+struct Target {
+    options: ConnectOptions,
+    application_name: String,
+    slot: String,
+    publications: Vec<String>,
+}
+
+/// The wire client; closes the socket at once when dropped, even in the middle of a
+/// command (by itself it would finish the command first).
+struct Wire(ReplicationClient);
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Replication {
-    /// Opens the session.
+    /// Opens a session. `slot` and `publications` are what [`Replication::start`] will
+    /// stream; both may be empty for a session that only runs commands.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] after 10 s; [`Error::Replication`] when the server cannot be
+    /// reached or refuses.
     pub async fn connect(
-        _options: &ConnectOptions,
-        _application_name: &str,
-        _slot: &str,
-        _publications: &[String],
+        options: &ConnectOptions,
+        application_name: &str,
+        slot: &str,
+        publications: &[String],
     ) -> Result<Replication> {
-        Err(Error::Invalid("not written yet".to_owned()))
+        let target = Target {
+            options: options.clone(),
+            application_name: application_name.to_owned(),
+            slot: slot.to_owned(),
+            publications: publications.to_vec(),
+        };
+        Self::open(target, Lsn::ZERO).await
     }
-    /// Pid of the server process.
+
+    async fn open(target: Target, start_lsn: Lsn) -> Result<Replication> {
+        let doing = format!(
+            "opening a replication session to {}",
+            target.options.target()
+        );
+        let roots = tls::root_file(&target.options)?;
+        tls::install_default_provider();
+        let config = wire_config(&target, roots.as_ref(), start_lsn);
+        let client = ReplicationClient::connect_gated(config)
+            .await
+            .map_err(|error| commands::error(&doing, error))?;
+        let mut session = Replication {
+            wire: Wire(client),
+            target,
+            backend_pid: 0,
+            server_version_num: 0,
+            identity: None,
+        };
+        // Connecting runs in the background; the first command is what waits for it.
+        let introduced = tokio::time::timeout(CONNECT_TIMEOUT, session.introduce(&doing)).await;
+        drop(roots);
+        match introduced {
+            Ok(result) => result.map(|()| session),
+            Err(_) => Err(Error::Timeout {
+                doing,
+                seconds: CONNECT_TIMEOUT.as_secs(),
+            }),
+        }
+    }
+
+    /// Learns who serves the session, and pins what the start-up packet could not.
+    async fn introduce(&mut self, doing: &str) -> Result<()> {
+        let sql = "SELECT pg_backend_pid(), current_setting('server_version_num')";
+        let rows = self.run(sql, doing).await?;
+        self.backend_pid = commands::cell(&rows, 0, doing)?;
+        self.server_version_num = commands::cell(&rows, 1, doing)?;
+        if self.server_version_num >= TRANSACTION_TIMEOUT_SINCE {
+            self.run("SET transaction_timeout = 0", doing).await?;
+        }
+        Ok(())
+    }
+
+    /// The pid of the server process behind this session: where `pg_stat_activity`
+    /// and `pg_blocking_pids` tell what a slot being created waits for.
     pub fn backend_pid(&self) -> i32 {
-        0
+        self.backend_pid
     }
-    /// IDENTIFY_SYSTEM.
+
+    /// `server_version_num`, for example 150010.
+    pub fn server_version_num(&self) -> i32 {
+        self.server_version_num
+    }
+
+    /// Asks which cluster this is and how far its log is flushed.
     pub async fn identify_system(&mut self) -> Result<SystemId> {
-        Err(Error::Invalid("not written yet".to_owned()))
+        let doing = "asking for the system's identity";
+        let asked = tokio::time::timeout(COMMAND_TIMEOUT, self.wire.0.identify_system()).await;
+        let answer = within(asked, doing, COMMAND_TIMEOUT)?;
+        let identity = SystemId {
+            system_id: answer.system_id,
+            timeline: answer.timeline,
+            flush_lsn: Lsn(answer.xlogpos.as_u64()),
+        };
+        self.identity = Some(identity.clone());
+        Ok(identity)
     }
-    /// TIMELINE_HISTORY.
-    pub async fn timeline_history(&mut self, _timeline: u32) -> Result<Option<Vec<(u32, Lsn)>>> {
-        Err(Error::Invalid("not written yet".to_owned()))
+
+    /// The timelines that led to `timeline`, oldest first, each with the position at
+    /// which it was left. `None` when the server has no history of it, as for timeline
+    /// 1, which has none.
+    pub async fn timeline_history(&mut self, timeline: u32) -> Result<Option<Vec<(u32, Lsn)>>> {
+        if timeline <= 1 {
+            return Ok(None);
+        }
+        let doing = format!("reading the history of timeline {timeline}");
+        let asked =
+            tokio::time::timeout(COMMAND_TIMEOUT, self.wire.0.timeline_history(timeline)).await;
+        match within(asked, &doing, COMMAND_TIMEOUT) {
+            Ok(history) => commands::parse_timeline_history(&history.content, &doing).map(Some),
+            // undefined_file
+            Err(error) if error.sqlstate() == Some("58P01") => Ok(None),
+            Err(error) => Err(error),
+        }
     }
-    /// Creates a permanent slot.
-    pub async fn create_slot(&mut self, _name: &str) -> Result<Lsn> {
-        Err(Error::Invalid("not written yet".to_owned()))
+
+    /// Creates a permanent logical slot for `pgoutput` and returns its consistent
+    /// point: it will stream every transaction that commits after it.
+    ///
+    /// Waits, without limit, until every transaction that was open when it began has
+    /// ended; [`Replication::backend_pid`] tells whom to ask what it waits for.
+    /// Dropping the future closes the connection, but the server notices only when it
+    /// has done: the slot may still come into being.
+    pub async fn create_slot(&mut self, name: &str) -> Result<Lsn> {
+        let doing = format!("creating replication slot {name:?}");
+        let sql = commands::create_slot(name, self.server_version_num, Snapshot::Nothing);
+        let rows = self.run(&sql, &doing).await?;
+        commands::cell(&rows, 1, &doing)
     }
-    /// Drops a slot; false when there was none.
-    pub async fn drop_slot(&mut self, _name: &str) -> Result<bool> {
-        Err(Error::Invalid("not written yet".to_owned()))
+
+    /// Drops a slot; `false` when there is none of that name. A slot that is in use is
+    /// an error that passes ([`Error::is_transient`]).
+    pub async fn drop_slot(&mut self, name: &str) -> Result<bool> {
+        let doing = format!("dropping replication slot {name:?}");
+        let sql = commands::drop_slot(name);
+        let asked = tokio::time::timeout(COMMAND_TIMEOUT, self.wire.0.simple_query(&sql)).await;
+        match within(asked, &doing, COMMAND_TIMEOUT) {
+            Ok(_) => Ok(true),
+            // undefined_object
+            Err(error) if error.sqlstate() == Some("42704") => Ok(false),
+            Err(error) => Err(error),
+        }
     }
-    /// Creates a temporary slot and keeps the session for its snapshot.
-    pub async fn create_temporary_slot_exporting(self, _name: &str) -> Result<ExportedSnapshot> {
-        Err(Error::Invalid("not written yet".to_owned()))
+
+    /// Creates a temporary slot and exports the snapshot of its consistent point.
+    ///
+    /// The session then only serves to keep both, since any other command would end
+    /// the snapshot; so it is taken over by what is returned. Waits as
+    /// [`Replication::create_slot`] does.
+    pub async fn create_temporary_slot_exporting(mut self, name: &str) -> Result<ExportedSnapshot> {
+        let doing = format!("creating temporary replication slot {name:?}");
+        let sql = commands::create_slot(name, self.server_version_num, Snapshot::Export);
+        let rows = self.run(&sql, &doing).await?;
+        Ok(ExportedSnapshot {
+            lsn: commands::cell(&rows, 1, &doing)?,
+            snapshot_name: commands::cell(&rows, 2, &doing)?,
+            session: self,
+        })
     }
-    /// Streams.
-    pub async fn start(self, _start_lsn: Lsn) -> Result<WalStream> {
-        Err(Error::Invalid("not written yet".to_owned()))
+
+    /// Starts streaming the slot from `start_lsn`: transactions that commit before it
+    /// are not sent. A position before the slot's own is moved up to that by the server.
+    ///
+    /// The wire client must know the position when it connects, so this opens a second
+    /// session in place of the first. If the server then turns out to be another one
+    /// than [`Replication::identify_system`] described, that is an error that passes:
+    /// connect and compare again.
+    pub async fn start(self, start_lsn: Lsn) -> Result<WalStream> {
+        let doing = format!("streaming replication slot {:?}", self.target.slot);
+        if self.target.slot.is_empty() || self.target.publications.is_empty() {
+            return Err(Error::Invalid(format!(
+                "{doing}: no slot or no publication was given"
+            )));
+        }
+        let Replication {
+            wire,
+            target,
+            identity,
+            ..
+        } = self;
+        drop(wire);
+        let mut session = Self::open(target, start_lsn).await?;
+        if let Some(before) = identity {
+            let now = session.identify_system().await?;
+            if (&before.system_id, before.timeline) != (&now.system_id, now.timeline) {
+                return Err(Error::Replication {
+                    doing,
+                    message: "the server became another one in between".to_owned(),
+                    sqlstate: None,
+                    connection_lost: true,
+                });
+            }
+        }
+        let client = &mut session.wire.0;
+        client
+            .start()
+            .await
+            .map_err(|error| commands::error(&doing, error))?;
+        let started = tokio::time::timeout(COMMAND_TIMEOUT, client.wait_started()).await;
+        within(started, &doing, COMMAND_TIMEOUT)?;
+        Ok(WalStream::new(session, doing, start_lsn))
+    }
+
+    async fn run(&mut self, sql: &str, doing: &str) -> Result<Vec<QueryRow>> {
+        self.wire
+            .0
+            .simple_query(sql)
+            .await
+            .map_err(|error| commands::error(doing, error))
     }
 }
 
-/// An exported snapshot; dropping it closes the session and the temporary slot.
+/// An exported snapshot, importable by other sessions of the same database with
+/// `SET TRANSACTION SNAPSHOT`, as long as this exists. Dropping it closes the session
+/// that exported it: the snapshot can no longer be imported and the temporary slot is
+/// gone a moment later; transactions that have imported it keep it.
 pub struct ExportedSnapshot {
-    /// The consistent point.
+    /// The consistent point: the snapshot sees exactly the transactions that a slot
+    /// created here would not stream.
     pub lsn: Lsn,
-    /// For SET TRANSACTION SNAPSHOT.
+    /// For `SET TRANSACTION SNAPSHOT`, as a literal.
     pub snapshot_name: String,
-    _session: Replication,
+    session: Replication,
 }
 
 impl ExportedSnapshot {
-    /// Closes the session and waits for it to end.
-    pub async fn close(self) {}
-}
-
-/// A running stream.
-pub struct WalStream {
-    _options: ConnectOptions,
-}
-
-impl WalStream {
-    /// The next event.
-    pub async fn next(&mut self) -> Result<WalEvent> {
-        Err(Error::Invalid("not written yet".to_owned()))
+    /// The pid of the server process that holds the slot.
+    pub fn backend_pid(&self) -> i32 {
+        self.session.backend_pid
     }
-    /// Confirms.
-    pub fn confirm(&self, _lsn: Lsn) {}
-    /// Stops.
-    pub async fn stop(self) {}
 }
 
-/// One event of the stream. Times are microseconds since the Unix epoch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum WalEvent {
-    /// A transaction begins.
-    Begin {
-        /// Position of its commit record.
-        final_lsn: Lsn,
-        /// Commit time.
-        commit_ts_us: i64,
-        /// Transaction id.
-        xid: u32,
-    },
-    /// A transaction is complete.
-    Commit {
-        /// Position of its commit record.
-        commit_lsn: Lsn,
-        /// Position right after it.
-        end_lsn: Lsn,
-        /// Commit time.
-        commit_ts_us: i64,
-    },
-    /// A pgoutput message for [`crate::pgoutput::decode`].
-    Change(Bytes),
-    /// The server is at `wal_end` and has nothing before it to send.
-    Keepalive {
-        /// Where the server is.
-        wal_end: Lsn,
-    },
-    /// A message from `pg_logical_emit_message`.
-    LogicalMessage,
+impl std::fmt::Debug for ExportedSnapshot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ExportedSnapshot")
+            .field("lsn", &self.lsn)
+            .field("snapshot_name", &self.snapshot_name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Turns a limited wait for the wire client into a result of ours.
+fn within<T>(
+    waited: Result<pgwire_replication::Result<T>, tokio::time::error::Elapsed>,
+    doing: &str,
+    limit: Duration,
+) -> Result<T> {
+    match waited {
+        Ok(result) => result.map_err(|error| commands::error(doing, error)),
+        Err(_) => Err(Error::Timeout {
+            doing: doing.to_owned(),
+            seconds: limit.as_secs(),
+        }),
+    }
+}
+
+/// The wire client's configuration. It prints the password in its `Debug`, so it must
+/// not leave this function's caller.
+fn wire_config(
+    target: &Target,
+    roots: Option<&tls::RootFile>,
+    start_lsn: Lsn,
+) -> ReplicationConfig {
+    let options = &target.options;
+    let tls = TlsConfig {
+        mode: match options.effective_ssl_mode() {
+            SslMode::Disable => WireSslMode::Disable,
+            SslMode::Prefer => WireSslMode::Prefer,
+            SslMode::Require => WireSslMode::Require,
+            SslMode::VerifyCa => WireSslMode::VerifyCa,
+            SslMode::VerifyFull => WireSslMode::VerifyFull,
+        },
+        ca_pem_path: roots.map(|file| file.path().to_owned()),
+        // Named so that it also verifies an address, which it refuses to do unasked.
+        sni_hostname: Some(options.host.clone()),
+        ..TlsConfig::default()
+    };
+    // It puts slot and publications into its command as they are.
+    let publications: Vec<String> = target
+        .publications
+        .iter()
+        .map(|name| crate::quote_ident(name))
+        .collect();
+    ReplicationConfig::new(
+        &options.host,
+        &options.user,
+        options.password.expose_secret(),
+        &options.database,
+        crate::quote_ident(&target.slot),
+        publications,
+    )
+    .with_port(options.port)
+    .with_tls(tls)
+    .with_start_lsn(WireLsn::from_u64(start_lsn.0))
+    .with_options(pinned_options())
+    .with_application_name(&target.application_name)
+    .with_buffer_size(BUFFERED_EVENTS)
+    .with_status_interval(STATUS_INTERVAL)
+    .with_wakeup_interval(IDLE_INTERVAL)
 }
