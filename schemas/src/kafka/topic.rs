@@ -11,7 +11,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::{CALL_TIMEOUT, KafkaConfig, MESSAGE_BYTES_MAX};
+use super::{CALL_TIMEOUT, KafkaConfig};
 use crate::{Error, Result};
 
 /// What a topic is for; decides its settings.
@@ -345,6 +345,7 @@ impl Setting {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kafka::MESSAGE_BYTES_MAX;
 
     fn number(settings: &[Setting], name: &str) -> usize {
         let setting = settings.iter().find(|setting| setting.name == name);
