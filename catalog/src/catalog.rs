@@ -133,10 +133,55 @@ impl Catalog {
     }
 
     /// Makes or updates schema `bunny`. Several processes may do so at once:
-    /// an advisory lock lets one at a time.
+    /// an advisory lock lets one at a time. [`Error::Invalid`] if a newer release
+    /// has changed the schema.
     pub async fn migrate(&self) -> Result<()> {
-        let _ = (MIGRATE_LOCK, &MIGRATOR);
-        Err(Error::Unavailable("not built".into()))
+        let failed = |error| Error::database("migrating the catalog", error);
+        // Not given back to the pool: its search path and lock end with it.
+        let mut connection = self.pool.acquire().await.map_err(failed)?.detach();
+        sqlx::query("SELECT pg_advisory_lock($1)")
+            .bind(MIGRATE_LOCK)
+            .execute(&mut connection)
+            .await
+            .map_err(failed)?;
+        // sqlx keeps its own table where the search path points.
+        connection
+            .execute("CREATE SCHEMA IF NOT EXISTS bunny; SET search_path = bunny, pg_catalog")
+            .await
+            .map_err(failed)?;
+        let migrated = MIGRATOR.run(&mut connection).await;
+        // Closing releases the lock; an error of it changes nothing.
+        let _ = connection.close().await;
+        migrated.map_err(migration_failed)
+    }
+
+    /// Whether the schema is there and as this release needs it. Workers wait
+    /// for that; they do not migrate.
+    pub async fn is_migrated(&self) -> Result<bool> {
+        let failed = |error| Error::database("looking at the catalog's schema", error);
+        let there: bool =
+            sqlx::query_scalar("SELECT to_regclass('bunny._sqlx_migrations') IS NOT NULL")
+                .fetch_one(&self.pool)
+                .await
+                .map_err(failed)?;
+        if !there {
+            return Ok(false);
+        }
+        let done: Option<i64> =
+            sqlx::query_scalar("SELECT max(version) FROM bunny._sqlx_migrations WHERE success")
+                .fetch_one(&self.pool)
+                .await
+                .map_err(failed)?;
+        let needed = MIGRATOR.iter().map(|migration| migration.version).max();
+        Ok(done >= needed)
+    }
+
+    /// A listener for the notifications that wake workers.
+    pub(crate) async fn listen(&self) -> Result<PgListener> {
+        let failed = |error| Error::database("listening for notifications", error);
+        let mut listener = PgListener::connect_with(&self.pool).await.map_err(failed)?;
+        listener.listen(WAKE_CHANNEL).await.map_err(failed)?;
+        Ok(listener)
     }
 
     pub(crate) fn pool(&self) -> &PgPool {
@@ -145,5 +190,18 @@ impl Catalog {
 
     pub(crate) fn key(&self) -> &EncryptionKey {
         &self.key
+    }
+}
+
+fn migration_failed(error: sqlx::migrate::MigrateError) -> Error {
+    use sqlx::migrate::MigrateError;
+    match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => {
+            Error::database("migrating the catalog", error)
+        }
+        MigrateError::VersionMissing(version) => Error::Invalid(format!(
+            "the catalog was migrated to version {version} by a newer release: run that release"
+        )),
+        error => Error::internal("migrating the catalog", error),
     }
 }

@@ -7,6 +7,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
+use crate::leases::Role;
 use crate::{Catalog, Error, Result};
 
 /// Where a command stands.
@@ -150,6 +151,33 @@ impl Catalog {
         .await
         .map(|_| ())
         .map_err(|error| Error::database("failing a command", error))
+    }
+
+    /// Records that a role has started a mirror anew at `version`, and so has
+    /// done its part of every `retry` that asked for that or an older version.
+    /// The command ends when both roles have.
+    pub(crate) async fn note_restarted(
+        &self,
+        mirror_id: Uuid,
+        role: Role,
+        version: i64,
+    ) -> Result<()> {
+        sqlx::query(
+            "UPDATE bunny.commands
+             SET steps = steps || to_jsonb($2::text),
+                 state = CASE WHEN steps = '[]' THEN 'running' ELSE 'done' END,
+                 updated_at = clock_timestamp(),
+                 finished_at = CASE WHEN steps = '[]' THEN NULL ELSE clock_timestamp() END
+             WHERE mirror_id = $1 AND kind = 'retry' AND state IN ('pending', 'running')
+               AND (args ->> 'version')::bigint <= $3 AND NOT steps ? $2",
+        )
+        .bind(mirror_id)
+        .bind(format!("{role} started again"))
+        .bind(version)
+        .execute(self.pool())
+        .await
+        .map(|_| ())
+        .map_err(|error| Error::database("recording a retry", error))
     }
 
     /// The newest 500 commands of all mirrors that ever had this name.

@@ -58,21 +58,36 @@ impl Catalog {
         holder: &str,
         ttl: Duration,
     ) -> Result<Option<Lease>> {
+        self.acquire_lease_left_for(mirror_id, role, holder, ttl, Duration::ZERO)
+            .await
+    }
+
+    /// Takes a lease that nobody has had, or wanted, for `left_for`.
+    pub(crate) async fn acquire_lease_left_for(
+        &self,
+        mirror_id: Uuid,
+        role: Role,
+        holder: &str,
+        ttl: Duration,
+        left_for: Duration,
+    ) -> Result<Option<Lease>> {
         let epoch: Option<i64> = sqlx::query_scalar(
             "INSERT INTO bunny.leases AS l (mirror_id, role, holder, epoch, expires_at, heartbeat_at)
              SELECT m.id, $2, $3, 1, clock_timestamp() + $4 * interval '1 second', clock_timestamp()
-             FROM bunny.mirrors m WHERE m.id = $1
+             FROM bunny.mirrors m
+             WHERE m.id = $1 AND m.created_at <= clock_timestamp() - $5 * interval '1 second'
              ON CONFLICT (mirror_id, role) DO UPDATE
              SET holder = excluded.holder, epoch = l.epoch + 1,
                  expires_at = clock_timestamp() + $4 * interval '1 second',
                  heartbeat_at = clock_timestamp()
-             WHERE l.expires_at <= clock_timestamp()
+             WHERE l.expires_at <= clock_timestamp() - $5 * interval '1 second'
              RETURNING epoch",
         )
         .bind(mirror_id)
         .bind(role.as_str())
         .bind(holder)
         .bind(ttl.as_secs_f64())
+        .bind(left_for.as_secs_f64())
         .fetch_optional(self.pool())
         .await
         .map_err(|error| Error::database("taking a lease", error))?;
@@ -82,6 +97,77 @@ impl Catalog {
             holder: holder.to_owned(),
             epoch,
         }))
+    }
+
+    /// The mirrors whose lease is free or has run out.
+    pub(crate) async fn free_mirrors(&self, role: Role) -> Result<Vec<Uuid>> {
+        sqlx::query_scalar(
+            "SELECT m.id FROM bunny.mirrors m
+             LEFT JOIN bunny.leases l ON l.mirror_id = m.id AND l.role = $1
+             WHERE l.mirror_id IS NULL OR l.expires_at <= clock_timestamp()
+             ORDER BY m.created_at, m.id",
+        )
+        .bind(role.as_str())
+        .fetch_all(self.pool())
+        .await
+        .map_err(|error| Error::database("looking for free leases", error))
+    }
+
+    /// Says that a process shares in the work; returns how many do, it included.
+    pub(crate) async fn worker_alive(
+        &self,
+        role: Role,
+        holder: &str,
+        ttl: Duration,
+    ) -> Result<usize> {
+        let failed = |error| Error::database("announcing a worker", error);
+        sqlx::query(
+            "INSERT INTO bunny.workers (holder, role, expires_at)
+             VALUES ($1, $2, clock_timestamp() + $3 * interval '1 second')
+             ON CONFLICT (role, holder) DO UPDATE SET expires_at = excluded.expires_at",
+        )
+        .bind(holder)
+        .bind(role.as_str())
+        .bind(ttl.as_secs_f64())
+        .execute(self.pool())
+        .await
+        .map_err(failed)?;
+        sqlx::query("DELETE FROM bunny.workers WHERE expires_at <= clock_timestamp()")
+            .execute(self.pool())
+            .await
+            .map_err(failed)?;
+        let alive: i64 = sqlx::query_scalar("SELECT count(*) FROM bunny.workers WHERE role = $1")
+            .bind(role.as_str())
+            .fetch_one(self.pool())
+            .await
+            .map_err(failed)?;
+        Ok(usize::try_from(alive).unwrap_or(1).max(1))
+    }
+
+    /// Gives back every lease of a process that ends.
+    pub(crate) async fn worker_gone(&self, role: Role, holder: &str) -> Result<()> {
+        let failed = |error| Error::database("giving leases back", error);
+        sqlx::query(
+            "UPDATE bunny.leases SET expires_at = clock_timestamp(), holder = ''
+             WHERE role = $1 AND holder = $2",
+        )
+        .bind(role.as_str())
+        .bind(holder)
+        .execute(self.pool())
+        .await
+        .map_err(failed)?;
+        sqlx::query("DELETE FROM bunny.workers WHERE role = $1 AND holder = $2")
+            .bind(role.as_str())
+            .bind(holder)
+            .execute(self.pool())
+            .await
+            .map_err(failed)?;
+        // The next worker need not wait for its poll.
+        sqlx::query("SELECT pg_notify('bunny_wake', '')")
+            .execute(self.pool())
+            .await
+            .map(|_| ())
+            .map_err(failed)
     }
 
     /// Renews a lease. `false`: another has it now, or the mirror is gone.

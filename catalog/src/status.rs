@@ -5,8 +5,9 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use crate::commands::Command;
-use crate::mirrors::Mirror;
-use crate::reports::Reports;
+use crate::leases::Role;
+use crate::mirrors::{Desired, Mirror};
+use crate::reports::{ApplyReport, Reports, RoleState, TableReport};
 
 /// Where a mirror stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -104,6 +105,9 @@ pub struct StatusView {
     pub error_count: i64,
 }
 
+/// After so long without a sign of life a role counts as gone.
+const SILENT_SECONDS: i64 = 30;
+
 /// The status at `now` (by the catalog's clock, [`Reports::read_at`]).
 /// `commands` are the unfinished ones of the mirror.
 pub fn derive(
@@ -112,12 +116,352 @@ pub fn derive(
     commands: &[Command],
     now: DateTime<Utc>,
 ) -> StatusView {
-    let _ = (mirror, reports, commands, now);
+    let problems = problems(mirror, reports, now);
+    let fatal = [&reports.capture.failure, &reports.apply.failure]
+        .into_iter()
+        .flatten()
+        .any(|failure| failure.fatal);
+    let phase = phase(mirror, reports);
+    let deleting = commands
+        .iter()
+        .any(|command| command.kind == "delete" && command.state.is_open());
+    let status = if mirror.desired == Desired::Deleted || deleting {
+        Status::Terminating
+    } else if fatal {
+        Status::Failed
+    } else if mirror.desired == Desired::Paused {
+        paused(reports)
+    } else {
+        match phase {
+            Phase::Setup => Status::Setup,
+            Phase::Snapshot => Status::Snapshot,
+            Phase::Cdc => Status::Running,
+        }
+    };
+    let health = problems
+        .iter()
+        .map(|problem| problem.health)
+        .max()
+        .unwrap_or(Health::Ok);
+    let worst = problems
+        .iter()
+        .find(|problem| problem.health == health)
+        .map(|problem| problem.message.clone());
     StatusView {
-        status: Status::Setup,
-        phase: Phase::Setup,
-        health: Health::Ok,
-        error_message: None,
-        error_count: 0,
+        status,
+        phase,
+        health,
+        error_message: worst,
+        error_count: problems.iter().map(|problem| problem.count).sum(),
+    }
+}
+
+fn paused(reports: &Reports) -> Status {
+    let paused = |report: &ApplyReport| report.phase == "paused";
+    match &reports.apply.report {
+        Some(report) if !paused(report) && reports.apply.holder.is_some() => Status::Pausing,
+        _ => Status::Paused,
+    }
+}
+
+/// How far the mirror has come. A table in error or set aside does not hold the
+/// others back; it shows in the health.
+fn phase(mirror: &Mirror, reports: &Reports) -> Phase {
+    if !mirror.generation_ready {
+        return Phase::Setup;
+    }
+    let no_tables = Vec::new();
+    let tables = match &reports.apply.report {
+        Some(report) if report.generation == Some(mirror.generation) => &report.tables,
+        _ => &no_tables,
+    };
+    let state_of = |source| {
+        tables
+            .iter()
+            .find(|table| table.source == source)
+            .map_or("PENDING", |table| table.state.as_str())
+    };
+    let states: Vec<&str> = mirror
+        .tables
+        .iter()
+        .map(|table| state_of(table.source.clone()))
+        .collect();
+    let settled = |state: &&str| ["LIVE", "ERRORED", "PARKED"].contains(state);
+    if states.contains(&"LIVE") && states.iter().all(settled) {
+        return Phase::Cdc;
+    }
+    let capture_syncs = reports
+        .capture
+        .report
+        .as_ref()
+        .is_some_and(|report| !report.syncs.is_empty());
+    if capture_syncs || states.iter().any(|state| *state != "PENDING") {
+        return Phase::Snapshot;
+    }
+    Phase::Setup
+}
+
+struct Problem {
+    health: Health,
+    message: String,
+    count: i64,
+}
+
+/// Everything that is wrong, what explains most first.
+fn problems(mirror: &Mirror, reports: &Reports, now: DateTime<Utc>) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    problems.extend(failure(&reports.capture, Role::Capture));
+    problems.extend(failure(&reports.apply, Role::Apply));
+    problems.extend(slot_at_risk(reports));
+    problems.extend(silence(mirror, &reports.capture, Role::Capture, now));
+    problems.extend(silence(mirror, &reports.apply, Role::Apply, now));
+    problems.extend(tables_in_error(reports));
+    problems
+}
+
+fn failure<R>(state: &RoleState<R>, role: Role) -> Option<Problem> {
+    let failure = state.failure.as_ref()?;
+    Some(Problem {
+        health: if failure.fatal {
+            Health::Down
+        } else {
+            Health::Degraded
+        },
+        message: format!("{role}: {}", failure.message),
+        count: i64::from(failure.count),
+    })
+}
+
+fn slot_at_risk(reports: &Reports) -> Option<Problem> {
+    let report = reports.capture.report.as_ref()?;
+    let (health, what) = match report.wal_status.as_deref() {
+        Some("lost") => (Health::Down, "has lost WAL that the mirror needs"),
+        Some("unreserved") => (
+            Health::Degraded,
+            "is about to lose WAL that the mirror needs: raise max_slot_wal_keep_size",
+        ),
+        _ => return None,
+    };
+    Some(Problem {
+        health,
+        message: format!("the replication slot {what}"),
+        count: 1,
+    })
+}
+
+/// A role that nobody does: no worker has renewed its lease for a while.
+fn silence<R>(
+    mirror: &Mirror,
+    state: &RoleState<R>,
+    role: Role,
+    now: DateTime<Utc>,
+) -> Option<Problem> {
+    let last_sign = state.heartbeat_at.unwrap_or(mirror.created_at);
+    let silent_seconds = (now - last_sign).num_seconds();
+    if silent_seconds < SILENT_SECONDS {
+        return None;
+    }
+    Some(Problem {
+        health: Health::Down,
+        message: format!(
+            "no {role} worker has been heard of for {silent_seconds} s: is \"bunny {role}\" running?"
+        ),
+        count: 0,
+    })
+}
+
+fn tables_in_error(reports: &Reports) -> Vec<Problem> {
+    let Some(report) = &reports.apply.report else {
+        return Vec::new();
+    };
+    let in_error = |table: &&TableReport| ["ERRORED", "PARKED"].contains(&table.state.as_str());
+    report
+        .tables
+        .iter()
+        .filter(in_error)
+        .map(|table| Problem {
+            health: Health::Degraded,
+            message: format!(
+                "table {} is {}: {}",
+                table.source,
+                table.state,
+                table.error.as_deref().unwrap_or("no reason is known")
+            ),
+            count: 1,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mirrors::tests::mirror;
+    use crate::reports::{CaptureReport, Failure, SyncProgress};
+    use bunny_postgres::TableName;
+    use chrono::TimeDelta;
+    use uuid::Uuid;
+
+    fn table() -> TableName {
+        TableName::new("public", "t")
+    }
+
+    /// Two live workers and one table in `state`.
+    fn reports(state: &str) -> Reports {
+        let now = DateTime::from_timestamp(1_700_000_100, 0).unwrap();
+        let generation = Some(Uuid::from_u128(7));
+        Reports {
+            read_at: now,
+            capture: RoleState {
+                report: Some(CaptureReport {
+                    generation,
+                    wal_status: Some("reserved".into()),
+                    ..CaptureReport::default()
+                }),
+                reported_at: Some(now),
+                failure: None,
+                holder: Some("h".into()),
+                heartbeat_at: Some(now),
+            },
+            apply: RoleState {
+                report: Some(ApplyReport {
+                    generation,
+                    tables: vec![TableReport::new(table(), state)],
+                    ..ApplyReport::default()
+                }),
+                reported_at: Some(now),
+                failure: None,
+                holder: Some("h".into()),
+                heartbeat_at: Some(now),
+            },
+        }
+    }
+
+    fn seen(mirror: &Mirror, reports: &Reports) -> (Status, Phase, Health) {
+        let view = derive(mirror, reports, &[], reports.read_at);
+        (view.status, view.phase, view.health)
+    }
+
+    fn trouble(fatal: bool) -> Option<Failure> {
+        Some(Failure {
+            message: "it broke".into(),
+            fatal,
+            count: 3,
+            since: DateTime::from_timestamp(1_700_000_000, 0).unwrap(),
+            next_try: None,
+        })
+    }
+
+    #[test]
+    fn a_mirror_goes_from_setup_over_snapshot_to_running() {
+        let mut mirror = mirror("m");
+        mirror.generation_ready = false;
+        let setup = (Status::Setup, Phase::Setup, Health::Ok);
+        assert_eq!(seen(&mirror, &reports("PENDING")), setup);
+        mirror.generation_ready = true;
+        assert_eq!(seen(&mirror, &reports("PENDING")), setup);
+        for state in ["SYNCING", "CATCHING_UP"] {
+            let expected = (Status::Snapshot, Phase::Snapshot, Health::Ok);
+            assert_eq!(seen(&mirror, &reports(state)), expected);
+        }
+        let running = (Status::Running, Phase::Cdc, Health::Ok);
+        assert_eq!(seen(&mirror, &reports("LIVE")), running);
+    }
+
+    #[test]
+    fn a_sync_that_capture_runs_is_a_snapshot_before_apply_says_so() {
+        let mut reports = reports("PENDING");
+        if let Some(report) = reports.capture.report.as_mut() {
+            report
+                .syncs
+                .push(SyncProgress::new(Uuid::from_u128(9), table()));
+        }
+        assert_eq!(seen(&mirror("m"), &reports).0, Status::Snapshot);
+    }
+
+    #[test]
+    fn what_was_said_of_another_generation_does_not_count() {
+        let mut reports = reports("LIVE");
+        if let Some(report) = reports.apply.report.as_mut() {
+            report.generation = Some(Uuid::from_u128(6));
+        }
+        assert_eq!(seen(&mirror("m"), &reports).0, Status::Setup);
+    }
+
+    #[test]
+    fn a_failure_that_is_retried_degrades_and_a_fatal_one_fails() {
+        let mut reports = reports("LIVE");
+        reports.apply.failure = trouble(false);
+        let retried = derive(&mirror("m"), &reports, &[], reports.read_at);
+        assert_eq!(retried.status, Status::Running);
+        assert_eq!(retried.health, Health::Degraded);
+        assert_eq!(retried.error_message.as_deref(), Some("apply: it broke"));
+        assert_eq!(retried.error_count, 3);
+        reports.capture.failure = trouble(true);
+        let failed = derive(&mirror("m"), &reports, &[], reports.read_at);
+        assert_eq!(
+            (failed.status, failed.health),
+            (Status::Failed, Health::Down)
+        );
+        assert_eq!(failed.error_message.as_deref(), Some("capture: it broke"));
+        assert_eq!(failed.error_count, 6);
+    }
+
+    #[test]
+    fn a_table_in_error_leaves_the_mirror_running_and_degraded() {
+        let mut mirror = mirror("m");
+        let mut second = mirror.tables[0].clone();
+        second.source = TableName::new("public", "u");
+        mirror.tables.push(second);
+        let mut reports = reports("LIVE");
+        if let Some(report) = reports.apply.report.as_mut() {
+            let mut errored = TableReport::new(TableName::new("public", "u"), "ERRORED");
+            errored.error = Some("value too long".into());
+            report.tables.push(errored);
+        }
+        let view = derive(&mirror, &reports, &[], reports.read_at);
+        assert_eq!(
+            (view.status, view.health),
+            (Status::Running, Health::Degraded)
+        );
+        let message = view.error_message.unwrap();
+        assert!(message.contains("public.u") && message.contains("value too long"));
+    }
+
+    #[test]
+    fn a_role_that_is_silent_for_30_seconds_shows() {
+        let mut reports = reports("LIVE");
+        reports.apply.heartbeat_at = Some(reports.read_at - TimeDelta::seconds(29));
+        assert_eq!(seen(&mirror("m"), &reports).2, Health::Ok);
+        reports.apply.heartbeat_at = Some(reports.read_at - TimeDelta::seconds(31));
+        let view = derive(&mirror("m"), &reports, &[], reports.read_at);
+        assert_eq!(view.health, Health::Down);
+        assert!(view.error_message.unwrap().contains("no apply worker"));
+    }
+
+    #[test]
+    fn a_slot_at_risk_shows() {
+        let mut reports = reports("LIVE");
+        for (wal_status, health) in [("unreserved", Health::Degraded), ("lost", Health::Down)] {
+            if let Some(report) = reports.capture.report.as_mut() {
+                report.wal_status = Some(wal_status.into());
+            }
+            assert_eq!(seen(&mirror("m"), &reports).2, health);
+        }
+    }
+
+    #[test]
+    fn what_the_user_wants_wins_over_what_is() {
+        let mut mirror = mirror("m");
+        mirror.desired = Desired::Deleted;
+        let mut failed = reports("LIVE");
+        failed.capture.failure = trouble(true);
+        assert_eq!(seen(&mirror, &failed).0, Status::Terminating);
+        mirror.desired = Desired::Paused;
+        assert_eq!(seen(&mirror, &reports("LIVE")).0, Status::Pausing);
+        let mut stopped = reports("LIVE");
+        if let Some(report) = stopped.apply.report.as_mut() {
+            report.phase = "paused".into();
+        }
+        assert_eq!(seen(&mirror, &stopped).0, Status::Paused);
     }
 }

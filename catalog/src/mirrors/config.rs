@@ -1,6 +1,7 @@
 //! A mirror's options, with the defaults of the REST contract.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// When apply flushes a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -146,9 +147,19 @@ impl MirrorConfig {
     /// options and the rest without losing the refusal of unknown fields.
     pub fn field_names() -> Vec<String> {
         match serde_json::to_value(MirrorConfig::default()) {
-            Ok(serde_json::Value::Object(fields)) => fields.keys().cloned().collect(),
+            Ok(Value::Object(fields)) => fields.keys().cloned().collect(),
             _ => Vec::new(),
         }
+    }
+
+    /// Reads what the catalog holds. Options of a newer release are passed over:
+    /// while one process after another is upgraded, the older ones go on.
+    pub(crate) fn from_stored(mut stored: Value) -> serde_json::Result<MirrorConfig> {
+        let known = MirrorConfig::field_names();
+        if let Value::Object(fields) = &mut stored {
+            fields.retain(|name, _| known.contains(name));
+        }
+        serde_json::from_value(stored)
     }
 
     /// Every option whose value is out of range, one sentence each, naming it.
@@ -256,6 +267,12 @@ mod tests {
         ] {
             assert!(problems.contains(name), "{name} in {problems}");
         }
+    }
+
+    #[test]
+    fn a_stored_option_of_a_newer_release_is_passed_over() {
+        let stored = serde_json::json!({"max_batch_size": 5, "from_the_future": true});
+        assert_eq!(MirrorConfig::from_stored(stored).unwrap().max_batch_size, 5);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Mirrors in the catalog database.
 
 use bunny_postgres::TableName;
-use serde_json::json;
+use serde_json::{Value, json};
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use sqlx::{PgConnection, Row as _};
@@ -183,21 +183,23 @@ impl Catalog {
     pub async fn request_retry(&self, name: &str, requested_by: &str) -> Result<Uuid> {
         let failed = |error| Error::database("retrying a mirror", error);
         let mut transaction = self.pool().begin().await.map_err(failed)?;
-        let mirror_id: Uuid = sqlx::query_scalar(
+        let row = sqlx::query(
             "UPDATE bunny.mirrors SET version = version + 1, updated_at = clock_timestamp()
-             WHERE name = $1 AND desired <> 'deleted' RETURNING id",
+             WHERE name = $1 AND desired <> 'deleted' RETURNING id, version",
         )
         .bind(name)
         .fetch_optional(&mut *transaction)
         .await
         .map_err(failed)?
         .ok_or_else(|| Error::not_found("mirror", name))?;
+        let mirror_id: Uuid = row.try_get("id").map_err(failed)?;
+        let version: i64 = row.try_get("version").map_err(failed)?;
         let command_id = commands::insert(
             &mut transaction,
             mirror_id,
             name,
             "retry",
-            &json!({}),
+            &json!({ "version": version }),
             requested_by,
         )
         .await?;
@@ -476,7 +478,9 @@ async fn notify(connection: &mut PgConnection) -> Result<()> {
 
 fn mirror_from(row: &PgRow) -> Result<Mirror> {
     let read = |error| Error::database("reading a mirror", error);
-    let config: Json<MirrorConfig> = row.try_get("config").map_err(read)?;
+    let config: Value = row.try_get("config").map_err(read)?;
+    let config = MirrorConfig::from_stored(config)
+        .map_err(|error| Error::internal("reading a mirror's options", error))?;
     let tables: Json<Vec<MirrorTable>> = row.try_get("tables").map_err(read)?;
     let desired: String = row.try_get("desired").map_err(read)?;
     Ok(Mirror {
@@ -490,7 +494,7 @@ fn mirror_from(row: &PgRow) -> Result<Mirror> {
         publication_name: row.try_get("publication_name").map_err(read)?,
         publication_given: row.try_get("publication_given").map_err(read)?,
         publication_ins_name: row.try_get("publication_ins_name").map_err(read)?,
-        config: config.0,
+        config,
         generation: row.try_get("generation").map_err(read)?,
         generation_ready: row.try_get("generation_ready").map_err(read)?,
         desired: match desired.as_str() {

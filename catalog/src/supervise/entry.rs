@@ -44,8 +44,6 @@ pub(super) enum Action {
     Stop,
     /// Abort it.
     Abort,
-    /// Tell the catalog that this role's side is gone.
-    RecordDeleted,
     /// Drop the entry: no task runs and the lease is not ours.
     Forget,
 }
@@ -101,6 +99,11 @@ impl Entry {
         self.failures = 0;
     }
 
+    /// Whether the catalog has still to be told that this role's side is gone.
+    pub(super) fn is_deletion_unrecorded(&self) -> bool {
+        self.state == State::Deleted { recorded: false }
+    }
+
     /// The catalog has recorded that this role's side is gone.
     pub(super) fn deletion_recorded(&mut self) {
         self.state = State::Deleted { recorded: true };
@@ -134,8 +137,7 @@ impl Entry {
                     Action::None
                 }
             }
-            State::Deleted { recorded: false } => Action::RecordDeleted,
-            State::Held { .. } | State::Deleted { recorded: true } => Action::None,
+            State::Held { .. } | State::Deleted { .. } => Action::None,
         }
     }
 
@@ -309,9 +311,9 @@ mod tests {
     fn a_deleted_side_is_recorded_once_and_never_started_again() {
         let (mut entry, now) = entry();
         assert_eq!(entry.ended(Ok(Finished::Deleted), now), None);
-        assert_eq!(entry.next(now), Action::RecordDeleted);
-        assert_eq!(entry.next(now), Action::RecordDeleted);
+        assert!(entry.is_deletion_unrecorded());
         entry.deletion_recorded();
+        assert!(!entry.is_deletion_unrecorded());
         at_version(&mut entry, 9);
         assert_eq!(entry.next(now), Action::None);
         entry.lease_lost();

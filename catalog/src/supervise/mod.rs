@@ -7,15 +7,16 @@
 
 mod entry;
 mod task;
+mod worker;
 
-use std::collections::HashMap;
 use std::future::Future;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 pub use task::{FailureKind, Finished, MirrorContext, Outcome, Reporter, TaskFailure};
+
+use worker::Worker;
 
 use crate::Catalog;
 use crate::leases::Role;
@@ -28,6 +29,16 @@ pub struct SuperviseOptions {
     pub lease_ttl: Duration,
     /// How often the catalog is looked at when no notification comes.
     pub poll: Duration,
+}
+
+impl SuperviseOptions {
+    /// Leases of that length, a look at the catalog each second.
+    pub fn new(lease_ttl: Duration) -> SuperviseOptions {
+        SuperviseOptions {
+            lease_ttl,
+            ..SuperviseOptions::default()
+        }
+    }
 }
 
 impl Default for SuperviseOptions {
@@ -55,7 +66,7 @@ pub async fn supervise<F, Fut>(
     F: Fn(Mirror, MirrorContext) -> Fut + Send + Sync,
     Fut: Future<Output = Outcome> + Send + 'static,
 {
-    let _ = (catalog, role, holder, options, run);
-    let _: HashMap<(), Arc<()>> = HashMap::new();
-    cancel.cancelled().await;
+    Worker::new(catalog, role, holder, options, run)
+        .run(cancel)
+        .await;
 }

@@ -1,6 +1,7 @@
 //! What a supervised task is given, and what it gives back.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -197,7 +198,7 @@ impl Reporter {
     }
 
     /// Stores what comes, for ever; run beside the task.
-    pub(crate) async fn flush_forever(&self, catalog: &Catalog) {
+    pub(crate) async fn flush_forever(&self, catalog: &Catalog) -> Infallible {
         loop {
             tokio::time::sleep(FLUSH_EVERY).await;
             self.flush(catalog, FLUSH_TIMEOUT).await;
