@@ -172,3 +172,103 @@ fn digits(text: &[u8], max: usize, radix: u32, so_far: u32) -> (u8, usize) {
     }
     ((value & 0xFF) as u8, used)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn escaped(value: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        escape_into(&mut out, value);
+        out
+    }
+
+    #[test]
+    fn structure_is_escaped() {
+        assert_eq!(escaped(b"plain"), b"plain");
+        assert_eq!(escaped(b"a\tb\nc\rd\\e"), b"a\\tb\\nc\\rd\\\\e");
+        assert_eq!(escaped(b"\x08\x0b\x0c"), b"\\b\\v\\f");
+        // The text \N is not NULL.
+        assert_eq!(escaped(b"\\N"), b"\\\\N");
+        assert_eq!(escaped("süß".as_bytes()), "süß".as_bytes());
+    }
+
+    #[test]
+    fn rows_are_lines_and_columns_lie_between_tabs() {
+        let mut out = Vec::new();
+        write_row(&mut out, [Some(&b"1"[..]), None, Some(b"")]);
+        write_row(&mut out, [Some(&b"\\."[..])]);
+        write_row(&mut out, []);
+        assert_eq!(out, b"1\t\\N\t\n\\\\.\n\n");
+        assert_eq!(count_rows(&out), 3);
+
+        let read: Vec<Vec<_>> = rows(&out).map(|row| row.columns().collect()).collect();
+        assert_eq!(
+            read[0],
+            [
+                Some(Cow::Borrowed(&b"1"[..])),
+                None,
+                Some(Cow::Borrowed(&b""[..]))
+            ]
+        );
+        assert_eq!(read[1], [Some(Cow::Borrowed(&b"\\."[..]))]);
+        assert_eq!(read.len(), 3);
+    }
+
+    #[test]
+    fn an_unfinished_last_line_is_a_row() {
+        assert_eq!(count_rows(b""), 0);
+        assert_eq!(count_rows(b"a\nb"), 2);
+        assert_eq!(rows(b"a\nb").count(), 2);
+        assert_eq!(rows(b"").count(), 0);
+    }
+
+    #[test]
+    fn the_other_escapes_of_copy_are_read() {
+        for (field, value) in [
+            (&b"\\101\\x42\\x4"[..], &b"AB\x04"[..]),
+            (b"\\1018", b"A8"),
+            (b"\\777", b"\xFF"),
+            (b"\\8", b"8"),
+            (b"\\xg", b"xg"),
+            (b"\\q\\\\", b"q\\"),
+            (b"end\\", b"end\\"),
+        ] {
+            assert_eq!(unescape(field), value, "{field:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_written_is_what_is_read(
+            written in vec(vec(proptest::option::of(vec(any::<u8>(), 0..12)), 1..5), 0..5)
+        ) {
+            let mut out = Vec::new();
+            for row in &written {
+                write_row(&mut out, row.iter().map(Option::as_deref));
+            }
+            prop_assert_eq!(count_rows(&out), written.len() as u64);
+            let read: Vec<Vec<Option<Vec<u8>>>> = rows(&out)
+                .map(|row| row.columns().map(|value| value.map(Cow::into_owned)).collect())
+                .collect();
+            prop_assert_eq!(read, written);
+        }
+
+        #[test]
+        fn any_bytes_are_read(bytes in vec(any::<u8>(), 0..60)) {
+            let lines = rows(&bytes).count() as u64;
+            prop_assert_eq!(lines, count_rows(&bytes));
+            for row in rows(&bytes) {
+                let _ = row.columns().count();
+            }
+        }
+
+        #[test]
+        fn escapes_of_every_sort_are_read(text in "[\\\\x0-9a-fNt ]{0,30}") {
+            let _ = unescape(text.as_bytes());
+        }
+    }
+}
