@@ -77,7 +77,8 @@ impl Keeper {
             lsn: exported.lsn,
             snapshot_name: row.get(0),
         };
-        exported.close().await;
+        // Closes the session, and with it the slot goes.
+        drop(exported);
         Ok(keeper)
     }
 

@@ -163,9 +163,10 @@ async fn open(context: SnapshotContext) -> Result<Round> {
             .await?,
     };
     let topic = context.topics.snapshot(&context.slug);
-    let partitions = context.kafka.partitions(&topic).await?.ok_or_else(|| {
-        Error::transient(format!("the snapshot topic {topic} does not exist"))
-    })?;
+    let partitions =
+        context.kafka.partitions(&topic).await?.ok_or_else(|| {
+            Error::transient(format!("the snapshot topic {topic} does not exist"))
+        })?;
     let outlet = Outlet::open(&context.kafka, topic)?;
 
     // In this order: whatever commits at or after L is published after this offset.
@@ -175,13 +176,7 @@ async fn open(context: SnapshotContext) -> Result<Round> {
         options: context.source.clone(),
         application_name: context.application_name.clone(),
     };
-    let keeper = Keeper::open(
-        &source,
-        &context.slot_name,
-        &context.progress,
-        &context.log,
-    )
-    .await?;
+    let keeper = Keeper::open(&source, &context.slot_name, &context.progress, &context.log).await?;
 
     Ok(Round {
         sessions: Sessions::new(source, keeper.snapshot_name.clone()),

@@ -157,9 +157,10 @@ impl Outlet {
             consignment: consignment.clone(),
             _budget: budget,
         });
-        let mut message = BaseRecord::<[u8], [u8], Box<Ticket>>::with_opaque_to(&self.topic, ticket)
-            .partition(partition)
-            .payload(record);
+        let mut message =
+            BaseRecord::<[u8], [u8], Box<Ticket>>::with_opaque_to(&self.topic, ticket)
+                .partition(partition)
+                .payload(record);
         let give_up_at = Instant::now() + QUEUE_FULL_PATIENCE;
         loop {
             match producer.send(message) {

@@ -100,9 +100,9 @@ impl Predicate {
             )),
             Self::Keys { axis, from, to } => {
                 let column = quote_ident(&axis.column);
-                let lower = from
-                    .as_ref()
-                    .map(|from| format!("{column} {} {}", axis.at_least.sql(), axis.value_sql(from)));
+                let lower = from.as_ref().map(|from| {
+                    format!("{column} {} {}", axis.at_least.sql(), axis.value_sql(from))
+                });
                 let upper = to
                     .as_ref()
                     .map(|to| format!("{column} {} {}", axis.less.sql(), axis.value_sql(to)));
@@ -376,13 +376,22 @@ mod tests {
     #[test]
     fn renders_page_ranges() {
         let columns = ["a".to_owned(), "B \"b\"".to_owned()];
-        let sql = copy_sql(&chunk(Predicate::Pages { from: 4, to: Some(8) }), &columns);
+        let sql = copy_sql(
+            &chunk(Predicate::Pages {
+                from: 4,
+                to: Some(8),
+            }),
+            &columns,
+        );
         assert_eq!(
             sql,
             "COPY (SELECT \"a\", \"B \"\"b\"\"\" FROM ONLY \"Od\"\"d\".\"order\" \
              WHERE ctid >= '(4,0)'::tid AND ctid < '(8,0)'::tid) TO STDOUT"
         );
-        let sql = copy_sql(&chunk(Predicate::Pages { from: 8, to: None }), &columns[..1]);
+        let sql = copy_sql(
+            &chunk(Predicate::Pages { from: 8, to: None }),
+            &columns[..1],
+        );
         assert_eq!(
             sql,
             "COPY (SELECT \"a\" FROM ONLY \"Od\"\"d\".\"order\" \

@@ -46,10 +46,7 @@ pub(super) async fn survey(
     log: &LogSink,
 ) -> Result<Survey, Trouble> {
     let session = sessions.take().await?;
-    let root = format!(
-        "LOCK TABLE {} IN ACCESS SHARE MODE",
-        table.source.quoted()
-    );
+    let root = format!("LOCK TABLE {} IN ACCESS SHARE MODE", table.source.quoted());
     let waiting = |reason: Option<&str>| {
         progress.update(table.request_id, |progress| {
             progress.waiting_for = reason.map(str::to_owned);

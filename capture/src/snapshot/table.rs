@@ -12,9 +12,7 @@ use super::survey::{self, Survey};
 use super::trouble::Trouble;
 use super::worker::{self, ChunkJob};
 use super::{Round, TableSync, port};
-use crate::crash_points::{
-    AFTER_SYNC_FINISHED, BEFORE_SYNC_FINISHED, SYNC_STARTED, crash_point,
-};
+use crate::crash_points::{AFTER_SYNC_FINISHED, BEFORE_SYNC_FINISHED, SYNC_STARTED, crash_point};
 use crate::error::{Error, Result};
 
 /// Copies `table`. When this returns Ok, the sync is recorded as finished.
