@@ -188,8 +188,8 @@ const DEFINITION: &str = "
         'oid', root.oid::int8,
         'kind', CASE root.relkind WHEN 'p' THEN 'partitioned' ELSE 'ordinary' END,
         'persistence', coalesce(
-            (SELECT min(relpersistence) FROM held WHERE relpersistence <> 'p'),
-            root.relpersistence),
+            (SELECT min(relpersistence::text) FROM held WHERE relpersistence <> 'p'),
+            root.relpersistence::text),
         'columns', coalesce((
             SELECT jsonb_agg(jsonb_build_object(
                 'name', a.attname,
