@@ -1,0 +1,279 @@
+//! Loads one chunk: a fenced transaction with one COPY, the chunk's own record in it.
+
+use std::pin::Pin;
+
+use bunny_catalog::OnExistingRows;
+use bunny_postgres::{Session, TableDefinition, TableName, quote_ident};
+use bytes::Bytes;
+use futures_util::SinkExt;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, CopyInSink};
+
+use super::board::SyncId;
+use super::start::changed_meanwhile;
+use crate::bookkeeping::{self, State, TableState};
+use crate::context::MirrorRun;
+use crate::crash_points;
+use crate::error::{Error, Result};
+
+/// Where a chunk is put first when its rows may meet rows that are there.
+const STAGING: &str = "pg_temp._bunny_chunk";
+
+/// Opens a session for loading: triggers and foreign keys don't fire in it.
+pub(super) async fn connect(run: &MirrorRun) -> Result<Session> {
+    let session = run.connect().await?;
+    match session
+        .batch_execute("SET session_replication_role = replica")
+        .await
+    {
+        Ok(()) => {}
+        // Whether the mirror can do without was decided before anything is loaded.
+        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+            tracing::debug!("loading without session_replication_role = replica");
+        }
+        Err(error) => return Err(Error::sql("setting session_replication_role")(error)),
+    }
+    Ok(session)
+}
+
+/// A chunk being copied. Dropping it leaves the session in a failed transaction: the
+/// owner rolls back.
+pub(super) struct ChunkCopy {
+    sink: Pin<Box<CopyInSink<Bytes>>>,
+    source: TableName,
+    /// The statement that moves the rows from the staging table, if they go there first.
+    merge: Option<String>,
+}
+
+/// Why a chunk could not be begun.
+pub(super) enum Refusal {
+    /// The destination table doesn't take it.
+    Table(Error),
+    /// Anything else: the run ends.
+    Run(Error),
+}
+
+impl ChunkCopy {
+    /// Opens the transaction and its COPY. `columns` are those of the chunk's part 0.
+    pub(super) async fn begin(
+        client: &Client,
+        run: &MirrorRun,
+        source: &TableName,
+        sync: &SyncId,
+        columns: &[String],
+    ) -> Result<ChunkCopy, Refusal> {
+        let table = open_transaction(client, run, source, sync)
+            .await
+            .map_err(Refusal::Run)?;
+        start_copy(client, run, table, columns)
+            .await
+            .map_err(Refusal::Table)
+    }
+
+    /// Sends one part; waits while the server is busy.
+    pub(super) async fn send(&mut self, data: Bytes) -> Result<()> {
+        if !data.is_empty() {
+            self.sink.send(data).await.map_err(Error::sql(format!(
+                "loading into the table for {}",
+                self.source
+            )))?;
+        }
+        crash_points::reached(crash_points::CHUNK_MID_COPY);
+        Ok(())
+    }
+
+    /// Ends the COPY and returns how many rows the server took.
+    pub(super) async fn finish(mut self, client: &Client) -> Result<u64> {
+        let rows = self
+            .sink
+            .as_mut()
+            .finish()
+            .await
+            .map_err(Error::sql(format!(
+                "loading into the table for {}",
+                self.source
+            )))?;
+        if let Some(merge) = &self.merge {
+            client
+                .batch_execute(merge)
+                .await
+                .map_err(Error::sql(format!(
+                    "merging a chunk into the table for {}",
+                    self.source
+                )))?;
+        }
+        Ok(rows)
+    }
+}
+
+/// Records the chunk in the transaction that loaded it, and commits.
+pub(super) async fn commit(
+    client: &Client,
+    run: &MirrorRun,
+    sync: &SyncId,
+    chunk: i32,
+    rows: i64,
+) -> Result<()> {
+    let recorded = bookkeeping::record_chunk(
+        client,
+        run.mirror_id(),
+        sync.request_id,
+        sync.attempt,
+        chunk,
+        rows,
+    )
+    .await;
+    match recorded {
+        Err(error) if error.sqlstate() == Some(SqlState::UNIQUE_VIOLATION.code()) => {
+            return Err(Error::NotYet(format!(
+                "chunk {chunk} was committed by an earlier session meanwhile; starting again"
+            )));
+        }
+        other => other?,
+    }
+    crash_points::reached(crash_points::CHUNK_BEFORE_COMMIT);
+    client
+        .batch_execute("COMMIT")
+        .await
+        .map_err(Error::sql(format!("committing chunk {chunk}")))?;
+    crash_points::reached(crash_points::CHUNK_AFTER_COMMIT);
+    Ok(())
+}
+
+async fn open_transaction(
+    client: &Client,
+    run: &MirrorRun,
+    source: &TableName,
+    sync: &SyncId,
+) -> Result<TableState> {
+    client
+        .batch_execute("BEGIN")
+        .await
+        .map_err(Error::sql("beginning a chunk"))?;
+    bookkeeping::fence(client, run.mirror_id(), run.epoch).await?;
+    bookkeeping::table(client, run.mirror_id(), source)
+        .await?
+        .filter(|table| {
+            table.state == State::Syncing
+                && table.request_id == Some(sync.request_id)
+                && table.attempt == sync.attempt
+        })
+        .ok_or_else(|| changed_meanwhile(source))
+}
+
+async fn start_copy(
+    client: &Client,
+    run: &MirrorRun,
+    table: TableState,
+    columns: &[String],
+) -> Result<ChunkCopy> {
+    let target = table.destination.quoted();
+    let columns: Vec<String> = columns.iter().map(|column| quote_ident(column)).collect();
+    let mut into = target.clone();
+    let mut merge = None;
+    if run.mirror.config.on_existing_rows == OnExistingRows::Upsert {
+        merge = merge_statement(&key_of(&table)?, &target, &columns);
+    }
+    if merge.is_some() {
+        let staging = format!(
+            "CREATE TEMPORARY TABLE {STAGING} ON COMMIT DROP AS SELECT {} FROM {target} WITH NO DATA",
+            columns.join(", ")
+        );
+        client
+            .batch_execute(&staging)
+            .await
+            .map_err(Error::sql(format!(
+                "creating a staging table for {}",
+                table.source
+            )))?;
+        into = STAGING.to_owned();
+    }
+    let list = if columns.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", columns.join(", "))
+    };
+    let sink = client
+        .copy_in(&format!("COPY {into}{list} FROM STDIN"))
+        .await
+        .map_err(Error::sql(format!(
+            "beginning to load destination table {}",
+            table.destination
+        )))?;
+    Ok(ChunkCopy {
+        sink: Box::pin(sink),
+        source: table.source,
+        merge,
+    })
+}
+
+/// The quoted columns that identify a row; empty when nothing does.
+fn key_of(table: &TableState) -> Result<Vec<String>> {
+    let Some(definition) = &table.definition else {
+        return Ok(Vec::new());
+    };
+    let definition: TableDefinition =
+        serde_json::from_value(definition.clone()).map_err(|error| {
+            Error::Inconsistent(format!(
+                "_bunny.tables holds a definition of {} that can't be read: {error}",
+                table.source
+            ))
+        })?;
+    let key = if definition.primary_key.is_empty() {
+        definition.identity_key
+    } else {
+        definition.primary_key
+    };
+    Ok(key.iter().map(|column| quote_ident(column)).collect())
+}
+
+/// Moves staged rows over those of the same key. `None` when there is no key to go by.
+fn merge_statement(key: &[String], target: &str, columns: &[String]) -> Option<String> {
+    if key.is_empty() {
+        return None;
+    }
+    let set: Vec<String> = columns
+        .iter()
+        .filter(|column| !key.contains(column))
+        .map(|column| format!("{column} = excluded.{column}"))
+        .collect();
+    let action = if set.is_empty() {
+        "NOTHING".to_owned()
+    } else {
+        format!("UPDATE SET {}", set.join(", "))
+    };
+    let list = columns.join(", ");
+    Some(format!(
+        "INSERT INTO {target} ({list}) OVERRIDING SYSTEM VALUE SELECT {list} FROM {STAGING} \
+         ON CONFLICT ({}) DO {action}",
+        key.join(", ")
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn quoted(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| quote_ident(name)).collect()
+    }
+
+    #[test]
+    fn staged_rows_overwrite_by_key() {
+        assert_eq!(
+            merge_statement(&quoted(&["i\"d"]), "\"s\".\"t\"", &quoted(&["i\"d", "v"])).as_deref(),
+            Some(
+                "INSERT INTO \"s\".\"t\" (\"i\"\"d\", \"v\") OVERRIDING SYSTEM VALUE \
+                 SELECT \"i\"\"d\", \"v\" FROM pg_temp._bunny_chunk \
+                 ON CONFLICT (\"i\"\"d\") DO UPDATE SET \"v\" = excluded.\"v\""
+            )
+        );
+    }
+
+    #[test]
+    fn a_table_of_keys_only_keeps_what_is_there() {
+        let merge = merge_statement(&quoted(&["a", "b"]), "t", &quoted(&["a", "b"]));
+        assert!(merge.is_some_and(|sql| sql.ends_with("ON CONFLICT (\"a\", \"b\") DO NOTHING")));
+        assert_eq!(merge_statement(&[], "t", &quoted(&["a"])), None);
+    }
+}

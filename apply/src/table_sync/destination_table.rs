@@ -1,0 +1,300 @@
+//! The destination table of a sync: created if missing, checked if not, emptied.
+//!
+//! Everything here runs in the transaction that makes a sync's start true. What is
+//! wrong with one table is [`Error::Refused`] with the cure, and fails that table only.
+
+use std::collections::BTreeSet;
+
+use bunny_postgres::{TableDefinition, TableName, quote_ident};
+use tokio_postgres::GenericClient;
+use tokio_postgres::error::SqlState;
+
+use super::create_table::{self, TablePlan};
+use crate::error::{Error, Result};
+
+/// Bytes of an identifier that Postgres keeps (`NAMEDATALEN - 1`); it cuts longer ones.
+const IDENTIFIER_BYTES_MAX: usize = 63;
+
+/// What a table must be like.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted<'a> {
+    /// The source's table at the sync's point.
+    pub(super) definition: &'a TableDefinition,
+    pub(super) destination: &'a TableName,
+    pub(super) excluded: &'a [String],
+    /// The columns that the chunks carry.
+    pub(super) columns: &'a [String],
+    /// Create the table if it is missing.
+    pub(super) may_create: bool,
+    /// Add columns that the table lacks: it was filled by us, and is emptied next.
+    pub(super) may_extend: bool,
+}
+
+/// What was found or done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Ensured {
+    pub(super) created: bool,
+    /// What the source's table has and this one hasn't, for the mirror's log.
+    pub(super) left_out: Vec<String>,
+}
+
+/// Makes sure that the destination table is there and can take the sync's columns.
+pub(super) async fn ensure<C: GenericClient + Sync>(
+    client: &C,
+    wanted: Wanted<'_>,
+) -> Result<Ensured> {
+    let destination = wanted.destination;
+    for part in [&destination.schema, &destination.name] {
+        if part.len() > IDENTIFIER_BYTES_MAX {
+            return Err(Error::Refused(format!(
+                "destination table {destination}: the name {part} is longer than {IDENTIFIER_BYTES_MAX} bytes; map the table to a shorter one"
+            )));
+        }
+    }
+    match find(client, destination).await? {
+        Some(oid) => check(client, oid, wanted).await,
+        None if wanted.may_create => create(client, wanted).await,
+        None => Err(Error::Refused(format!(
+            "destination table {destination} does not exist; create it, or set \"create_destination_tables\": true"
+        ))),
+    }
+}
+
+/// The oid of a table that rows can be written to.
+async fn find<C: GenericClient + Sync>(client: &C, table: &TableName) -> Result<Option<u32>> {
+    let row = client
+        .query_opt(
+            "SELECT c.oid, c.relkind::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+             WHERE n.nspname = $1 AND c.relname = $2",
+            &[&table.schema, &table.name],
+        )
+        .await
+        .map_err(Error::sql(format!("looking for destination table {table}")))?;
+    let Some(row) = row else {
+        return Ok(None);
+    };
+    let kind: String = row.get(1);
+    if !matches!(kind.as_str(), "r" | "p") {
+        return Err(Error::Refused(format!(
+            "destination {table} exists but is no table; map the table to another name"
+        )));
+    }
+    Ok(Some(row.get(0)))
+}
+
+async fn check<C: GenericClient + Sync>(
+    client: &C,
+    oid: u32,
+    wanted: Wanted<'_>,
+) -> Result<Ensured> {
+    let destination = wanted.destination;
+    let deferrable = client
+        .query_opt(
+            "SELECT conname FROM pg_constraint WHERE conrelid = $1 AND contype = 'p' AND condeferrable",
+            &[&oid],
+        )
+        .await
+        .map_err(Error::sql(format!("reading the primary key of {destination}")))?;
+    if let Some(row) = deferrable {
+        let name: String = row.get(0);
+        return Err(Error::Refused(format!(
+            "destination table {destination} has the deferrable primary key {}, which can't identify rows; make it NOT DEFERRABLE",
+            quote_ident(&name)
+        )));
+    }
+    let rows = client
+        .query(
+            "SELECT attname FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped",
+            &[&oid],
+        )
+        .await
+        .map_err(Error::sql(format!("reading the columns of {destination}")))?;
+    let present: BTreeSet<String> = rows.iter().map(|row| row.get(0)).collect();
+    let missing: Vec<&String> = wanted
+        .columns
+        .iter()
+        .filter(|column| !present.contains(*column))
+        .collect();
+    let mut left_out = Vec::new();
+    let mut missing_for_good = Vec::new();
+    for column in missing {
+        match wanted.definition.column(column) {
+            Some(definition) if wanted.may_extend => {
+                let plan = create_table::plan_column(definition, destination, wanted.excluded);
+                run(client, &plan, destination).await?;
+                left_out.extend(plan.left_out);
+            }
+            _ => missing_for_good.push(quote_ident(column)),
+        }
+    }
+    if !missing_for_good.is_empty() {
+        return Err(Error::Refused(format!(
+            "destination table {destination} lacks the columns {}; add them, or name them in exclude_columns",
+            missing_for_good.join(", ")
+        )));
+    }
+    Ok(Ensured {
+        created: false,
+        left_out,
+    })
+}
+
+async fn create<C: GenericClient + Sync>(client: &C, wanted: Wanted<'_>) -> Result<Ensured> {
+    let destination = wanted.destination;
+    let mut definition = wanted.definition.clone();
+    let mut left_out = Vec::new();
+    check_types(client, &definition, wanted).await?;
+    for column in &mut definition.columns {
+        if let Some(collation) = &column.collation
+            && !exists(client, "SELECT to_regcollation($1) IS NOT NULL", collation).await?
+        {
+            left_out.push(format!(
+                "collation {collation} of column {} of {destination}: the destination does not have it",
+                quote_ident(&column.name)
+            ));
+            column.collation = None;
+        }
+    }
+    // IF NOT EXISTS asks for the right to create even when there is nothing to do.
+    if !exists(
+        client,
+        "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)",
+        &destination.schema,
+    )
+    .await?
+    {
+        let sql = format!(
+            "CREATE SCHEMA IF NOT EXISTS {}",
+            quote_ident(&destination.schema)
+        );
+        client
+            .batch_execute(&sql)
+            .await
+            .map_err(Error::sql(format!(
+                "creating the destination schema {}",
+                destination.schema
+            )))?;
+    }
+    // Names of indexes are unique per schema; Postgres picks a free one when asked to.
+    if let Some(name) = &definition.primary_key_name {
+        let index = TableName::new(destination.schema.as_str(), name.as_str());
+        if exists(
+            client,
+            "SELECT to_regclass($1) IS NOT NULL",
+            &index.quoted(),
+        )
+        .await?
+        {
+            definition.primary_key_name = None;
+        }
+    }
+    let plan = create_table::plan(&definition, destination, wanted.excluded);
+    run(client, &plan, destination).await?;
+    left_out.extend(plan.left_out);
+    Ok(Ensured {
+        created: true,
+        left_out,
+    })
+}
+
+/// Refuses a table whose columns have types that the destination lacks, naming them all.
+async fn check_types<C: GenericClient + Sync>(
+    client: &C,
+    definition: &TableDefinition,
+    wanted: Wanted<'_>,
+) -> Result<()> {
+    let mut missing = BTreeSet::new();
+    for column in &definition.columns {
+        let is_ours = column.type_schema != "pg_catalog" && !wanted.excluded.contains(&column.name);
+        if is_ours
+            && !exists(
+                client,
+                "SELECT to_regtype($1) IS NOT NULL",
+                &column.type_name,
+            )
+            .await?
+        {
+            missing.insert(format!(
+                "{} (column {})",
+                column.type_name,
+                quote_ident(&column.name)
+            ));
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let missing: Vec<String> = missing.into_iter().collect();
+    Err(Error::Refused(format!(
+        "the destination lacks types that {} uses: {}; create them there, or name the columns in exclude_columns",
+        wanted.destination,
+        missing.join(", ")
+    )))
+}
+
+async fn run<C: GenericClient + Sync>(
+    client: &C,
+    plan: &TablePlan,
+    destination: &TableName,
+) -> Result<()> {
+    for statement in &plan.statements {
+        client
+            .batch_execute(statement)
+            .await
+            .map_err(Error::sql(format!(
+                "creating destination table {destination}"
+            )))?;
+    }
+    Ok(())
+}
+
+async fn exists<C: GenericClient + Sync>(client: &C, question: &str, name: &str) -> Result<bool> {
+    let row = client
+        .query_one(question, &[&name])
+        .await
+        .map_err(Error::sql(format!("looking for {name} at the destination")))?;
+    Ok(row.get(0))
+}
+
+/// Whether the table holds any row.
+pub(super) async fn has_rows<C: GenericClient + Sync>(
+    client: &C,
+    table: &TableName,
+) -> Result<bool> {
+    let row = client
+        .query_one(
+            &format!("SELECT EXISTS (SELECT FROM {})", table.quoted()),
+            &[],
+        )
+        .await
+        .map_err(Error::sql(format!(
+            "looking for rows in destination table {table}"
+        )))?;
+    Ok(row.get(0))
+}
+
+/// Empties the table: TRUNCATE, or DELETE where foreign keys forbid that.
+pub(super) async fn empty<C: GenericClient + Sync>(client: &C, table: &TableName) -> Result<()> {
+    let doing = || format!("emptying destination table {table}");
+    client
+        .batch_execute("SAVEPOINT bunny_empty")
+        .await
+        .map_err(Error::sql(doing()))?;
+    let Err(error) = client
+        .batch_execute(&format!("TRUNCATE {}", table.quoted()))
+        .await
+    else {
+        return Ok(());
+    };
+    // "cannot truncate a table referenced in a foreign key constraint"
+    if error.code() != Some(&SqlState::FEATURE_NOT_SUPPORTED) {
+        return Err(Error::sql(doing())(error));
+    }
+    client
+        .batch_execute(&format!(
+            "ROLLBACK TO SAVEPOINT bunny_empty; DELETE FROM {}",
+            table.quoted()
+        ))
+        .await
+        .map_err(Error::sql(doing()))
+}

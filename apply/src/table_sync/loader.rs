@@ -1,0 +1,174 @@
+//! Runs a load: one task per partition of the snapshot topic, until nothing is left.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bunny_catalog::LogLevel;
+use bunny_postgres::TableName;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use super::board::{SyncBoard, TableProgress, Wanted};
+use super::chunk_copy;
+use super::partition_task::PartitionTask;
+use super::snapshot_topic;
+use crate::bookkeeping::{self, State};
+use crate::context::MirrorRun;
+use crate::error::{Error, Result};
+
+/// Shows how far a load is; cheap to clone, readable at any time.
+#[derive(Clone, Default)]
+pub struct LoadProgress {
+    shared: Arc<Mutex<Option<Arc<Shared>>>>,
+}
+
+impl LoadProgress {
+    /// The tables of the load that runs, or ran last; empty before the first.
+    pub fn tables(&self) -> Vec<TableProgress> {
+        let shared = self
+            .shared
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        shared.map_or_else(Vec::new, |shared| shared.update(|board| board.progress()))
+    }
+
+    fn show(&self, shared: &Arc<Shared>) {
+        *self.shared.lock().unwrap_or_else(PoisonError::into_inner) = Some(shared.clone());
+    }
+}
+
+/// What the tasks of one load have in common.
+pub(super) struct Shared {
+    pub(super) run: MirrorRun,
+    board: Mutex<SyncBoard>,
+    /// Carries the board's revision, so that whoever waits for the board wakes.
+    changed: watch::Sender<u64>,
+}
+
+impl Shared {
+    /// Reads or changes the board, and wakes who waits if something changed.
+    pub(super) fn update<T>(&self, change: impl FnOnce(&mut SyncBoard) -> T) -> T {
+        let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = change(&mut board);
+        let revision = board.revision();
+        // Under the lock, so that revisions are sent in order.
+        self.changed
+            .send_if_modified(|sent| std::mem::replace(sent, revision) != revision);
+        result
+    }
+
+    pub(super) fn watch(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// The source table of a request.
+    pub(super) fn source_of(&self, request_id: Uuid) -> Result<TableName> {
+        self.update(|board| board.table(request_id))
+            .ok_or_else(|| Error::Inconsistent(format!("no table asked for sync {request_id}")))
+    }
+
+    /// Writes to the mirror's log. The catalog may be away: loading does not wait for it.
+    pub(super) async fn log(&self, level: LogLevel, message: &str, details: serde_json::Value) {
+        let mirror = &self.run.mirror;
+        if let Err(error) = self
+            .run
+            .catalog
+            .log(mirror.id, level, message, details)
+            .await
+        {
+            tracing::warn!(mirror = %mirror.name, %error, message, "the mirror's log could not be written");
+        }
+    }
+}
+
+/// Loads every table that is wanted and not loaded yet; see the module `table_sync`.
+///
+/// # Errors
+/// Whatever ends the run: [`Error::Cancelled`] when it was told to stop, [`Error::Table`]
+/// when a table failed and `on_table_error` is `stop`, else what broke. Transient or not,
+/// it may be called again, after a take-over that ends the sessions of this load.
+pub async fn load(run: &MirrorRun, progress: &LoadProgress) -> Result<()> {
+    tokio::select! {
+        () = run.cancel.cancelled() => Err(Error::Cancelled),
+        loaded = Box::pin(load_all(run, progress)) => loaded,
+    }
+}
+
+async fn load_all(run: &MirrorRun, progress: &LoadProgress) -> Result<()> {
+    let board = SyncBoard::new(wanted(run).await?);
+    let is_done = board.all_settled();
+    let shared = Arc::new(Shared {
+        run: run.clone(),
+        changed: watch::channel(board.revision()).0,
+        board: Mutex::new(board),
+    });
+    progress.show(&shared);
+    if is_done {
+        return Ok(());
+    }
+    let mut changed = shared.watch();
+    let (driver, readers) = snapshot_topic::open(run).await?;
+    tracing::info!(mirror = %run.mirror.name, partitions = readers.len(), "loading the snapshot topic");
+    // Dropped with this future, which ends every task.
+    let mut tasks = JoinSet::new();
+    for reader in readers {
+        let task = PartitionTask::new(shared.clone(), reader);
+        tasks.spawn(Box::pin(task.run()));
+    }
+    let ended = tokio::select! {
+        error = driver.run() => Err(error),
+        error = first_error(&mut tasks) => Err(error),
+        () = all_settled(&shared, &mut changed) => Ok(()),
+    };
+    tasks.shutdown().await;
+    driver.close().await;
+    ended
+}
+
+/// The tables to load, from their state rows.
+async fn wanted(run: &MirrorRun) -> Result<Vec<Wanted>> {
+    let session = chunk_copy::connect(run).await?;
+    let client: &tokio_postgres::Client = &session;
+    let mirror_id = run.mirror_id();
+    let mut wanted = Vec::new();
+    for table in bookkeeping::tables(client, mirror_id).await? {
+        let is_open = matches!(table.state, State::Pending | State::Syncing);
+        let Some(request_id) = table.request_id.filter(|_| is_open) else {
+            continue;
+        };
+        // What belongs to an earlier generation is void; its rows stay known as ours.
+        let is_loading =
+            table.state == State::Syncing && table.generation == Some(run.mirror.generation);
+        let loading = if is_loading {
+            let chunks =
+                bookkeeping::loaded_chunks(client, mirror_id, request_id, table.attempt).await?;
+            Some((table.attempt, chunks.into_iter().collect()))
+        } else {
+            None
+        };
+        wanted.push(Wanted {
+            request_id,
+            table: table.source,
+            loading,
+        });
+    }
+    Ok(wanted)
+}
+
+async fn first_error(tasks: &mut JoinSet<Error>) -> Error {
+    match tasks.join_next().await {
+        Some(Ok(error)) => error,
+        Some(Err(error)) => Error::NotYet(format!(
+            "a loading task ended by itself: {error}; starting again"
+        )),
+        None => Error::Inconsistent("the snapshot topic has no partitions".to_owned()),
+    }
+}
+
+async fn all_settled(shared: &Shared, changed: &mut watch::Receiver<u64>) {
+    // The sender lives in `shared`, so waiting can't fail.
+    while !shared.update(|board| board.all_settled()) {
+        let _ = changed.changed().await;
+    }
+}

@@ -1,0 +1,32 @@
+//! Table sync at the destination: loads the chunks of the snapshot topic.
+//!
+//! Contract: [`load`] returns once every table that `_bunny.tables` shows as PENDING or
+//! SYNCING with a request is CATCHING_UP (all its rows as of its point L are committed,
+//! each exactly once) or ERRORED (with the reason). It can die anywhere and be called
+//! again: it reads the topic from its beginning and passes over what `_bunny.chunks`
+//! shows as committed in the same transactions as the rows.
+//!
+//! - `board`: which syncs count and what is loaded of them; `lane`: what one partition
+//!   does with each record. Both are plain decisions on values.
+//! - `loader`, `partition_task`: carry the decisions out, one task per partition.
+//! - `snapshot_topic`: reading; `start`, `chunk_copy`, `outcome`: the three kinds of
+//!   destination transactions.
+//! - `destination_table`, `create_table`, `expression`: the table that is loaded.
+//!
+//! An error about one table's data or definition sets that table aside and the others go
+//! on; every other error ends the load, and the caller starts it again.
+
+mod board;
+mod chunk_copy;
+mod create_table;
+mod destination_table;
+mod expression;
+mod lane;
+mod loader;
+mod outcome;
+mod partition_task;
+mod snapshot_topic;
+mod start;
+
+pub use board::{Announced, Outcome, TableProgress};
+pub use loader::{LoadProgress, load};

@@ -1,0 +1,255 @@
+//! Reads the partitions of a mirror's snapshot topic side by side.
+//!
+//! Offsets are not kept anywhere: a load reads the topic from its beginning and what is
+//! already committed at the destination is passed over. One consumer serves all
+//! partitions, each through a queue of its own, so that one that waits holds up no other.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bunny_schemas::control::{SchemaKind, SnapshotChunk, TableSyncFinished, TableSyncStarted};
+use bunny_schemas::registry::Registry;
+use bunny_schemas::wire;
+use bytes::Bytes;
+use rdkafka::consumer::stream_consumer::StreamPartitionQueue;
+use rdkafka::consumer::{Consumer, DefaultConsumerContext, StreamConsumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::{Message, Offset, TopicPartitionList};
+use uuid::Uuid;
+
+use super::board::{Announced, SyncId};
+use super::lane::{Head, PartHead};
+use crate::context::MirrorRun;
+use crate::error::{Error, Result};
+
+/// What is prefetched for each partition; a part is about 1 MiB. The second counts
+/// compressed bytes, which unpack to several times as much.
+const QUEUED_KBYTES_MAX: &str = "1024";
+const FETCH_BYTES_MAX: &str = "262144";
+
+/// How often a topic that is not there yet is looked for.
+const TOPIC_POLL: Duration = Duration::from_millis(500);
+
+/// One record of the snapshot topic.
+#[derive(Debug, Clone)]
+pub(super) enum SnapshotRecord {
+    Started(Box<TableSyncStarted>),
+    Part {
+        head: PartHead,
+        /// Columns in order; on part 0 only.
+        columns: Vec<String>,
+        /// COPY text, whole lines.
+        data: Bytes,
+    },
+    Finished(TableSyncFinished),
+}
+
+impl SnapshotRecord {
+    /// What decisions are made on, for a mirror of that generation.
+    pub(super) fn head(&self, generation: Uuid) -> Head {
+        match self {
+            SnapshotRecord::Started(started) => Head::Started {
+                sync: SyncId {
+                    request_id: started.request_id,
+                    attempt: started.attempt,
+                },
+                usable: started.generation == generation,
+            },
+            SnapshotRecord::Part { head, .. } => Head::Part(*head),
+            SnapshotRecord::Finished(finished) => Head::Finished {
+                sync: SyncId {
+                    request_id: finished.request_id,
+                    attempt: finished.attempt,
+                },
+                announced: Announced {
+                    chunks: finished.chunks,
+                    rows: finished.rows,
+                    live: finished.live_position(),
+                },
+            },
+        }
+    }
+
+    fn decode(kind: SchemaKind, payload: &Bytes) -> Result<SnapshotRecord> {
+        let (_, datum) = wire::read_frame(payload)?;
+        Ok(match kind {
+            SchemaKind::TableSyncStarted => {
+                SnapshotRecord::Started(Box::new(TableSyncStarted::decode(datum)?))
+            }
+            SchemaKind::TableSyncFinished => {
+                SnapshotRecord::Finished(TableSyncFinished::decode(datum)?)
+            }
+            SchemaKind::SnapshotChunk => {
+                let part = SnapshotChunk::decode(datum)?;
+                SnapshotRecord::Part {
+                    head: PartHead {
+                        sync: SyncId {
+                            request_id: part.request_id,
+                            attempt: part.attempt,
+                        },
+                        chunk: part.chunk,
+                        part: part.part,
+                        last: part.last,
+                        rows: part.rows,
+                        chunk_rows: part.chunk_rows,
+                    },
+                    columns: part.columns.iter().map(|&name| name.to_owned()).collect(),
+                    data: payload.slice_ref(part.data),
+                }
+            }
+            other => {
+                return Err(Error::Inconsistent(format!(
+                    "the snapshot topic holds a record of kind {other:?}; something else writes to it"
+                )));
+            }
+        })
+    }
+}
+
+/// Opens the topic, waiting for capture to create it. Returns one reader per partition,
+/// and the driver that has to run beside them.
+pub(super) async fn open(run: &MirrorRun) -> Result<(Driver, Vec<PartitionReader>)> {
+    let topic = run.topics.snapshot(&run.mirror.slug);
+    let partitions = loop {
+        match run.kafka.partitions(&topic).await? {
+            Some(partitions) => break partitions,
+            None => tokio::time::sleep(TOPIC_POLL).await,
+        }
+    };
+    let mut config = run
+        .kafka
+        .read_committed_consumer(&run.topics.apply_group(&run.mirror.slug));
+    config
+        .set("queued.max.messages.kbytes", QUEUED_KBYTES_MAX)
+        .set("fetch.message.max.bytes", FETCH_BYTES_MAX)
+        .set("enable.partition.eof", "false");
+    let consumer: StreamConsumer = config
+        .create()
+        .map_err(Error::kafka(format!("creating a consumer of {topic}")))?;
+    let consumer = Arc::new(consumer);
+    let mut assignment = TopicPartitionList::new();
+    for partition in 0..partitions {
+        assignment
+            .add_partition_offset(&topic, partition, Offset::Beginning)
+            .map_err(Error::kafka(format!("assigning {topic}/{partition}")))?;
+    }
+    consumer
+        .assign(&assignment)
+        .map_err(Error::kafka(format!("assigning {topic}")))?;
+    let mut readers = Vec::new();
+    for partition in 0..partitions {
+        let queue = consumer
+            .split_partition_queue(&topic, partition)
+            .ok_or_else(|| {
+                Error::Inconsistent(format!("librdkafka gives no queue for {topic}/{partition}"))
+            })?;
+        readers.push(PartitionReader {
+            topic: topic.clone(),
+            partition,
+            queue,
+            registry: run.registry.clone(),
+            kinds: HashMap::new(),
+        });
+    }
+    Ok((Driver { topic, consumer }, readers))
+}
+
+/// Serves the consumer's own events: the partitions' queues stand still without it.
+pub(super) struct Driver {
+    topic: String,
+    consumer: Arc<StreamConsumer>,
+}
+
+impl Driver {
+    /// Runs until an error that librdkafka does not get over by itself.
+    pub(super) async fn run(&self) -> Error {
+        loop {
+            match self.consumer.recv().await {
+                // Fetched before its queue was split off, so it would be missing there.
+                Ok(message) => {
+                    return Error::NotYet(format!(
+                        "a record of {}/{} came before its queue was ready; reading again",
+                        self.topic,
+                        message.partition()
+                    ));
+                }
+                Err(source) => {
+                    let error = Error::kafka(format!("reading {}", self.topic))(source);
+                    if !error.is_transient() {
+                        return error;
+                    }
+                    tracing::warn!(topic = %self.topic, %error, "Kafka is in trouble, waiting for it");
+                }
+            }
+        }
+    }
+
+    /// Closes the consumer where blocking is allowed.
+    pub(super) async fn close(self) {
+        let closed = tokio::task::spawn_blocking(move || drop(self.consumer)).await;
+        if let Err(error) = closed {
+            tracing::warn!(%error, "closing the consumer of the snapshot topic failed");
+        }
+    }
+}
+
+/// Reads one partition from its beginning, in order.
+pub(super) struct PartitionReader {
+    topic: String,
+    partition: i32,
+    queue: StreamPartitionQueue<DefaultConsumerContext>,
+    registry: Registry,
+    /// What each schema id met so far stands for.
+    kinds: HashMap<u32, SchemaKind>,
+}
+
+impl PartitionReader {
+    pub(super) fn partition(&self) -> i32 {
+        self.partition
+    }
+
+    /// The next message's bytes. Cancel safe.
+    pub(super) async fn next(&self) -> Result<Bytes> {
+        loop {
+            match self.queue.recv().await {
+                Ok(message) => {
+                    if let Some(payload) = message.payload() {
+                        return Ok(Bytes::copy_from_slice(payload));
+                    }
+                }
+                Err(KafkaError::PartitionEOF(_)) => {}
+                Err(source) => {
+                    let doing = format!("reading {}/{}", self.topic, self.partition);
+                    let trimmed = matches!(
+                        source.rdkafka_error_code(),
+                        Some(
+                            RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange
+                        )
+                    );
+                    if trimmed {
+                        // The topic was trimmed under us; its new beginning is as good.
+                        return Err(Error::NotYet(format!(
+                            "{doing}: trimmed meanwhile; starting again"
+                        )));
+                    }
+                    return Err(Error::kafka(doing)(source));
+                }
+            }
+        }
+    }
+
+    /// Reads what [`PartitionReader::next`] returned.
+    pub(super) async fn decode(&mut self, payload: &Bytes) -> Result<SnapshotRecord> {
+        let (id, _) = wire::read_frame(payload)?;
+        let kind = match self.kinds.get(&id) {
+            Some(kind) => *kind,
+            None => {
+                let kind = SchemaKind::of(&self.registry.schema(id).await?)?;
+                self.kinds.insert(id, kind);
+                kind
+            }
+        };
+        SnapshotRecord::decode(kind, payload)
+    }
+}

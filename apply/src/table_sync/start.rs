@@ -1,0 +1,146 @@
+//! Makes the start of a sync true at the destination, in one fenced transaction.
+
+use bunny_catalog::{MirrorTable, OnExistingRows, SchemaChanges};
+use bunny_postgres::{Session, TableName};
+use bunny_schemas::control::TableSyncStarted;
+
+use super::destination_table::{self, Ensured, Wanted};
+use crate::bookkeeping::{self, State, TableState};
+use crate::context::MirrorRun;
+use crate::error::{Error, Result};
+
+/// How long the start of a sync waits for others' locks on the destination table.
+const LOCK_TIMEOUT_SECONDS: u32 = 30;
+
+/// Creates or empties the destination table, forgets what lower attempts left, and
+/// stores the table as SYNCING. The session must be idle, and is so again afterwards,
+/// unless the error is a lost connection.
+///
+/// Rows are ours if an earlier attempt got as far as this: from then on the table was
+/// empty or emptied. Rows of others are refused, emptied or kept, as `on_existing_rows`
+/// says. Kept (`upsert`), rows that a void attempt loaded are kept as well: they can't be
+/// told apart, and the next attempt overwrites them key by key.
+pub(super) async fn make_true(
+    session: &Session,
+    run: &MirrorRun,
+    sync: &TableSyncStarted,
+) -> Result<Ensured> {
+    let client: &tokio_postgres::Client = session;
+    client
+        .batch_execute(&format!(
+            "BEGIN; SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"
+        ))
+        .await
+        .map_err(Error::sql("beginning a table sync"))?;
+    let result = write(client, run, sync).await;
+    let end = if result.is_ok() { "COMMIT" } else { "ROLLBACK" };
+    let ended = client.batch_execute(end).await.map_err(Error::sql(
+        "ending the transaction that begins a table sync",
+    ));
+    // Why it had to be rolled back says more than that the rollback failed too.
+    let ensured = result?;
+    ended?;
+    Ok(ensured)
+}
+
+async fn write(
+    client: &tokio_postgres::Client,
+    run: &MirrorRun,
+    sync: &TableSyncStarted,
+) -> Result<Ensured> {
+    let mirror_id = run.mirror_id();
+    bookkeeping::fence(client, mirror_id, run.epoch).await?;
+    let source = sync.table_name();
+    let table = bookkeeping::table(client, mirror_id, &source)
+        .await?
+        .filter(|table| table.request_id == Some(sync.request_id))
+        .ok_or_else(|| changed_meanwhile(&source))?;
+    let mapping = mapping(run, &source)?;
+    let config = &run.mirror.config;
+    let is_ours = table.attempt > 0;
+    let definition = sync.table_definition()?;
+    let ensured = destination_table::ensure(
+        client,
+        Wanted {
+            definition: &definition,
+            destination: &table.destination,
+            excluded: &mapping.exclude_columns,
+            columns: &sync.columns,
+            may_create: config.create_destination_tables,
+            may_extend: is_ours && config.schema_changes != SchemaChanges::Manual,
+        },
+    )
+    .await?;
+    if !ensured.created {
+        let has_key = !definition.primary_key.is_empty() || !definition.identity_key.is_empty();
+        make_room(client, &table, is_ours, has_key, config.on_existing_rows).await?;
+    }
+    bookkeeping::forget_chunks(client, mirror_id, sync.request_id).await?;
+    let started = started(table, sync)?;
+    bookkeeping::put_table(client, mirror_id, &started).await?;
+    Ok(ensured)
+}
+
+async fn make_room(
+    client: &tokio_postgres::Client,
+    table: &TableState,
+    is_ours: bool,
+    has_key: bool,
+    policy: OnExistingRows,
+) -> Result<()> {
+    let destination = &table.destination;
+    if policy == OnExistingRows::Upsert && has_key {
+        return Ok(());
+    }
+    if is_ours || policy == OnExistingRows::Truncate {
+        return destination_table::empty(client, destination).await;
+    }
+    if destination_table::has_rows(client, destination).await? {
+        return Err(Error::Refused(format!(
+            "destination table {destination} already holds rows that are not this mirror's; \
+             empty it, or set \"on_existing_rows\": \"truncate\" (or \"upsert\", for a table with a key)"
+        )));
+    }
+    Ok(())
+}
+
+fn started(table: TableState, sync: &TableSyncStarted) -> Result<TableState> {
+    let definition = serde_json::from_str(&sync.definition).map_err(|error| {
+        Error::Inconsistent(format!(
+            "the definition of {} in the snapshot topic is no JSON: {error}",
+            table.source
+        ))
+    })?;
+    Ok(TableState {
+        state: State::Syncing,
+        attempt: sync.attempt,
+        generation: Some(sync.generation),
+        lsn: Some(sync.lsn),
+        live: None,
+        in_main: false,
+        restart_offset: Some(sync.changes_offset),
+        definition: Some(definition),
+        columns: sync.columns.clone(),
+        chunks_total: None,
+        rows_total: None,
+        rows_synced: 0,
+        error: None,
+        ..table
+    })
+}
+
+/// The mapping of a source table.
+pub(super) fn mapping<'a>(run: &'a MirrorRun, source: &TableName) -> Result<&'a MirrorTable> {
+    run.mirror
+        .tables
+        .iter()
+        .find(|table| table.source == *source)
+        .ok_or_else(|| changed_meanwhile(source))
+}
+
+/// The state row and the mirror differ from what this run began with: begin again.
+pub(super) fn changed_meanwhile(source: &TableName) -> Error {
+    Error::NotYet(format!(
+        "what is wanted of table {source} changed while it was being synced; starting again"
+    ))
+}
