@@ -1,0 +1,24 @@
+//! The testkit: real servers, real processes, and oracles that say whether what
+//! came out is right.
+//!
+//! - [`services`]: Postgres servers and Kafka, one set for a whole test run.
+//! - [`bunny`]: `bunny` processes that can be killed at any moment or at a named point.
+//! - [`stage`]: everything one test owns: databases, topic prefix, processes, a mirror.
+//! - [`content`]: source and destination hold the same rows.
+//! - [`topic`]: the topics, read by another Avro implementation, hold the source's history.
+//! - [`load`]: writers that keep changing the source while things break.
+//! - [`proxy`]: a TCP proxy that cuts, freezes and refuses connections.
+//!
+//! It uses none of the product's crates, so that no mistake can hide on both sides.
+
+pub mod api;
+pub mod bunny;
+pub mod content;
+pub mod database;
+pub mod load;
+pub mod lsn;
+pub mod ports;
+pub mod proxy;
+pub mod services;
+pub mod stage;
+pub mod topic;

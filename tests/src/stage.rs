@@ -1,0 +1,378 @@
+//! Everything one test owns: a database on each server, a topic prefix, processes,
+//! peers and mirrors; removed when the test ends, however it ends.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use serde_json::{Value, json};
+
+use crate::api::Api;
+use crate::bunny::{self, Bunny, Role};
+use crate::content::{self, TablePair};
+use crate::database::{Url, quote};
+use crate::lsn::Lsn;
+use crate::ports::free_port;
+use crate::services::{Services, repository};
+use crate::topic;
+
+/// How long a test waits for anything to converge.
+pub const CONVERGE: Duration = Duration::from_secs(120);
+/// Short, so that a killed worker's mirrors are soon taken over.
+const LEASE_TTL_SECONDS: u32 = 2;
+const ADMIN_PASSWORD: &str = "correct horse battery staple";
+/// Any 32 bytes do.
+const ENCRYPTION_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+
+/// A test's own corner of the servers.
+pub struct Stage {
+    pub services: Arc<Services>,
+    /// Name of the test with a random end; names its databases and topics.
+    pub name: String,
+    pub source: Url,
+    pub destination: Url,
+    catalog: Url,
+    api_port: u16,
+    logs: PathBuf,
+}
+
+impl Stage {
+    /// On the servers all tests share.
+    pub async fn new(test: &str) -> anyhow::Result<Stage> {
+        Stage::on(Services::shared()?, test).await
+    }
+
+    /// On given servers.
+    pub async fn on(services: Arc<Services>, test: &str) -> anyhow::Result<Stage> {
+        let random = uuid::Uuid::new_v4().simple().to_string();
+        let name = format!("{test}_{}", &random[..8]);
+        for server in [&services.source, &services.destination, &services.catalog] {
+            let session = server.connect().await?;
+            session
+                .run(&format!("CREATE DATABASE {}", quote(&name)))
+                .await?;
+        }
+        let logs = repository().join("target/test-logs").join(&name);
+        std::fs::create_dir_all(&logs)?;
+        let stage = Stage {
+            source: services.source.with_database(&name),
+            destination: services.destination.with_database(&name),
+            catalog: services.catalog.with_database(&name),
+            services,
+            name,
+            api_port: free_port(),
+            logs,
+        };
+        Ok(stage)
+    }
+
+    /// The settings of this test's processes.
+    fn env(&self, role: Role) -> Vec<(String, String)> {
+        let mut env = vec![
+            ("BUNNY_CATALOG_URL", self.catalog.to_string()),
+            ("BUNNY_KAFKA_BROKERS", self.services.brokers.clone()),
+            ("BUNNY_TOPIC_PREFIX", self.name.clone()),
+            ("BUNNY_ENCRYPTION_KEY", ENCRYPTION_KEY.to_owned()),
+            ("BUNNY_LEASE_TTL_SECONDS", LEASE_TTL_SECONDS.to_string()),
+            ("BUNNY_ADMIN_USER", "admin".to_owned()),
+            ("BUNNY_ADMIN_PASSWORD", ADMIN_PASSWORD.to_owned()),
+            ("BUNNY_METRICS_LISTEN", format!("127.0.0.1:{}", free_port())),
+            ("RUST_BACKTRACE", "1".to_owned()),
+        ];
+        if matches!(role, Role::Api | Role::Up) {
+            env.push(("BUNNY_LISTEN", format!("127.0.0.1:{}", self.api_port)));
+        }
+        env.into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect()
+    }
+
+    /// Starts a process; its log goes to `target/test-logs/<test>/<role>.log`.
+    pub fn start(&self, role: Role) -> anyhow::Result<Bunny> {
+        let log = self.logs.join(format!("{}.log", role.name()));
+        Bunny::start(&self.services, role, self.env(role), log)
+    }
+
+    /// Starts the three roles as three processes.
+    pub fn start_all(&self) -> anyhow::Result<[Bunny; 3]> {
+        self.migrate()?;
+        Ok([
+            self.start(Role::Capture)?,
+            self.start(Role::Apply)?,
+            self.start(Role::Api)?,
+        ])
+    }
+
+    /// Brings the catalog up to date.
+    pub fn migrate(&self) -> anyhow::Result<()> {
+        bunny::run(&["migrate"], &self.env(Role::Api))?;
+        Ok(())
+    }
+
+    /// A client logged in as administrator, once the API is up.
+    pub async fn api(&self) -> anyhow::Result<Api> {
+        let mut api = Api::new(&format!("http://127.0.0.1:{}", self.api_port))?;
+        api.wait_ready(Duration::from_secs(60))
+            .await
+            .with_context(|| self.logs_tail())?;
+        api.login("admin", ADMIN_PASSWORD).await?;
+        Ok(api)
+    }
+
+    /// Creates the peers `source` and `destination`.
+    pub async fn create_peers(&self, api: &Api) -> anyhow::Result<()> {
+        self.create_peers_at(api, self.source.port, self.destination.port)
+            .await
+    }
+
+    /// Creates the peers, reached by other ports than their own (a proxy's).
+    pub async fn create_peers_at(
+        &self,
+        api: &Api,
+        source_port: u16,
+        destination_port: u16,
+    ) -> anyhow::Result<()> {
+        for (name, url, port) in [
+            ("source", &self.source, source_port),
+            ("destination", &self.destination, destination_port),
+        ] {
+            let peer = json!({
+                "name": name, "host": url.host, "port": port, "user": url.user,
+                "password": url.password, "database": url.database, "ssl_mode": "disable",
+            });
+            api.post("/v1/peers", peer).await?.expect(201)?;
+        }
+        Ok(())
+    }
+
+    /// Creates a mirror of `tables` (`"schema.table"`, mapped to the same names) with
+    /// the given options over the defaults.
+    pub async fn create_mirror(
+        &self,
+        api: &Api,
+        name: &str,
+        tables: &[&str],
+        options: Value,
+    ) -> anyhow::Result<Mirror> {
+        let mappings: Vec<Value> = tables
+            .iter()
+            .map(|table| json!({"source_table": table, "destination_table": table}))
+            .collect();
+        self.create_mapped_mirror(api, name, json!(mappings), options)
+            .await
+    }
+
+    /// Creates a mirror with full table mappings.
+    pub async fn create_mapped_mirror(
+        &self,
+        api: &Api,
+        name: &str,
+        mappings: Value,
+        options: Value,
+    ) -> anyhow::Result<Mirror> {
+        let mut body = json!({
+            "name": name, "source_peer": "source", "destination_peer": "destination",
+            "table_mappings": mappings,
+        });
+        for (option, value) in options.as_object().into_iter().flatten() {
+            body[option] = value.clone();
+        }
+        api.post("/v1/mirrors", body)
+            .await?
+            .expect(201)
+            .with_context(|| format!("creating mirror {name}"))?;
+        Ok(Mirror {
+            api: api.clone(),
+            name: name.to_owned(),
+            logs: self.logs.clone(),
+        })
+    }
+
+    /// Waits until all that the source has committed by now is applied, then compares
+    /// full contents.
+    pub async fn assert_converges(
+        &self,
+        mirror: &Mirror,
+        tables: &[TablePair],
+    ) -> anyhow::Result<()> {
+        let source = self.source.connect().await?;
+        let lsn = source.current_lsn().await?;
+        mirror.wait_for_lsn(lsn).await?;
+        let destination = self.destination.connect().await?;
+        content::assert_same(&source, &destination, tables)
+            .await
+            .with_context(|| self.logs_tail())
+    }
+
+    /// Reads the mirror's topics with the other Avro implementation and compares what
+    /// they add up to with the source.
+    pub async fn assert_topics_hold(
+        &self,
+        mirror: &Mirror,
+        tables: &[TablePair],
+    ) -> anyhow::Result<topic::Summary> {
+        let source = self.source.connect().await?;
+        topic::assert_history(
+            &self.services.brokers,
+            &self.name,
+            &mirror.slug(),
+            &source,
+            tables,
+        )
+        .await
+    }
+
+    /// The ends of all logs of this test's processes.
+    pub fn logs_tail(&self) -> String {
+        logs_tail(&self.logs)
+    }
+}
+
+fn logs_tail(logs: &std::path::Path) -> String {
+    let mut text = String::new();
+    for entry in std::fs::read_dir(logs).into_iter().flatten().flatten() {
+        let path = entry.path();
+        text.push_str(&format!("\n--- {} ends:\n", path.display()));
+        text.push_str(&bunny::file_tail(&path, 25));
+    }
+    text
+}
+
+impl Drop for Stage {
+    /// Slots and databases go, so that neither WAL nor slots run out in a long run. The
+    /// logs stay if the test failed.
+    fn drop(&mut self) {
+        let name = self.name.clone();
+        let services = self.services.clone();
+        let cleaner = std::thread::spawn(move || {
+            if let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+            {
+                runtime.block_on(remove_databases(&services, &name));
+            }
+        });
+        let _ = cleaner.join();
+        if !std::thread::panicking() && std::env::var_os("BUNNY_KEEP_TEST_LOGS").is_none() {
+            let _ = std::fs::remove_dir_all(&self.logs);
+        }
+    }
+}
+
+/// Best effort: the servers are about to go anyway.
+async fn remove_databases(services: &Services, name: &str) {
+    let drop_slots = format!(
+        "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots
+         WHERE database = '{name}' AND active_pid IS NOT NULL;
+         SELECT pg_sleep(0.1);
+         SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
+         WHERE database = '{name}' AND active_pid IS NULL;"
+    );
+    let drop_database = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", quote(name));
+    for server in [&services.source, &services.destination, &services.catalog] {
+        let Ok(session) = server.connect().await else {
+            continue;
+        };
+        let _ = session.run(&drop_slots).await;
+        let _ = session.run(&drop_database).await;
+    }
+}
+
+/// A mirror, seen through the API.
+#[derive(Clone)]
+pub struct Mirror {
+    api: Api,
+    pub name: String,
+    logs: PathBuf,
+}
+
+impl Mirror {
+    /// The part of its name in topics and slots.
+    pub fn slug(&self) -> String {
+        self.name.to_lowercase().replace('-', "_")
+    }
+
+    /// `GET /v1/mirrors/{name}`.
+    pub async fn get(&self) -> anyhow::Result<Value> {
+        self.api
+            .get(&format!("/v1/mirrors/{}", self.name))
+            .await?
+            .expect(200)
+    }
+
+    /// `GET /v1/mirrors/{name}/metrics`.
+    pub async fn metrics(&self) -> anyhow::Result<Value> {
+        self.api
+            .get(&format!("/v1/mirrors/{}/metrics", self.name))
+            .await?
+            .expect(200)
+    }
+
+    /// Waits for status RUNNING and phase CDC.
+    pub async fn wait_running(&self) -> anyhow::Result<()> {
+        self.wait_until("RUNNING/CDC", CONVERGE, |mirror, _| {
+            mirror["status"] == "RUNNING" && mirror["current_phase"] == "CDC"
+        })
+        .await
+    }
+
+    /// Waits until the destination holds everything committed at the source before `lsn`.
+    pub async fn wait_for_lsn(&self, lsn: Lsn) -> anyhow::Result<()> {
+        self.wait_for_lsn_within(lsn, CONVERGE).await
+    }
+
+    /// As [`Mirror::wait_for_lsn`], with another limit.
+    pub async fn wait_for_lsn_within(&self, lsn: Lsn, limit: Duration) -> anyhow::Result<()> {
+        self.wait_until(&format!("applied {lsn}"), limit, |_, metrics| {
+            metrics["status"] == "RUNNING"
+                && metrics["apply"]["applied_lsn"]
+                    .as_str()
+                    .and_then(|text| text.parse::<Lsn>().ok())
+                    .is_some_and(|applied| applied >= lsn)
+        })
+        .await
+    }
+
+    /// Waits until mirror and metrics satisfy `done`. A request that fails counts as not
+    /// yet: the API may be restarting. Says everything it knows when time is up.
+    pub async fn wait_until(
+        &self,
+        what: &str,
+        limit: Duration,
+        done: impl Fn(&Value, &Value) -> bool,
+    ) -> anyhow::Result<()> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let seen = (self.get().await, self.metrics().await);
+            if let (Ok(mirror), Ok(metrics)) = &seen
+                && done(mirror, metrics)
+            {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                let (mirror, metrics) = seen;
+                let show = |answer: anyhow::Result<Value>| match answer {
+                    Ok(value) => serde_json::to_string_pretty(&value).unwrap_or_default(),
+                    Err(error) => format!("{error:#}"),
+                };
+                bail!(
+                    "mirror {} is not '{what}' after {limit:?}\nmirror: {}\nmetrics: {}\nlogs: {}{}",
+                    self.name,
+                    show(mirror),
+                    show(metrics),
+                    show(self.mirror_log().await),
+                    logs_tail(&self.logs)
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    async fn mirror_log(&self) -> anyhow::Result<Value> {
+        self.api
+            .get(&format!("/v1/mirrors/{}/logs?limit=20", self.name))
+            .await?
+            .expect(200)
+    }
+}

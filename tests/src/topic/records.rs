@@ -1,0 +1,383 @@
+//! Topics as plain values: consumed `read_committed`, decoded by `apache-avro`.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use apache_avro::Schema;
+use apache_avro::types::Value;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::Message;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+const READ_LIMIT: Duration = Duration::from_secs(60);
+
+/// A row: per column name, its text; `None` is NULL.
+pub(super) type NamedRow = HashMap<String, Option<String>>;
+
+/// Everything in the topics of a mirror.
+pub(super) struct Topics {
+    pub(super) changes: Vec<ChangeRecord>,
+    pub(super) snapshot: Vec<SnapshotRecord>,
+}
+
+#[derive(Debug)]
+pub(super) enum ChangeRecord {
+    GenerationStarted { generation: String },
+    TableGap,
+    Event(Box<Event>),
+}
+
+/// One envelope.
+#[derive(Debug)]
+pub(super) struct Event {
+    pub(super) op: String,
+    pub(super) before_kind: String,
+    pub(super) before: Option<NamedRow>,
+    pub(super) after: Option<NamedRow>,
+    pub(super) unchanged: Vec<String>,
+    /// Tables of a truncate.
+    pub(super) truncated: Vec<(String, String)>,
+    pub(super) table: (String, String),
+    pub(super) generation: String,
+    pub(super) commit_lsn: u64,
+    pub(super) seq: i64,
+    pub(super) last: bool,
+}
+
+#[derive(Debug)]
+pub(super) enum SnapshotRecord {
+    Started {
+        sync: Sync,
+        table: (String, String),
+        generation: String,
+        lsn: u64,
+        columns: Vec<String>,
+    },
+    Chunk {
+        sync: Sync,
+        chunk: i32,
+        part: i32,
+        last: bool,
+        rows: i64,
+        chunk_rows: i64,
+        data: Vec<u8>,
+    },
+    Finished {
+        sync: Sync,
+        chunks: i32,
+        rows: i64,
+    },
+}
+
+/// Request and attempt.
+pub(super) type Sync = (String, i32);
+
+/// A registered schema, with the names its record properties tell.
+struct Registered {
+    avro: Schema,
+    record: String,
+    /// True names of the row's columns in field order; empty for fixed records.
+    columns: Vec<String>,
+}
+
+impl Topics {
+    pub(super) fn read(brokers: &str, prefix: &str, slug: &str) -> anyhow::Result<Topics> {
+        let schemas = read_schemas(brokers, &format!("{prefix}.schemas"))?;
+        let mut changes = Vec::new();
+        consume(brokers, &format!("{prefix}.{slug}.changes"), |_, value| {
+            let (schema, record) = decode(&schemas, value)?;
+            changes.push(change_record(schema, &record)?);
+            Ok(())
+        })?;
+        let mut snapshot = Vec::new();
+        consume(brokers, &format!("{prefix}.{slug}.snapshot"), |_, value| {
+            let (schema, record) = decode(&schemas, value)?;
+            snapshot.push(snapshot_record(schema, &record)?);
+            Ok(())
+        })?;
+        Ok(Topics { changes, snapshot })
+    }
+}
+
+fn read_schemas(brokers: &str, topic: &str) -> anyhow::Result<HashMap<u32, Registered>> {
+    let mut schemas = HashMap::new();
+    consume(brokers, topic, |key, value| {
+        let id: u32 = std::str::from_utf8(key)?.parse()?;
+        let entry: serde_json::Value = serde_json::from_slice(value)?;
+        let text = entry["schema"]
+            .as_str()
+            .context("an entry without schema")?;
+        let json: serde_json::Value = serde_json::from_str(text)?;
+        let row = json["fields"]
+            .as_array()
+            .and_then(|fields| fields.iter().find(|field| field["name"] == "before"))
+            .map(|before| before["type"][1]["fields"].clone());
+        let columns = row
+            .as_ref()
+            .and_then(serde_json::Value::as_array)
+            .into_iter()
+            .flatten()
+            .map(|field| field["column"].as_str().unwrap_or_default().to_owned())
+            .collect();
+        let registered = Registered {
+            avro: Schema::parse_str(text)?,
+            record: json["name"].as_str().unwrap_or_default().to_owned(),
+            columns,
+        };
+        let former = schemas.insert(id, registered);
+        ensure!(former.is_none(), "schema id {id} was given twice");
+        Ok(())
+    })?;
+    Ok(schemas)
+}
+
+/// Hands every committed record of all partitions to `each`, up to the present ends.
+fn consume(
+    brokers: &str,
+    topic: &str,
+    mut each: impl FnMut(&[u8], &[u8]) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("group.id", "topic-oracle")
+        .set("enable.auto.commit", "false")
+        .set("isolation.level", "read_committed")
+        .set("enable.partition.eof", "true")
+        .set("auto.offset.reset", "error")
+        .set("fetch.queue.backoff.ms", "10")
+        .set("fetch.message.max.bytes", "83886080")
+        .set("receive.message.max.bytes", "100000000")
+        .create()?;
+    let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(10))?;
+    let partitions = metadata
+        .topics()
+        .first()
+        .map_or(0, |topic| topic.partitions().len());
+    ensure!(partitions > 0, "topic {topic} does not exist");
+    let mut assignment = TopicPartitionList::new();
+    for partition in 0..partitions {
+        assignment.add_partition_offset(topic, i32::try_from(partition)?, Offset::Beginning)?;
+    }
+    consumer.assign(&assignment)?;
+    let mut at_end = 0;
+    let deadline = Instant::now() + READ_LIMIT;
+    while at_end < partitions {
+        ensure!(
+            Instant::now() < deadline,
+            "reading {topic} took over {READ_LIMIT:?}"
+        );
+        match consumer.poll(Duration::from_millis(200)) {
+            None => {}
+            Some(Err(KafkaError::PartitionEOF(_))) => at_end += 1,
+            Some(Err(error)) => return Err(error).with_context(|| format!("reading {topic}")),
+            Some(Ok(message)) => {
+                let value = message.payload().unwrap_or_default();
+                each(message.key().unwrap_or_default(), value).with_context(|| {
+                    format!(
+                        "record {topic}/{}@{}",
+                        message.partition(),
+                        message.offset()
+                    )
+                })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn decode<'a>(
+    schemas: &'a HashMap<u32, Registered>,
+    value: &[u8],
+) -> anyhow::Result<(&'a Registered, Value)> {
+    let [0, a, b, c, d, datum @ ..] = value else {
+        bail!("no Confluent frame");
+    };
+    let id = u32::from_be_bytes([*a, *b, *c, *d]);
+    let schema = schemas
+        .get(&id)
+        .with_context(|| format!("schema id {id} is not in the schemas topic"))?;
+    let mut rest = datum;
+    let value = apache_avro::reader::datum::GenericDatumReader::builder(&schema.avro)
+        .build()?
+        .read_value(&mut rest)?;
+    ensure!(rest.is_empty(), "{} bytes after the datum", rest.len());
+    Ok((schema, value))
+}
+
+fn change_record(schema: &Registered, record: &Value) -> anyhow::Result<ChangeRecord> {
+    Ok(match schema.record.as_str() {
+        "Envelope" => ChangeRecord::Event(Box::new(event(schema, record)?)),
+        "GenerationStarted" => ChangeRecord::GenerationStarted {
+            generation: text(field(record, "generation")?)?,
+        },
+        "TableGap" => ChangeRecord::TableGap,
+        other => bail!("a record '{other}' in the change topic"),
+    })
+}
+
+fn event(schema: &Registered, record: &Value) -> anyhow::Result<Event> {
+    let row = |name: &str| named_row(schema, field(record, name)?);
+    let source = field(record, "source")?;
+    let truncated = match option(field(record, "truncate")?) {
+        None => Vec::new(),
+        Some(truncate) => list(field(truncate, "tables")?)?
+            .iter()
+            .map(|table| {
+                Ok((
+                    text(field(table, "schema")?)?,
+                    text(field(table, "table")?)?,
+                ))
+            })
+            .collect::<anyhow::Result<_>>()?,
+    };
+    Ok(Event {
+        op: text(field(record, "op")?)?,
+        before_kind: text(field(record, "before_kind")?)?,
+        before: row("before")?,
+        after: row("after")?,
+        unchanged: texts(field(record, "unchanged")?)?,
+        truncated,
+        table: (
+            text(field(source, "schema")?)?,
+            text(field(source, "table")?)?,
+        ),
+        generation: text(field(source, "generation")?)?,
+        commit_lsn: lsn(field(source, "commit_lsn")?)?,
+        seq: number(field(source, "seq")?)?,
+        last: flag(field(source, "last")?)?,
+    })
+}
+
+fn named_row(schema: &Registered, value: &Value) -> anyhow::Result<Option<NamedRow>> {
+    let Some(row) = option(value) else {
+        return Ok(None);
+    };
+    let Value::Record(fields) = row else {
+        bail!("a row that is no record");
+    };
+    ensure!(
+        fields.len() == schema.columns.len(),
+        "a row of another width"
+    );
+    let cells = schema.columns.iter().zip(fields);
+    cells
+        .map(|(column, (_, value))| Ok((column.clone(), cell(value)?)))
+        .collect::<anyhow::Result<NamedRow>>()
+        .map(Some)
+}
+
+/// A value as COPY text has it, floats in the one form of [`super::materialise`].
+fn cell(value: &Value) -> anyhow::Result<Option<String>> {
+    Ok(Some(match option(value) {
+        None => return Ok(None),
+        Some(Value::Boolean(true)) => "t".to_owned(),
+        Some(Value::Boolean(false)) => "f".to_owned(),
+        Some(Value::Int(number)) => number.to_string(),
+        Some(Value::Long(number)) => number.to_string(),
+        Some(Value::Float(number)) => format!("{number:?}"),
+        Some(Value::Double(number)) => format!("{number:?}"),
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Bytes(bytes)) => {
+            let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("\\x{digits}")
+        }
+        Some(other) => bail!("a cell {other:?}"),
+    }))
+}
+
+fn snapshot_record(schema: &Registered, record: &Value) -> anyhow::Result<SnapshotRecord> {
+    let small =
+        |name: &str| -> anyhow::Result<i32> { Ok(i32::try_from(number(field(record, name)?)?)?) };
+    let sync = (text(field(record, "request_id")?)?, small("attempt")?);
+    Ok(match schema.record.as_str() {
+        "TableSyncStarted" => SnapshotRecord::Started {
+            sync,
+            table: (
+                text(field(record, "schema")?)?,
+                text(field(record, "table")?)?,
+            ),
+            generation: text(field(record, "generation")?)?,
+            lsn: lsn(field(record, "lsn")?)?,
+            columns: texts(field(record, "columns")?)?,
+        },
+        "SnapshotChunk" => SnapshotRecord::Chunk {
+            sync,
+            chunk: small("chunk")?,
+            part: small("part")?,
+            last: flag(field(record, "last")?)?,
+            rows: number(field(record, "rows")?)?,
+            chunk_rows: number(field(record, "chunk_rows")?)?,
+            data: match field(record, "data")? {
+                Value::Bytes(bytes) => bytes.clone(),
+                other => bail!("data is {other:?}"),
+            },
+        },
+        "TableSyncFinished" => SnapshotRecord::Finished {
+            sync,
+            chunks: small("chunks")?,
+            rows: number(field(record, "rows")?)?,
+        },
+        other => bail!("a record '{other}' in the snapshot topic"),
+    })
+}
+
+fn field<'a>(record: &'a Value, name: &str) -> anyhow::Result<&'a Value> {
+    let Value::Record(fields) = record else {
+        bail!("no record: {record:?}");
+    };
+    fields
+        .iter()
+        .find(|(field, _)| field == name)
+        .map(|(_, value)| value)
+        .with_context(|| format!("no field {name}"))
+}
+
+fn option(value: &Value) -> Option<&Value> {
+    match value {
+        Value::Null => None,
+        Value::Union(_, inner) => option(inner),
+        other => Some(other),
+    }
+}
+
+fn list(value: &Value) -> anyhow::Result<&[Value]> {
+    match value {
+        Value::Array(items) => Ok(items),
+        other => bail!("no array: {other:?}"),
+    }
+}
+
+fn text(value: &Value) -> anyhow::Result<String> {
+    match value {
+        Value::String(text) | Value::Enum(_, text) => Ok(text.clone()),
+        Value::Uuid(uuid) => Ok(uuid.to_string()),
+        other => bail!("no string: {other:?}"),
+    }
+}
+
+fn texts(value: &Value) -> anyhow::Result<Vec<String>> {
+    list(value)?.iter().map(text).collect()
+}
+
+fn number(value: &Value) -> anyhow::Result<i64> {
+    match value {
+        Value::Int(number) => Ok(i64::from(*number)),
+        Value::Long(number) => Ok(*number),
+        other => bail!("no number: {other:?}"),
+    }
+}
+
+/// An LSN is the `long` with the same 64 bits.
+fn lsn(value: &Value) -> anyhow::Result<u64> {
+    Ok(number(value)?.cast_unsigned())
+}
+
+fn flag(value: &Value) -> anyhow::Result<bool> {
+    match value {
+        Value::Boolean(flag) => Ok(*flag),
+        other => bail!("no boolean: {other:?}"),
+    }
+}
