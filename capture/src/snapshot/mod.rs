@@ -178,9 +178,11 @@ async fn open(context: SnapshotContext) -> Result<Round> {
     };
     let keeper = Keeper::open(&source, &context.slot_name, &context.progress, &context.log).await?;
 
+    let partitions = Partitions::new(usize::try_from(partitions).unwrap_or_default());
     Ok(Round {
-        sessions: Sessions::new(source, keeper.snapshot_name.clone()),
-        partitions: Partitions::new(usize::try_from(partitions).unwrap_or_default()),
+        // More could read than may write.
+        sessions: Sessions::new(source, keeper.snapshot_name.clone(), partitions.count()),
+        partitions,
         keeper,
         outlet,
         ids,

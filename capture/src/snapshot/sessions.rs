@@ -1,9 +1,11 @@
 //! Worker sessions of a round, and the transactions they read in.
 
-use std::sync::{Mutex, PoisonError};
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bunny_postgres::{ResultExt, Session, quote_literal};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::keeper::Source;
 use super::plan::Relation;
@@ -21,28 +23,59 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(600);
 const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
 const CONNECT_PAUSE: Duration = Duration::from_millis(500);
 
-/// Sessions that wait for their next transaction. Grows to as many as worked at a time.
+/// The worker sessions of a round, opened when first needed, used again, limited in number.
 pub(super) struct Sessions {
     source: Source,
     snapshot_name: String,
+    turns: Arc<Semaphore>,
     idle: Mutex<Vec<Session>>,
 }
 
+/// A session in use. Dropping it closes it; [`Sessions::give_back`] keeps it.
+pub(super) struct Worker {
+    session: Session,
+    _turn: OwnedSemaphorePermit,
+}
+
+impl Deref for Worker {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        &self.session
+    }
+}
+
 impl Sessions {
-    pub(super) fn new(source: Source, snapshot_name: String) -> Self {
+    /// At most `sessions_max` at a time, each in the snapshot of that name.
+    pub(super) fn new(source: Source, snapshot_name: String, sessions_max: usize) -> Self {
         Self {
             source,
             snapshot_name,
+            turns: Arc::new(Semaphore::new(sessions_max.max(1))),
             idle: Mutex::new(Vec::new()),
         }
     }
 
-    /// A session without a transaction.
-    pub(super) async fn take(&self) -> Result<Session, Trouble> {
-        let idle = self.lock().pop();
-        if let Some(session) = idle.filter(|session| !session.is_closed()) {
-            return Ok(session);
-        }
+    /// Waits for a session without a transaction.
+    pub(super) async fn take(&self) -> Result<Worker, Trouble> {
+        let turn = self
+            .turns
+            .clone()
+            .acquire_owned()
+            .await
+            .map_err(|error| Error::transient(error.to_string()))?;
+        let idle = self.idle().pop();
+        let session = match idle.filter(|session| !session.is_closed()) {
+            Some(session) => session,
+            None => self.connect().await?,
+        };
+        Ok(Worker {
+            session,
+            _turn: turn,
+        })
+    }
+
+    async fn connect(&self) -> Result<Session, Trouble> {
         let give_up_at = Instant::now() + CONNECT_PATIENCE;
         loop {
             match self.source.connect().await {
@@ -58,11 +91,10 @@ impl Sessions {
         }
     }
 
-    /// Ends the transaction and keeps the session for the next. A session that failed is
-    /// dropped instead, which closes it.
-    pub(super) async fn give_back(&self, session: Session) -> Result<(), Trouble> {
-        session.batch("COMMIT").await?;
-        self.lock().push(session);
+    /// Ends the transaction and keeps the session for the next.
+    pub(super) async fn give_back(&self, worker: Worker) -> Result<(), Trouble> {
+        worker.batch("COMMIT").await?;
+        self.idle().push(worker.session);
         Ok(())
     }
 
@@ -108,7 +140,7 @@ impl Sessions {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Session>> {
+    fn idle(&self) -> MutexGuard<'_, Vec<Session>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -39,10 +39,10 @@ pub(super) async fn work(round: Arc<Round>, job: Arc<ChunkJob>) -> Result<i64, T
 
 /// Copies one chunk; returns its rows once Kafka has acknowledged all of it.
 async fn copy_chunk(round: &Round, job: &ChunkJob, chunk: &Chunk) -> Result<i64, Trouble> {
-    // The partition first: there is no use in a session that must wait to write.
-    let owned = round.partitions.any(chunk.number as usize).await;
     let session = round.sessions.take().await?;
     begin(round, job, chunk, &session).await?;
+    // Last, so that nobody waits for a partition because its owner waits for a lock.
+    let owned = round.partitions.any(chunk.number as usize).await;
 
     let mut writer = ChunkWriter {
         round,

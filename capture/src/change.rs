@@ -1,0 +1,184 @@
+//! From a row message to the bytes of an event.
+
+use bunny_postgres::pgoutput::{OldTuple, Tuple};
+use bunny_postgres::TableName;
+use bunny_schemas::control::TableGap;
+use bunny_schemas::kafka::EVENT_BYTES_MAX;
+use bunny_schemas::envelope::{self, BeforeKind, Op, Source, Value};
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+use crate::publisher::Published;
+use crate::slot::OpenTransaction;
+
+/// An event as it goes to Kafka.
+pub(crate) struct Encoded {
+    key: Option<Vec<u8>>,
+    value: Vec<u8>,
+}
+
+impl Encoded {
+    pub(crate) fn key(&self) -> Option<&[u8]> {
+        self.key.as_deref()
+    }
+
+    pub(crate) fn value(&self) -> &[u8] {
+        &self.value
+    }
+
+    /// Marks the event as its transaction's last.
+    pub(crate) fn set_last(&mut self) {
+        envelope::set_last(&mut self.value);
+    }
+}
+
+/// A row message: what was there before, as far as the source sent it, and what is now.
+pub(crate) enum RowChange<'m, 'a> {
+    Insert(&'m Tuple<'a>),
+    Update(Option<&'m OldTuple<'a>>, &'m Tuple<'a>),
+    Delete(&'m OldTuple<'a>),
+}
+
+/// Encodes the events of one mirror and generation.
+pub(crate) struct EventEncoder {
+    mirror: String,
+    generation: Uuid,
+    gap_schema_id: u32,
+}
+
+impl EventEncoder {
+    pub(crate) fn new(mirror: String, generation: Uuid, gap_schema_id: u32) -> Self {
+        Self {
+            mirror,
+            generation,
+            gap_schema_id,
+        }
+    }
+
+    pub(crate) fn row(
+        &self,
+        table: &Published,
+        transaction: &OpenTransaction,
+        seq: u64,
+        change: &RowChange<'_, '_>,
+    ) -> Result<Encoded> {
+        let (op, old, new) = match *change {
+            RowChange::Insert(new) => (Op::Create, None, Some(new)),
+            RowChange::Update(old, new) => (Op::Update, old, Some(new)),
+            RowChange::Delete(old) => (Op::Delete, Some(old), None),
+        };
+        let mut before = Vec::new();
+        let mut after = Vec::new();
+        let before_kind = match old {
+            None => BeforeKind::None,
+            Some(OldTuple::Key(tuple)) => {
+                table.keep(tuple, &mut before)?;
+                BeforeKind::Key
+            }
+            Some(OldTuple::Row(tuple)) => {
+                table.keep(tuple, &mut before)?;
+                BeforeKind::Row
+            }
+        };
+        if let Some(tuple) = new {
+            table.keep(tuple, &mut after)?;
+            take_over_unchanged(&before, &mut after);
+        }
+        let source = self.source(&table.table, transaction, seq);
+        let has_before = before_kind != BeforeKind::None;
+        let mut value = Vec::new();
+        table.encoder.change(
+            &mut value,
+            op,
+            has_before.then_some((before_kind, before.as_slice())),
+            new.is_some().then_some(after.as_slice()),
+            &source,
+        )?;
+        if value.len() > EVENT_BYTES_MAX {
+            // What cannot travel leaves a visible hole, and the stream goes on.
+            return Ok(self.gap(&table.table, transaction, seq, value.len()));
+        }
+        let key = if table.has_key() {
+            let values = if new.is_some() { &after } else { &before };
+            let mut key = Vec::new();
+            table.encoder.key(&mut key, values)?;
+            Some(key)
+        } else {
+            None
+        };
+        Ok(Encoded { key, value })
+    }
+
+    /// One event for all of `tables`, in the schema of the first.
+    pub(crate) fn truncate(
+        &self,
+        tables: &[&Published],
+        cascade: bool,
+        restart_identity: bool,
+        transaction: &OpenTransaction,
+        seq: u64,
+    ) -> Result<Encoded> {
+        let first = tables
+            .first()
+            .ok_or_else(|| Error::transient("a truncate of no table"))?;
+        let names: Vec<TableName> = tables.iter().map(|table| table.table.clone()).collect();
+        let mut value = Vec::new();
+        let source = self.source(&first.table, transaction, seq);
+        first
+            .encoder
+            .truncate(&mut value, &names, cascade, restart_identity, &source)?;
+        Ok(Encoded { key: None, value })
+    }
+
+    fn gap(
+        &self,
+        table: &TableName,
+        transaction: &OpenTransaction,
+        seq: u64,
+        bytes: usize,
+    ) -> Encoded {
+        let reason = format!(
+            "a change of {bytes} bytes is over the limit of {EVENT_BYTES_MAX} bytes an event may have"
+        );
+        let gap = TableGap {
+            reason: &reason,
+            source: self.source(table, transaction, seq),
+            last: false,
+        };
+        Encoded {
+            key: None,
+            value: gap.encode(self.gap_schema_id),
+        }
+    }
+
+    fn source<'a>(
+        &'a self,
+        table: &'a TableName,
+        transaction: &OpenTransaction,
+        seq: u64,
+    ) -> Source<'a> {
+        Source {
+            generation: self.generation,
+            mirror: &self.mirror,
+            schema: &table.schema,
+            table: &table.name,
+            xid: transaction.xid,
+            lsn: transaction.commit_lsn,
+            commit_lsn: transaction.commit_lsn,
+            commit_ts_us: transaction.commit_ts_us,
+            seq,
+        }
+    }
+}
+
+/// A column that the source did not send again because the update left it alone, but whose
+/// old value came along (identity FULL, or a TOASTed part of the key), is known after all.
+fn take_over_unchanged<'a>(before: &[Value<'a>], after: &mut [Value<'a>]) {
+    for (old, new) in before.iter().zip(after) {
+        if matches!(new, Value::Unchanged)
+            && let Value::Text(text) = old
+        {
+            *new = Value::Text(text);
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! The named points at which a test may end the process, as `kill -9` would.
+//!
+//! Compiled in with the `failpoints` feature and armed by the `FAILPOINTS` variable, as in
+//! `FAILPOINTS="capture::after_kafka_commit=3*off->return"` (the fourth pass ends the process).
+//! docs/invariants.md lists what is on disk at each of them and what the next run does.
+
+/// The two publications exist, the slot does not.
+pub const PUBLICATIONS_CREATED: &str = "capture::publications_created";
+/// The slot exists, no position record names its generation.
+pub const SLOT_CREATED: &str = "capture::slot_created";
+/// Kafka knows the generation, the catalog does not.
+pub const GENERATION_RECORDED: &str = "capture::generation_recorded";
+/// All events of a Kafka transaction are produced, its outcome is open.
+pub const BEFORE_KAFKA_COMMIT: &str = "capture::before_kafka_commit";
+/// The Kafka transaction is committed, the slot is not confirmed.
+pub const AFTER_KAFKA_COMMIT: &str = "capture::after_kafka_commit";
+/// The slot has been confirmed up to what Kafka committed.
+pub const AFTER_CONFIRM: &str = "capture::after_confirm";
+/// A Kafka transaction was committed in the middle of a source transaction.
+pub const MID_TRANSACTION: &str = "capture::mid_transaction";
+/// The temporary slot of a table sync round exists.
+pub const SYNC_SLOT_CREATED: &str = "capture::sync_slot_created";
+/// `TableSyncStarted` of a table is in the snapshot topic.
+pub const SYNC_STARTED: &str = "capture::sync_started";
+/// A chunk is being copied, some of its parts are in the snapshot topic.
+pub const CHUNK_MID_COPY: &str = "capture::chunk_mid_copy";
+/// Every part of a chunk is acknowledged.
+pub const CHUNK_DELIVERED: &str = "capture::chunk_delivered";
+/// All chunks of a table are delivered, `TableSyncFinished` is not.
+pub const BEFORE_SYNC_FINISHED: &str = "capture::before_sync_finished";
+/// `TableSyncFinished` is delivered, the position topic does not say so.
+pub const AFTER_SYNC_FINISHED: &str = "capture::after_sync_finished";
+
+/// Ends the process here when a test has armed `name`; nothing otherwise.
+pub(crate) fn crash_point(name: &'static str) {
+    fail::fail_point!(name, |_| crash(name));
+    let _ = name;
+}
+
+#[cfg(feature = "failpoints")]
+fn crash(name: &str) {
+    eprintln!("crash point {name}");
+    std::process::abort();
+}

@@ -1,0 +1,78 @@
+//! What can go wrong while capturing, and whether trying again can help.
+
+use crate::slot::{Refusal, SequenceError};
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Every error ends the run of its mirror; the next run begins at the top (see
+/// docs/invariants.md). Only [`Error::is_fatal`] ones wait for an operator.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("source: {0}")]
+    Source(#[from] bunny_postgres::Error),
+    #[error("source, {doing}: {error}")]
+    Query {
+        doing: &'static str,
+        error: tokio_postgres::Error,
+    },
+    #[error("event contract: {0}")]
+    Schemas(#[from] bunny_schemas::Error),
+    #[error("catalog: {0}")]
+    Catalog(#[from] bunny_catalog::Error),
+    #[error("Kafka, {doing}: {error}")]
+    Kafka {
+        doing: &'static str,
+        error: rdkafka::error::KafkaError,
+    },
+    #[error("{0}")]
+    Refused(#[from] Refusal),
+    #[error("replication stream: {0}")]
+    Sequence(#[from] SequenceError),
+    #[error("{0}")]
+    Fatal(String),
+    #[error("{0}")]
+    Transient(String),
+}
+
+impl Error {
+    /// An error that no retry can mend; `message` says cause and way out.
+    pub(crate) fn fatal(message: impl Into<String>) -> Self {
+        Self::Fatal(message.into())
+    }
+
+    pub(crate) fn transient(message: impl Into<String>) -> Self {
+        Self::Transient(message.into())
+    }
+
+    /// True when the mirror must wait for an operator: going on could lose changes, or the
+    /// same would happen again.
+    pub fn is_fatal(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::Fatal(_))
+    }
+
+    /// True when another capture of the mirror has taken over the transactional id.
+    pub fn is_fenced(&self) -> bool {
+        use rdkafka::types::RDKafkaErrorCode as Code;
+        matches!(
+            self,
+            Self::Kafka { error, .. } if matches!(
+                error.rdkafka_error_code(),
+                Some(Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch)
+            )
+        )
+    }
+
+    /// True when the same attempt may succeed later without anyone's help.
+    pub fn is_transient(&self) -> bool {
+        !self.is_fatal()
+    }
+}
+
+impl From<tokio_postgres::Error> for Error {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Query {
+            doing: "query",
+            error,
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! The source side: reads a mirror's slot and tables, writes its topics.
+//!
+//! A [`Service`] holds leases and runs one task per mirror. A run goes through the start
+//! order (`slot`), then streams (`stream`, `change`, `publisher`) while table syncs
+//! (`rounds`, `snapshot`) and reports go on beside it. Any error ends the run; the next one
+//! begins at the top. docs/invariants.md lists every point at which it may die.
+
+mod change;
+pub mod crash_points;
+mod error;
+mod mirror;
+mod publication;
+mod publisher;
+mod removal;
+mod report;
+mod rounds;
+mod service;
+mod slot;
+mod snapshot;
+mod stream;
+
+pub use error::{Error, Result};
+pub use service::{Options, Service};
+pub use slot::{Refusal, SequenceError};

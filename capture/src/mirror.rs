@@ -1,0 +1,184 @@
+//! One mirror's run: the start order, then the stream, table syncs and reports side by
+//! side until the first error.
+
+use std::sync::Arc;
+
+use bunny_catalog::{Desired, Finished, Mirror, MirrorContext};
+use bunny_postgres::replication::Replication;
+use bunny_postgres::{ConnectOptions, NameMatch, Session, introspect, terminate_sessions};
+use bunny_schemas::control::SchemaKind;
+use bunny_schemas::kafka::TopicKind;
+use bunny_schemas::registry::Registry;
+use bunny_schemas::{reader, topics::SNAPSHOT_PARTITIONS_MAX};
+use tokio::sync::{mpsc, watch};
+
+use crate::change::EventEncoder;
+use crate::crash_points::{PUBLICATIONS_CREATED, crash_point};
+use crate::error::{Error, Result};
+use crate::publisher::{Publisher, Tables};
+use crate::report::{self, Reporting};
+use crate::rounds::{self, Rounds};
+use crate::service::Options;
+use crate::slot::{self, Places};
+use crate::snapshot::SyncRecorder;
+use crate::stream::{Parts, Stream};
+use crate::{publication, removal};
+
+/// Sync records and log lines under way between the tasks of one run.
+const SYNC_REQUESTS_MAX: usize = 16;
+
+/// What every step of a run knows.
+pub(crate) struct Run {
+    pub(crate) mirror: Arc<Mirror>,
+    pub(crate) options: Arc<Options>,
+    pub(crate) context: MirrorContext,
+    pub(crate) peer: ConnectOptions,
+    /// `bunny capture <12-hex mirror id> <epoch>`: what a later owner looks for.
+    pub(crate) application_name: String,
+}
+
+/// Captures `mirror` until cancelled, deleted, or the first error.
+pub(crate) async fn run(
+    mirror: Mirror,
+    context: MirrorContext,
+    options: Arc<Options>,
+) -> Result<Finished> {
+    let run = Run {
+        peer: context.source.connect_options(),
+        application_name: format!("{} {}", session_prefix(&mirror), context.lease_epoch),
+        mirror: Arc::new(mirror),
+        options,
+        context,
+    };
+    let source = Session::connect(&run.peer, &run.application_name).await?;
+    end_former_sessions(&run, &source).await?;
+    if run.mirror.desired == Desired::Deleted {
+        return removal::run(&run, source).await;
+    }
+    check_server(&source).await?;
+    capture(&run, source).await
+}
+
+async fn capture(run: &Run, source: Session) -> Result<Finished> {
+    let mirror = &run.mirror;
+    let members = publication::ensure(&source, mirror).await?;
+    crash_point(PUBLICATIONS_CREATED);
+    ensure_topics(run).await?;
+    let Options { kafka, topics, .. } = &*run.options;
+    let registry = Registry::open(kafka.clone(), topics).await?;
+    let mut publisher = Publisher::open(kafka, topics, &registry, &mirror.slug).await?;
+    let positions = reader::read_positions(kafka, topics, &mirror.slug).await?;
+    let mut replication = Replication::connect(
+        &run.peer,
+        &run.application_name,
+        &mirror.slot_name,
+        &publication::names(mirror),
+    )
+    .await?;
+    let places = Places {
+        mirror,
+        catalog: &run.options.catalog,
+        kafka,
+        topics,
+        registry: &registry,
+        source: &source,
+    };
+    let record = slot::prepare(
+        &places,
+        &mut publisher,
+        &mut replication,
+        positions.position,
+    )
+    .await?;
+    tracing::info!(mirror = %mirror.name, from = %record.confirm_lsn, "streaming");
+    let wal = replication.start(record.confirm_lsn).await?;
+
+    let (sync_sender, sync_requests) = mpsc::channel(SYNC_REQUESTS_MAX);
+    let (passed, passed_seen) = watch::channel(Default::default());
+    let (status, status_seen) = watch::channel(Default::default());
+    let gap_schema_id = registry.register_control(SchemaKind::TableGap).await?;
+    let stream = Stream::new(Parts {
+        wal,
+        publisher,
+        tables: Tables::new(mirror),
+        encoder: EventEncoder::new(mirror.name.clone(), mirror.generation, gap_schema_id),
+        record,
+        sync_requests,
+        passed,
+        status,
+    });
+    let rounds = Rounds::new(mirror, &positions.syncs);
+    let reporting = Reporting {
+        passed: passed_seen.clone(),
+        status: status_seen,
+        syncs: rounds.view(),
+        insert_only: members.insert_only.into_iter().collect(),
+    };
+    // A session of its own: what the report asks must not queue behind the stream's look-ups.
+    let report_session = Session::connect(&run.peer, &run.application_name).await?;
+
+    let recorder = SyncRecorder::new(sync_sender);
+    tokio::select! {
+        ended = stream.run(&source, &registry, run.context.cancel.clone()) => ended?,
+        ended = rounds::run(run, rounds, recorder, passed_seen) => ended?,
+        ended = report::run(run, &report_session, reporting) => ended?,
+    }
+    Ok(Finished::Idle)
+}
+
+/// What all sessions of all captures of this mirror are named after.
+pub(crate) fn session_prefix(mirror: &Mirror) -> String {
+    let id = mirror.id.simple().to_string();
+    format!("bunny capture {}", &id[..12])
+}
+
+/// A frozen former capture keeps its sessions and the slot alive: end them first.
+async fn end_former_sessions(run: &Run, source: &Session) -> Result<()> {
+    let prefix = session_prefix(&run.mirror);
+    let ended = terminate_sessions(source, NameMatch::Prefix(&prefix)).await?;
+    if !ended.is_empty() {
+        tracing::info!(mirror = %run.mirror.name, pids = ?ended, "ended the former capture's sessions");
+    }
+    Ok(())
+}
+
+async fn check_server(source: &Session) -> Result<()> {
+    let server = introspect::server_info(source).await?;
+    if server.wal_level != "logical" {
+        return Err(Error::fatal(format!(
+            "the source runs with wal_level={}; set wal_level=logical and restart it",
+            server.wal_level
+        )));
+    }
+    if server.server_encoding == "SQL_ASCII" {
+        return Err(Error::fatal(
+            "the source database has encoding SQL_ASCII, whose text has no defined meaning; dump it into a UTF8 database first",
+        ));
+    }
+    Ok(())
+}
+
+async fn ensure_topics(run: &Run) -> Result<()> {
+    let Options { kafka, topics, .. } = &*run.options;
+    let slug = &run.mirror.slug;
+    let config = &run.mirror.config;
+    let workers = config
+        .snapshot_num_tables_in_parallel
+        .saturating_mul(config.snapshot_max_parallel_workers);
+    let partitions = i32::try_from(workers)
+        .unwrap_or(SNAPSHOT_PARTITIONS_MAX)
+        .clamp(1, SNAPSHOT_PARTITIONS_MAX);
+    kafka
+        .ensure_topic(&topics.schemas(), TopicKind::Schemas)
+        .await?;
+    kafka
+        .ensure_topic(&topics.position(slug), TopicKind::Position)
+        .await?;
+    kafka
+        .ensure_topic(&topics.changes(slug), TopicKind::Changes)
+        .await?;
+    kafka
+        .ensure_topic(&topics.snapshot(slug), TopicKind::Snapshot { partitions })
+        .await?;
+    Ok(())
+}

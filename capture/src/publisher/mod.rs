@@ -1,0 +1,197 @@
+//! The log side of the stream: Kafka transactions that hold events and the position reached.
+//!
+//! A transaction is cut by size and time and may hold parts of source transactions. Its
+//! position record is what a later run trusts, so both become visible together or not at
+//! all (invariant I2). Any error leaves the publisher unusable: the run ends, and the next
+//! one opens a new publisher, which aborts whatever was left open.
+
+mod tables;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bunny_schemas::control::{PositionRecord, SchemaKind, SyncRecord};
+use bunny_schemas::kafka::KafkaConfig;
+use bunny_schemas::registry::Registry;
+use bunny_schemas::topics::Topics;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+
+pub(crate) use tables::{Published, Tables};
+
+use crate::crash_points::{AFTER_KAFKA_COMMIT, BEFORE_KAFKA_COMMIT, crash_point};
+use crate::error::{Error, Result};
+
+/// A Kafka transaction is committed when it holds this much, or is this old, or the source
+/// has nothing more to give.
+const TRANSACTION_BYTES_MAX: usize = 8 << 20;
+const TRANSACTION_EVENTS_MAX: usize = 20_000;
+const TRANSACTION_AGE_MAX: Duration = Duration::from_secs(1);
+
+/// How long Kafka may be away before the run gives up, and with it its replication
+/// connection: a walsender whose reader stands still blocks the source's fast shutdown.
+const KAFKA_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long to wait for room in librdkafka's queue before looking again.
+const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(2);
+
+/// Commits report every delivery failure, so no context of our own listens for them.
+type TransactionalProducer = ThreadedProducer<DefaultProducerContext>;
+
+struct OpenTransaction {
+    bytes: usize,
+    events: usize,
+    since: Instant,
+}
+
+/// Writes to a mirror's change and position topics, as the only one who can.
+pub(crate) struct Publisher {
+    producer: Arc<TransactionalProducer>,
+    changes_topic: String,
+    position_topic: String,
+    position_schema_id: u32,
+    sync_schema_id: u32,
+    open: Option<OpenTransaction>,
+}
+
+impl Publisher {
+    /// Opens the producer and fences the former one: after this, no other capture of the
+    /// mirror can commit (invariant I7).
+    pub(crate) async fn open(
+        kafka: &KafkaConfig,
+        topics: &Topics,
+        registry: &Registry,
+        slug: &str,
+    ) -> Result<Self> {
+        let position_schema_id = registry.register_control(SchemaKind::Position).await?;
+        let sync_schema_id = registry.register_control(SchemaKind::Sync).await?;
+        let id = topics.capture_transactional_id(slug);
+        let producer: TransactionalProducer =
+            kafka
+                .transactional_producer(&id)
+                .create()
+                .map_err(|error| Error::Kafka {
+                    doing: "opening the transactional producer",
+                    error,
+                })?;
+        let publisher = Self {
+            producer: Arc::new(producer),
+            changes_topic: topics.changes(slug),
+            position_topic: topics.position(slug),
+            position_schema_id,
+            sync_schema_id,
+            open: None,
+        };
+        publisher
+            .blocking("fencing the former capture", |producer| {
+                producer.init_transactions(KAFKA_PATIENCE)
+            })
+            .await?;
+        Ok(publisher)
+    }
+
+    /// True when something was sent that no commit covers yet.
+    pub(crate) fn has_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// True when the open transaction should be committed before more is sent.
+    pub(crate) fn is_due(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| {
+            open.bytes >= TRANSACTION_BYTES_MAX
+                || open.events >= TRANSACTION_EVENTS_MAX
+                || open.since.elapsed() >= TRANSACTION_AGE_MAX
+        })
+    }
+
+    /// Appends one event to the change topic, inside the open transaction.
+    pub(crate) async fn send_event(&mut self, key: Option<&[u8]>, value: &[u8]) -> Result<()> {
+        let topic = self.changes_topic.clone();
+        self.send(&topic, key, value).await
+    }
+
+    /// Commits what was sent, together with the position it reaches and the table syncs it
+    /// records. Returns once Kafka has answered.
+    pub(crate) async fn commit(
+        &mut self,
+        position: &PositionRecord,
+        syncs: &[SyncRecord],
+    ) -> Result<()> {
+        let topic = self.position_topic.clone();
+        let record = position.encode(self.position_schema_id);
+        self.send(&topic, Some(PositionRecord::KEY), &record)
+            .await?;
+        for sync in syncs {
+            let record = sync.encode(self.sync_schema_id);
+            self.send(&topic, Some(sync.key().as_bytes()), &record)
+                .await?;
+        }
+        crash_point(BEFORE_KAFKA_COMMIT);
+        self.blocking("committing a transaction", |producer| {
+            producer.commit_transaction(KAFKA_PATIENCE)
+        })
+        .await?;
+        self.open = None;
+        crash_point(AFTER_KAFKA_COMMIT);
+        Ok(())
+    }
+
+    async fn send(&mut self, topic: &str, key: Option<&[u8]>, value: &[u8]) -> Result<()> {
+        let open = match &mut self.open {
+            Some(open) => open,
+            None => {
+                self.producer
+                    .begin_transaction()
+                    .map_err(|error| Error::Kafka {
+                        doing: "beginning a transaction",
+                        error,
+                    })?;
+                self.open.insert(OpenTransaction {
+                    bytes: 0,
+                    events: 0,
+                    since: Instant::now(),
+                })
+            }
+        };
+        open.bytes += value.len() + key.map_or(0, <[u8]>::len);
+        open.events += 1;
+
+        let deadline = Instant::now() + KAFKA_PATIENCE;
+        let mut record = BaseRecord::<[u8], [u8]>::to(topic)
+            .payload(value)
+            .partition(0);
+        if let Some(key) = key {
+            record = record.key(key);
+        }
+        loop {
+            match self.producer.send(record) {
+                Ok(()) => return Ok(()),
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), again))
+                    if Instant::now() < deadline =>
+                {
+                    record = again;
+                    tokio::time::sleep(QUEUE_FULL_PAUSE).await;
+                }
+                Err((error, _)) => {
+                    return Err(Error::Kafka {
+                        doing: "sending an event",
+                        error,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Runs one of librdkafka's blocking calls away from the async threads.
+    async fn blocking(
+        &self,
+        doing: &'static str,
+        call: impl FnOnce(&TransactionalProducer) -> rdkafka::error::KafkaResult<()> + Send + 'static,
+    ) -> Result<()> {
+        let producer = Arc::clone(&self.producer);
+        tokio::task::spawn_blocking(move || call(&producer))
+            .await
+            .map_err(|error| Error::transient(format!("{doing}: {error}")))?
+            .map_err(|error| Error::Kafka { doing, error })
+    }
+}

@@ -1,0 +1,104 @@
+//! What capture says of itself, about once a second.
+
+use std::time::Duration;
+
+use bunny_catalog::{CaptureReport, SyncProgress};
+use bunny_postgres::{Lsn, Session, TableName};
+use tokio::sync::watch;
+
+use crate::error::{Error, Result};
+use crate::mirror::Run;
+use crate::rounds::SyncView;
+use crate::snapshot::Passed;
+use crate::stream::Status;
+
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// What a report is made of, besides what the source says.
+pub(crate) struct Reporting {
+    pub(crate) passed: watch::Receiver<Passed>,
+    pub(crate) status: watch::Receiver<Status>,
+    pub(crate) syncs: SyncView,
+    pub(crate) insert_only: Vec<TableName>,
+}
+
+/// Reports until the run ends. A source that cannot be asked ends it.
+pub(crate) async fn run(run: &Run, source: &Session, reporting: Reporting) -> Result<()> {
+    // Caught up means: past where the source's WAL ended one report ago. Comparing with the
+    // end as it is now would never settle on a busy server whose writes do not concern us.
+    let mut former_end = None;
+    loop {
+        let slot = slot_view(source, &run.mirror.slot_name).await?;
+        let passed = *reporting.passed.borrow();
+        let status = *reporting.status.borrow();
+        let caught_up = status.oldest_open_commit_us.is_none()
+            && former_end.is_some_and(|end| passed.lsn >= end);
+        former_end = Some(slot.current_lsn);
+        let syncs: Vec<SyncProgress> = reporting.syncs.tables();
+        let report = CaptureReport {
+            phase: if syncs.iter().all(|sync| sync.finished) {
+                "streaming".to_owned()
+            } else {
+                "copying tables".to_owned()
+            },
+            generation: Some(run.mirror.generation),
+            current_lsn: Some(slot.current_lsn),
+            confirmed_flush_lsn: slot.confirmed_flush_lsn,
+            restart_lsn: slot.restart_lsn,
+            retained_wal_bytes: slot.retained_wal_bytes,
+            slot_active: slot.active,
+            wal_status: slot.wal_status,
+            published_lsn: passed.lsn,
+            published: (passed.published.commit_lsn, passed.published.seq).into(),
+            lag_seconds: status.oldest_open_commit_us.map_or(0.0, age_seconds),
+            caught_up,
+            events_published: status.events_published,
+            syncs,
+            insert_only: reporting.insert_only.clone(),
+            messages: reporting.syncs.messages(),
+        };
+        run.context.reporter.report(&report);
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+fn age_seconds(commit_us: i64) -> f64 {
+    let now_us = chrono::Utc::now().timestamp_micros();
+    (now_us - commit_us).max(0) as f64 / 1e6
+}
+
+struct SlotView {
+    current_lsn: Lsn,
+    confirmed_flush_lsn: Option<Lsn>,
+    restart_lsn: Option<Lsn>,
+    retained_wal_bytes: i64,
+    active: bool,
+    wal_status: Option<String>,
+}
+
+async fn slot_view(source: &Session, slot: &str) -> Result<SlotView> {
+    let row = source
+        .query_one(
+            "SELECT pg_current_wal_flush_lsn()::text, s.confirmed_flush_lsn::text,
+                    s.restart_lsn::text,
+                    coalesce(pg_wal_lsn_diff(pg_current_wal_flush_lsn(), s.restart_lsn), 0)::int8,
+                    coalesce(s.active, false), s.wal_status
+             FROM (SELECT 1) one
+             LEFT JOIN pg_replication_slots s ON s.slot_name = $1",
+            &[&slot],
+        )
+        .await
+        .map_err(|error| Error::Query {
+            doing: "looking at the replication slot",
+            error,
+        })?;
+    let lsn = |text: Option<String>| text.and_then(|text| text.parse().ok());
+    Ok(SlotView {
+        current_lsn: lsn(row.get(0)).unwrap_or_default(),
+        confirmed_flush_lsn: lsn(row.get(1)),
+        restart_lsn: lsn(row.get(2)),
+        retained_wal_bytes: row.get(3),
+        active: row.get(4),
+        wal_status: row.get(5),
+    })
+}

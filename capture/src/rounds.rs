@@ -1,0 +1,213 @@
+//! Table syncs of one run: which tables still need one, round after round.
+//!
+//! A round that fails leaves the stream alone; what it finished stays, the rest starts over
+//! under a new consistent point and a higher attempt.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bunny_catalog::{LogLevel, Mirror, MirrorTable, SyncProgress};
+use bunny_schemas::control::{SyncRecord, SyncState};
+use tokio::sync::{mpsc, watch};
+use uuid::Uuid;
+
+use crate::error::Result;
+use crate::mirror::Run;
+use crate::snapshot::{
+    self, LogSink, Loudness, Passed, Progress, SnapshotContext, SyncRecorder, TableSync,
+};
+
+const BACKOFF_FIRST: Duration = Duration::from_secs(1);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+const LOG_LINES_MAX: usize = 256;
+
+/// What the position topic and the mirror say about table syncs at the start of a run.
+pub(crate) struct Rounds {
+    wanted: Vec<(Uuid, MirrorTable)>,
+    attempts: HashMap<Uuid, i32>,
+    finished: HashSet<Uuid>,
+    progress: Progress,
+}
+
+impl Rounds {
+    pub(crate) fn new(mirror: &Mirror, recorded: &HashMap<Uuid, SyncRecord>) -> Self {
+        let wanted: Vec<(Uuid, MirrorTable)> = mirror
+            .tables
+            .iter()
+            .filter_map(|table| Some((table.request_id?, table.clone())))
+            .collect();
+        Self {
+            attempts: recorded
+                .iter()
+                .map(|(request, record)| (*request, record.attempt))
+                .collect(),
+            finished: recorded
+                .iter()
+                .filter(|(_, record)| record.state == SyncState::Finished)
+                .map(|(request, _)| *request)
+                .collect(),
+            wanted,
+            progress: Progress::default(),
+        }
+    }
+
+    /// A view for the report that stays current.
+    pub(crate) fn view(&self) -> SyncView {
+        SyncView {
+            finished_before: self
+                .wanted
+                .iter()
+                .filter(|(request, _)| self.finished.contains(request))
+                .map(|(request, table)| {
+                    let mut sync = SyncProgress::new(*request, table.source.clone());
+                    sync.finished = true;
+                    sync
+                })
+                .collect(),
+            waiting: self
+                .wanted
+                .iter()
+                .filter(|(request, _)| !self.finished.contains(request))
+                .map(|(request, table)| SyncProgress::new(*request, table.source.clone()))
+                .collect(),
+            progress: self.progress.clone(),
+        }
+    }
+
+    fn next_round(&mut self) -> Vec<TableSync> {
+        let mut round = Vec::new();
+        for (request, table) in &self.wanted {
+            if self.finished.contains(request) {
+                continue;
+            }
+            let attempt = self.attempts.entry(*request).or_insert(0);
+            *attempt += 1;
+            round.push(TableSync {
+                source: table.source.clone(),
+                request_id: *request,
+                attempt: *attempt,
+                partition_key: table.partition_key.clone(),
+                exclude_columns: table.exclude_columns.clone(),
+            });
+        }
+        round
+    }
+
+    /// Takes in what the round that just ended has finished.
+    fn take_finished(&mut self) {
+        for table in self.progress.tables() {
+            self.attempts.insert(table.request_id, table.attempt);
+            if table.finished {
+                self.finished.insert(table.request_id);
+            }
+        }
+    }
+}
+
+/// Table syncs as the report shows them.
+pub(crate) struct SyncView {
+    finished_before: Vec<SyncProgress>,
+    waiting: Vec<SyncProgress>,
+    progress: Progress,
+}
+
+impl SyncView {
+    /// Every table that was asked to be synced: the present state where a round has one.
+    pub(crate) fn tables(&self) -> Vec<SyncProgress> {
+        let running: HashMap<Uuid, _> = self
+            .progress
+            .tables()
+            .into_iter()
+            .map(|table| (table.request_id, table))
+            .collect();
+        let present = self.waiting.iter().map(|waiting| {
+            let Some(table) = running.get(&waiting.request_id) else {
+                return waiting.clone();
+            };
+            SyncProgress {
+                attempt: u32::try_from(table.attempt).unwrap_or_default(),
+                chunks_done: table.chunks_done,
+                chunks_total: table.chunks_total,
+                rows_done: table.rows_done,
+                rows_estimate: table.rows_estimate,
+                bytes_done: table.bytes_done,
+                finished: table.finished,
+                ..waiting.clone()
+            }
+        });
+        self.finished_before.iter().cloned().chain(present).collect()
+    }
+
+    /// What a round waits for, in words.
+    pub(crate) fn messages(&self) -> Vec<String> {
+        let tables = self.progress.tables().into_iter().filter_map(|table| {
+            let reason = table.waiting_for?;
+            Some(format!("{}: {reason}", table.source))
+        });
+        self.progress.waiting_for().into_iter().chain(tables).collect()
+    }
+}
+
+/// Runs rounds until every table is synced, then waits for the run to end.
+pub(crate) async fn run(
+    run: &Run,
+    mut rounds: Rounds,
+    recorder: SyncRecorder,
+    passed: watch::Receiver<Passed>,
+) -> Result<()> {
+    let (lines, mut received) = mpsc::channel(LOG_LINES_MAX);
+    let work = async {
+        let mut backoff = BACKOFF_FIRST;
+        loop {
+            let tables = rounds.next_round();
+            if tables.is_empty() {
+                return std::future::pending::<Result<()>>().await;
+            }
+            let context = SnapshotContext {
+                source: run.peer.clone(),
+                application_name: run.application_name.clone(),
+                kafka: run.options.kafka.clone(),
+                topics: run.options.topics.clone(),
+                slug: run.mirror.slug.clone(),
+                slot_name: run.mirror.slot_name.clone(),
+                mirror: Arc::clone(&run.mirror),
+                generation: run.mirror.generation,
+                tables,
+                recorder: recorder.clone(),
+                passed: passed.clone(),
+                log: LogSink::new(lines.clone()),
+                progress: rounds.progress.clone(),
+            };
+            let ended = snapshot::run(context, run.context.cancel.clone()).await;
+            rounds.take_finished();
+            match ended {
+                Ok(()) => backoff = BACKOFF_FIRST,
+                Err(error) if error.is_fatal() => return Err(error),
+                Err(error) => {
+                    let message = format!(
+                        "copying tables was interrupted and starts over for those not finished: {error}"
+                    );
+                    let details = serde_json::json!({});
+                    run.context.reporter.log(LogLevel::Warn, message, details);
+                    tokio::time::sleep(backoff).await;
+                    backoff = (backoff * 2).min(BACKOFF_MAX);
+                }
+            }
+        }
+    };
+    let write_log = async {
+        while let Some(line) = received.recv().await {
+            let level = match line.loudness {
+                Loudness::Info => LogLevel::Info,
+                Loudness::Warning => LogLevel::Warn,
+            };
+            run.context.reporter.log(level, line.message, line.details);
+        }
+        std::future::pending::<Result<()>>().await
+    };
+    tokio::select! {
+        ended = work => ended,
+        ended = write_log => ended,
+    }
+}

@@ -1,0 +1,74 @@
+//! The capture role: as many mirrors as it holds leases for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bunny_catalog::{Catalog, Role, SuperviseOptions, TaskFailure, supervise};
+use bunny_schemas::kafka::KafkaConfig;
+use bunny_schemas::topics::Topics;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::Error;
+use crate::mirror;
+
+/// What a capture process is given.
+#[derive(Clone)]
+pub struct Options {
+    pub catalog: Catalog,
+    pub kafka: KafkaConfig,
+    pub topics: Topics,
+    /// Names this process among all that take leases.
+    pub holder: String,
+    /// How long a lease outlives its holder's last sign of life.
+    pub lease_ttl: Duration,
+}
+
+/// The capture role, ready to run.
+pub struct Service {
+    options: Arc<Options>,
+}
+
+impl Service {
+    pub fn new(options: Options) -> Self {
+        Self {
+            options: Arc::new(options),
+        }
+    }
+
+    /// Runs until `cancel`. Failures of single mirrors are reported to the catalog and tried
+    /// again; they never end the service.
+    ///
+    /// # Errors
+    /// None today: the loop goes on whatever happens.
+    pub async fn run(self, cancel: CancellationToken) -> Result<(), Error> {
+        let options = self.options;
+        let supervision = SuperviseOptions::new(options.lease_ttl);
+        supervise(
+            options.catalog.clone(),
+            Role::Capture,
+            options.holder.clone(),
+            supervision,
+            cancel,
+            move |mirror, context| {
+                let options = Arc::clone(&options);
+                async move {
+                    Box::pin(mirror::run(mirror, context, options))
+                        .await
+                        .map_err(failure)
+                }
+            },
+        )
+        .await;
+        Ok(())
+    }
+}
+
+fn failure(error: Error) -> TaskFailure {
+    if error.is_fenced() {
+        TaskFailure::fenced(error)
+    } else if error.is_fatal() {
+        TaskFailure::fatal(error)
+    } else {
+        TaskFailure::transient(error)
+    }
+}

@@ -1,0 +1,219 @@
+//! The start order of a run, up to the position from which the slot may be read.
+//!
+//! A generation is one unbroken slot and topic history. Starting one is a step of a
+//! command, never of a plain start: only a mirror whose catalog row still says
+//! `generation_ready = false` may drop and create a slot.
+
+use std::time::{Duration, Instant};
+
+use bunny_catalog::{Catalog, Mirror};
+use bunny_postgres::replication::{Replication, SystemId};
+use bunny_postgres::{Lsn, Session};
+use bunny_schemas::control::{GenerationStarted, PositionRecord, SchemaKind};
+use bunny_schemas::kafka::KafkaConfig;
+use bunny_schemas::reader;
+use bunny_schemas::registry::Registry;
+use bunny_schemas::topics::Topics;
+
+use super::start::{LastInTopic, SlotFacts, SourceFacts, check_log, check_source};
+use crate::crash_points::{GENERATION_RECORDED, SLOT_CREATED, crash_point};
+use crate::error::{Error, Result};
+use crate::publisher::Publisher;
+
+/// How long a former owner of the slot, whose session was just ended, may take to let go.
+const SLOT_RELEASE_PATIENCE: Duration = Duration::from_secs(10);
+const SLOT_RELEASE_POLL: Duration = Duration::from_millis(50);
+
+/// What [`prepare`] needs to reach.
+pub(crate) struct Places<'a> {
+    pub(crate) mirror: &'a Mirror,
+    pub(crate) catalog: &'a Catalog,
+    pub(crate) kafka: &'a KafkaConfig,
+    pub(crate) topics: &'a Topics,
+    pub(crate) registry: &'a Registry,
+    pub(crate) source: &'a Session,
+}
+
+/// Brings the mirror to where its slot may be read, and says from which position.
+///
+/// # Errors
+/// [`Error::Refused`] when log, slot and source do not belong together.
+pub(crate) async fn prepare(
+    places: &Places<'_>,
+    publisher: &mut Publisher,
+    replication: &mut Replication,
+    positions: Option<PositionRecord>,
+) -> Result<PositionRecord> {
+    let mirror = places.mirror;
+    let system = replication.identify_system().await?;
+    let record = if mirror.generation_ready {
+        positions
+    } else {
+        let started = match positions {
+            Some(record) if record.generation == mirror.generation => record,
+            _ => start_generation(places, publisher, replication, &system).await?,
+        };
+        crash_point(GENERATION_RECORDED);
+        places
+            .catalog
+            .set_generation_ready(mirror.id, mirror.generation)
+            .await?;
+        Some(started)
+    };
+    let last = reader::last_change(places.kafka, places.registry, places.topics, &mirror.slug)
+        .await?
+        .map(|event| LastInTopic {
+            generation: event.generation,
+            position: event.position,
+        });
+    let mut record = check_log(mirror.generation, record.as_ref(), last)?;
+    let facts = source_facts(places, replication, &system).await?;
+    check_source(&record, &facts)?;
+    record.timeline = facts.timeline;
+    wait_released(places.source, &mirror.slot_name).await?;
+    Ok(record)
+}
+
+/// Drops the mirror's own slot; one that the user brought stays.
+pub(crate) async fn drop_slot(source: &Session, mirror: &Mirror) -> Result<()> {
+    if mirror.slot_given {
+        return Ok(());
+    }
+    wait_released(source, &mirror.slot_name).await?;
+    source
+        .execute(
+            "SELECT pg_drop_replication_slot(slot_name)
+             FROM pg_replication_slots WHERE slot_name = $1",
+            &[&mirror.slot_name],
+        )
+        .await
+        .map_err(|error| Error::Query {
+            doing: "dropping the replication slot",
+            error,
+        })?;
+    Ok(())
+}
+
+async fn start_generation(
+    places: &Places<'_>,
+    publisher: &mut Publisher,
+    replication: &mut Replication,
+    system: &SystemId,
+) -> Result<PositionRecord> {
+    let mirror = places.mirror;
+    let start_lsn = if mirror.slot_given {
+        slot_facts(places.source, &mirror.slot_name)
+            .await?
+            .ok_or_else(|| {
+                Error::fatal(format!(
+                    "replication slot {}, which this mirror was told to use, does not exist; create it with plugin pgoutput",
+                    mirror.slot_name
+                ))
+            })?
+            .confirmed_flush_lsn
+    } else {
+        drop_slot(places.source, mirror).await?;
+        let lsn = replication.create_slot(&mirror.slot_name).await?;
+        crash_point(SLOT_CREATED);
+        lsn
+    };
+    let event = GenerationStarted {
+        generation: mirror.generation,
+        mirror: mirror.name.clone(),
+        system_id: system.system_id.clone(),
+        timeline: system.timeline,
+        start_lsn,
+    };
+    let schema_id = places
+        .registry
+        .register_control(SchemaKind::GenerationStarted)
+        .await?;
+    publisher
+        .send_event(None, &event.encode(schema_id))
+        .await?;
+    let record = PositionRecord {
+        generation: mirror.generation,
+        system_id: system.system_id.clone(),
+        timeline: system.timeline,
+        commit_lsn: Lsn::ZERO,
+        seq: 0,
+        confirm_lsn: start_lsn,
+    };
+    publisher.commit(&record, &[]).await?;
+    tracing::info!(mirror = %mirror.name, generation = %mirror.generation, %start_lsn, "generation started");
+    Ok(record)
+}
+
+async fn source_facts(
+    places: &Places<'_>,
+    replication: &mut Replication,
+    system: &SystemId,
+) -> Result<SourceFacts> {
+    let timeline_ends = if system.timeline > 1 {
+        replication
+            .timeline_history(system.timeline)
+            .await?
+            .unwrap_or_default()
+    } else {
+        Vec::new()
+    };
+    Ok(SourceFacts {
+        system_id: system.system_id.clone(),
+        timeline: system.timeline,
+        flush_lsn: system.flush_lsn,
+        timeline_ends,
+        slot: slot_facts(places.source, &places.mirror.slot_name).await?,
+    })
+}
+
+async fn slot_facts(source: &Session, slot: &str) -> Result<Option<SlotFacts>> {
+    let row = source
+        .query_opt(
+            "SELECT confirmed_flush_lsn::text, coalesce(wal_status, '') = 'lost'
+             FROM pg_replication_slots WHERE slot_name = $1",
+            &[&slot],
+        )
+        .await
+        .map_err(|error| Error::Query {
+            doing: "looking at the replication slot",
+            error,
+        })?;
+    let Some(row) = row else { return Ok(None) };
+    let confirmed: Option<String> = row.get(0);
+    Ok(Some(SlotFacts {
+        confirmed_flush_lsn: match confirmed {
+            Some(text) => text
+                .parse()
+                .map_err(|_| Error::transient(format!("unreadable slot position {text}")))?,
+            None => Lsn::ZERO,
+        },
+        lost: row.get(1),
+    }))
+}
+
+/// Waits until no session holds the slot. Former captures of this mirror have been ended
+/// before; a session that is not ours is left alone and named.
+async fn wait_released(source: &Session, slot: &str) -> Result<()> {
+    let deadline = Instant::now() + SLOT_RELEASE_PATIENCE;
+    loop {
+        let row = source
+            .query_opt(
+                "SELECT s.active_pid, coalesce(a.application_name, '')
+                 FROM pg_replication_slots s
+                 LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid
+                 WHERE s.slot_name = $1 AND s.active",
+                &[&slot],
+            )
+            .await?;
+        let Some(row) = row else { return Ok(()) };
+        if Instant::now() >= deadline {
+            let pid: Option<i32> = row.get(0);
+            let application: String = row.get(1);
+            return Err(Error::transient(format!(
+                "replication slot {slot} is in use by pid {} ({application:?}); end that session if it should not be there",
+                pid.unwrap_or_default()
+            )));
+        }
+        tokio::time::sleep(SLOT_RELEASE_POLL).await;
+    }
+}

@@ -1,0 +1,10 @@
+//! The source side of the stream: where it may start, and how its messages are numbered.
+
+mod generation;
+mod sequence;
+mod start;
+
+pub(crate) use generation::{Places, drop_slot, prepare};
+pub use sequence::SequenceError;
+pub(crate) use sequence::{OpenTransaction, Sequencer};
+pub use start::Refusal;
