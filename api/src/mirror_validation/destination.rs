@@ -1,0 +1,273 @@
+//! Checks of the destination: server, privileges, types, and the tables that are there already.
+
+use bunny_catalog::{NewMirrorTable, OnExistingRows};
+use bunny_postgres::{ColumnDefinition, TableDefinition};
+
+use super::Findings;
+use super::facts::{DestinationFacts, Facts, FoundTable, TableFacts};
+use super::source::relation_kind;
+use crate::mirrors::request::CreateRequest;
+
+/// The oldest server that is supported.
+const VERSION_NUM_MIN: i32 = 140_000;
+
+pub(super) fn check(request: &CreateRequest, facts: &Facts, findings: &mut Findings) {
+    let destination = &facts.destination;
+    server(facts, findings);
+    for (index, mapping) in request.tables.iter().enumerate() {
+        let source = facts
+            .source
+            .tables
+            .get(index)
+            .and_then(|table| table.found.as_ref())
+            .and_then(|found| found.definition.as_ref());
+        let Some(table) = destination.tables.get(index) else {
+            continue;
+        };
+        match &table.found {
+            Some(found) => existing_table(request, destination, mapping, found, source, findings),
+            None => missing_table(request, destination, mapping, table, source, findings),
+        }
+    }
+    replica_role(facts, findings);
+}
+
+fn server(facts: &Facts, findings: &mut Findings) {
+    let destination = &facts.destination;
+    let peer = &destination.server.peer;
+    let info = &destination.server.info;
+    if info.version_num < VERSION_NUM_MIN {
+        findings.refuse(
+            "destination_version",
+            format!(
+                "destination peer '{peer}' is PostgreSQL {}; 14 or newer is needed: upgrade it",
+                info.version
+            ),
+        );
+    }
+    if info.in_recovery {
+        findings.refuse(
+            "destination_in_recovery",
+            format!("destination peer '{peer}' is a standby in recovery and cannot be written; point the peer at the primary"),
+        );
+    }
+    if !destination.may_keep_books {
+        findings.refuse(
+            "destination_create",
+            format!(
+                "user \"{0}\" of destination peer '{peer}' may not create the schema _bunny, where progress is kept; run GRANT CREATE ON DATABASE \"{1}\" TO \"{0}\"",
+                destination.server.user, destination.server.database
+            ),
+        );
+    }
+    let (source_encoding, encoding) = (
+        &facts.source.server.info.server_encoding,
+        &info.server_encoding,
+    );
+    if encoding != source_encoding && encoding != "UTF8" {
+        findings.warn(format!(
+            "the source's encoding is {source_encoding} and the destination's {encoding}: a character that {encoding} lacks will stop its table"
+        ));
+    }
+}
+
+/// A destination table that is there must be able to take every row of its source.
+fn existing_table(
+    request: &CreateRequest,
+    destination: &DestinationFacts,
+    mapping: &NewMirrorTable,
+    found: &FoundTable,
+    source: Option<&TableDefinition>,
+    findings: &mut Findings,
+) {
+    let peer = &destination.server.peer;
+    let user = &destination.server.user;
+    let name = &mapping.destination;
+    if let Some(kind) = relation_kind(found.relkind) {
+        findings.refuse(
+            "destination_kind",
+            format!("{name} on destination peer '{peer}' is {kind}; give another destination_table or drop it"),
+        );
+        return;
+    }
+    if found.system {
+        findings.refuse(
+            "destination_kind",
+            format!("{name} belongs to the system; give another destination_table"),
+        );
+        return;
+    }
+    match found.persistence {
+        'u' => findings.refuse(
+            "destination_persistence",
+            format!("table {name} on destination peer '{peer}' is unlogged and would be empty after a crash while its progress stays; run ALTER TABLE {} SET LOGGED", name.quoted()),
+        ),
+        't' => findings.refuse(
+            "destination_persistence",
+            format!("table {name} on destination peer '{peer}' is temporary; give another destination_table"),
+        ),
+        _ => {}
+    }
+    if !found.missing_privileges.is_empty() {
+        findings.refuse(
+            "destination_privileges",
+            format!(
+                "user \"{user}\" of destination peer '{peer}' lacks {0} on {name}; run GRANT {0} ON {1} TO \"{user}\" (and USAGE on its schema)",
+                found.missing_privileges.join(", "),
+                name.quoted()
+            ),
+        );
+    }
+    if found.row_security {
+        findings.refuse(
+            "row_security",
+            format!("row level security of {name} applies to user \"{user}\" of destination peer '{peer}'; run ALTER ROLE \"{user}\" BYPASSRLS"),
+        );
+    }
+    if found.has_rows
+        && request.config.do_initial_snapshot
+        && request.config.on_existing_rows == OnExistingRows::Refuse
+    {
+        findings.refuse(
+            "existing_rows",
+            format!("table {name} on destination peer '{peer}' has rows already; empty it, or allow that with this line in the request: \"on_existing_rows\": \"truncate\" (its rows are deleted first)"),
+        );
+    }
+    if let (Some(source), Some(definition)) = (source, &found.definition) {
+        shape(mapping, peer, source, definition, findings);
+    }
+}
+
+fn shape(
+    mapping: &NewMirrorTable,
+    peer: &str,
+    source: &TableDefinition,
+    destination: &TableDefinition,
+    findings: &mut Findings,
+) {
+    let name = &mapping.destination;
+    let excluded = |column: &str| mapping.exclude_columns.iter().any(|name| name == column);
+    for column in &source.columns {
+        if excluded(&column.name) || column.generated.is_some() {
+            continue;
+        }
+        match destination.column(&column.name) {
+            None => findings.refuse(
+                "destination_columns",
+                format!("table {name} on destination peer '{peer}' has no column \"{0}\", which {1} has; add it, or put \"{0}\" into exclude_columns", column.name, mapping.source),
+            ),
+            Some(target) if target.generated.is_some() => findings.refuse(
+                "destination_columns",
+                format!("column \"{0}\" of {name} on destination peer '{peer}' is generated and cannot be written; make it a plain column, or put \"{0}\" into exclude_columns", column.name),
+            ),
+            Some(_) => {}
+        }
+    }
+    for target in &destination.columns {
+        let written = source
+            .column(&target.name)
+            .is_some_and(|column| column.generated.is_none())
+            && !excluded(&target.name);
+        if written || can_be_left_out(target) {
+            continue;
+        }
+        let why = if excluded(&target.name) {
+            "is excluded".to_owned()
+        } else {
+            format!("does not come from {}", mapping.source)
+        };
+        findings.refuse(
+            "destination_not_null",
+            format!("column \"{}\" of {name} on destination peer '{peer}' {why}, and is NOT NULL without a default, so inserts would fail; give it a default or drop its NOT NULL", target.name),
+        );
+    }
+}
+
+fn can_be_left_out(column: &ColumnDefinition) -> bool {
+    !column.not_null
+        || column.default.is_some()
+        || column.identity.is_some()
+        || column.generated.is_some()
+}
+
+/// A destination table that is not there must be possible to create.
+fn missing_table(
+    request: &CreateRequest,
+    destination: &DestinationFacts,
+    mapping: &NewMirrorTable,
+    table: &TableFacts,
+    source: Option<&TableDefinition>,
+    findings: &mut Findings,
+) {
+    let peer = &destination.server.peer;
+    let user = &destination.server.user;
+    let name = &mapping.destination;
+    if !request.config.create_destination_tables {
+        findings.refuse(
+            "destination_table",
+            format!("table {name} does not exist on destination peer '{peer}' and create_destination_tables is false; create it or set that to true"),
+        );
+        return;
+    }
+    if name.schema.starts_with("pg_") || name.schema == "information_schema" {
+        findings.refuse(
+            "destination_kind",
+            format!("{name} would lie in a system schema; give another destination_table"),
+        );
+        return;
+    }
+    if !table.may_create {
+        findings.refuse(
+            "destination_create",
+            format!(
+                "user \"{user}\" of destination peer '{peer}' may not create {name}; run GRANT CREATE on schema \"{}\" (or on database \"{}\" if the schema is still to be created) TO \"{user}\", or create the table yourself",
+                name.schema, destination.server.database
+            ),
+        );
+    }
+    let Some(source) = source else { return };
+    for column in &source.columns {
+        let excluded = mapping.exclude_columns.contains(&column.name);
+        if !excluded && destination.missing_types.contains(&column.type_name) {
+            findings.refuse(
+                "destination_types",
+                format!("destination peer '{peer}' has no type {}, which column \"{}\" of {} needs; create the type or its extension there, or put the column into exclude_columns", column.type_name, column.name, mapping.source),
+            );
+        }
+    }
+}
+
+/// Without the replica role, foreign keys and triggers of the destination would act on replicated
+/// rows; then there must be none.
+fn replica_role(facts: &Facts, findings: &mut Findings) {
+    let destination = &facts.destination;
+    if destination.may_be_replica {
+        return;
+    }
+    let peer = &destination.server.peer;
+    let user = &destination.server.user;
+    let guarded: Vec<String> = destination
+        .tables
+        .iter()
+        .filter(|table| table.found.as_ref().is_some_and(|found| found.fires))
+        .map(|table| table.name.to_string())
+        .collect();
+    let cure = if destination.server.info.version_num >= 150_000 {
+        format!("run GRANT SET ON PARAMETER session_replication_role TO \"{user}\" as a superuser")
+    } else {
+        "give the peer a superuser (PostgreSQL 14 cannot grant this alone)".to_owned()
+    };
+    if guarded.is_empty() {
+        findings.warn(format!(
+            "user \"{user}\" of destination peer '{peer}' may not set session_replication_role; that is fine while the destination tables have no foreign keys or triggers, else {cure}"
+        ));
+        return;
+    }
+    findings.refuse(
+        "replica_role",
+        format!(
+            "user \"{user}\" of destination peer '{peer}' may not set session_replication_role, and foreign keys or triggers of {} would act on replicated rows; {cure}, or drop them",
+            guarded.join(", ")
+        ),
+    );
+}

@@ -1,0 +1,318 @@
+//! The SQL behind the facts.
+
+use std::collections::BTreeSet;
+
+use bunny_catalog::Peer;
+use bunny_postgres::{Result, ResultExt, Session, TableName, introspect};
+
+use super::{
+    DestinationFacts, FoundTable, PeerFacts, Place, Publication, ServerFacts, Slot, SourceFacts,
+    TableFacts,
+};
+use crate::mirrors::request::CreateRequest;
+
+/// `GRANT … ON PARAMETER` came with 15.
+const PARAMETER_PRIVILEGES_SINCE: i32 = 150_000;
+/// Row filters and column lists of publications came with 15.
+const PUBLICATION_FILTERS_SINCE: i32 = 150_000;
+
+pub(super) async fn source(
+    session: &Session,
+    peer: &Peer,
+    request: &CreateRequest,
+) -> Result<SourceFacts> {
+    let server = server(session, peer).await?;
+    let mut tables = Vec::with_capacity(request.tables.len());
+    for mapping in &request.tables {
+        let found = find(session, &mapping.source).await?;
+        tables.push(TableFacts {
+            name: mapping.source.clone(),
+            found,
+            may_create: false,
+        });
+    }
+    let publication = match &request.publication_name {
+        Some(name) => publication(session, name, server.info.version_num).await?,
+        None => None,
+    };
+    let slot = match &request.replication_slot_name {
+        Some(name) => slot(session, name).await?,
+        None => None,
+    };
+    Ok(SourceFacts {
+        server,
+        tables,
+        publication,
+        slot,
+    })
+}
+
+pub(super) async fn destination(
+    session: &Session,
+    peer: &Peer,
+    request: &CreateRequest,
+    source: &SourceFacts,
+) -> Result<DestinationFacts> {
+    let PeerFacts {
+        server,
+        may_keep_books,
+        may_be_replica,
+    } = self::peer(session, peer).await?;
+    let mut tables = Vec::with_capacity(request.tables.len());
+    for mapping in &request.tables {
+        let name = &mapping.destination;
+        let mut found = find(session, name).await?;
+        let mut may_create = false;
+        match &mut found {
+            Some(table) if table.definition.is_some() && table.may_select => {
+                table.has_rows = has_rows(session, name).await?;
+            }
+            Some(_) => {}
+            None => may_create = may_create_in(session, &name.schema).await?,
+        }
+        tables.push(TableFacts {
+            name: name.clone(),
+            found,
+            may_create,
+        });
+    }
+    let types: BTreeSet<String> = source
+        .found()
+        .filter_map(|found| found.definition.as_ref())
+        .flat_map(|definition| &definition.columns)
+        .map(|column| column.type_name.clone())
+        .collect();
+    Ok(DestinationFacts {
+        may_keep_books,
+        may_be_replica,
+        missing_types: missing_types(session, types).await?,
+        server,
+        tables,
+    })
+}
+
+pub(super) async fn peer(session: &Session, peer: &Peer) -> Result<PeerFacts> {
+    let server = server(session, peer).await?;
+    Ok(PeerFacts {
+        may_keep_books: may_create_in(session, "_bunny").await?,
+        may_be_replica: may_be_replica(session, &server).await?,
+        server,
+    })
+}
+
+pub(super) async fn place(session: &Session, peer: &Peer) -> Result<Place> {
+    Ok(server(session, peer).await?.place)
+}
+
+async fn server(session: &Session, peer: &Peer) -> Result<ServerFacts> {
+    let info = introspect::server_info(session).await?;
+    let row = session
+        .query_one(
+            "SELECT current_database()::text,
+                    has_database_privilege(current_database(), 'CREATE'),
+                    pg_postmaster_start_time()::text",
+            &[],
+        )
+        .await
+        .doing("asking for the database's name and privileges")?;
+    let database: String = row.get(0);
+    let place = Place::Known {
+        system_id: info.system_id.clone(),
+        started_at: row.get(2),
+        database: database.clone(),
+    };
+    Ok(ServerFacts {
+        peer: peer.name.clone(),
+        user: peer.user.clone(),
+        database,
+        place,
+        info,
+        can_create_in_database: row.get(1),
+    })
+}
+
+async fn find(session: &Session, name: &TableName) -> Result<Option<FoundTable>> {
+    const SQL: &str = r"
+        SELECT c.relkind::text, c.relpersistence::text,
+               n.nspname IN ('information_schema', '_bunny') OR n.nspname LIKE 'pg\_%',
+               pg_has_role(c.relowner, 'USAGE'),
+               has_schema_privilege(n.oid, 'USAGE'),
+               ARRAY(SELECT p FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE']) p
+                     WHERE NOT has_table_privilege(c.oid, p)),
+               c.relkind IN ('r', 'p') AND row_security_active(c.oid),
+               ARRAY(SELECT an.nspname::text FROM pg_partition_ancestors(c.oid) a
+                     JOIN pg_class ac ON ac.oid = a.relid JOIN pg_namespace an ON an.oid = ac.relnamespace
+                     WHERE a.relid <> c.oid ORDER BY ac.oid),
+               ARRAY(SELECT ac.relname::text FROM pg_partition_ancestors(c.oid) a
+                     JOIN pg_class ac ON ac.oid = a.relid
+                     WHERE a.relid <> c.oid ORDER BY ac.oid),
+               EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgenabled IN ('O', 'A'))
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = $1 AND c.relname = $2";
+    let row = session
+        .query_opt(SQL, &[&name.schema, &name.name])
+        .await
+        .doing(format!("looking up {name}"))?;
+    let Some(row) = row else { return Ok(None) };
+    let relkind = first_char(row.get(0));
+    let usage: bool = row.get(4);
+    let mut missing_privileges: Vec<String> = row.get(5);
+    let may_select = usage && !missing_privileges.iter().any(|name| name == "SELECT");
+    if !usage && missing_privileges.is_empty() {
+        missing_privileges.push("SELECT".to_owned());
+    }
+    let schemas: Vec<String> = row.get(7);
+    let names: Vec<String> = row.get(8);
+    let definition = if matches!(relkind, 'r' | 'p') {
+        introspect::table_definition(session, name).await?
+    } else {
+        None
+    };
+    Ok(Some(FoundTable {
+        relkind,
+        persistence: first_char(row.get(1)),
+        system: row.get(2),
+        owned: row.get(3),
+        may_select,
+        row_security: row.get(6),
+        ancestors: schemas
+            .into_iter()
+            .zip(names)
+            .map(|(schema, name)| TableName { schema, name })
+            .collect(),
+        missing_privileges,
+        fires: row.get(9),
+        has_rows: false,
+        definition,
+    }))
+}
+
+fn first_char(text: &str) -> char {
+    text.chars().next().unwrap_or(' ')
+}
+
+async fn has_rows(session: &Session, name: &TableName) -> Result<bool> {
+    let sql = format!("SELECT EXISTS (SELECT FROM {})", name.quoted());
+    let row = session
+        .query_one(&sql, &[])
+        .await
+        .doing(format!("looking for rows in {name}"))?;
+    Ok(row.get(0))
+}
+
+/// CREATE on the schema or, where there is none, on the database.
+async fn may_create_in(session: &Session, schema: &str) -> Result<bool> {
+    let row = session
+        .query_one(
+            "SELECT coalesce(
+                 (SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = $1),
+                 has_database_privilege(current_database(), 'CREATE'))",
+            &[&schema],
+        )
+        .await
+        .doing(format!("asking for CREATE in schema {schema}"))?;
+    Ok(row.get(0))
+}
+
+async fn may_be_replica(session: &Session, server: &ServerFacts) -> Result<bool> {
+    if server.info.is_superuser {
+        return Ok(true);
+    }
+    if server.info.version_num < PARAMETER_PRIVILEGES_SINCE {
+        return Ok(false);
+    }
+    let row = session
+        .query_one(
+            "SELECT has_parameter_privilege('session_replication_role', 'SET')",
+            &[],
+        )
+        .await
+        .doing("asking for the right to set session_replication_role")?;
+    Ok(row.get(0))
+}
+
+async fn missing_types(session: &Session, types: BTreeSet<String>) -> Result<BTreeSet<String>> {
+    let types: Vec<String> = types.into_iter().collect();
+    let rows = session
+        .query(
+            "SELECT t FROM unnest($1::text[]) t WHERE to_regtype(t) IS NULL",
+            &[&types],
+        )
+        .await
+        .doing("asking for the types of the columns")?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+async fn publication(
+    session: &Session,
+    name: &str,
+    version_num: i32,
+) -> Result<Option<Publication>> {
+    let doing = || format!("looking up publication {name}");
+    let row = session
+        .query_opt(
+            "SELECT pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot
+             FROM pg_publication WHERE pubname = $1",
+            &[&name],
+        )
+        .await
+        .doing(doing())?;
+    let Some(row) = row else { return Ok(None) };
+    let tables = session
+        .query(
+            "SELECT schemaname::text, tablename::text FROM pg_publication_tables WHERE pubname = $1",
+            &[&name],
+        )
+        .await
+        .doing(doing())?;
+    let filtered = if version_num >= PUBLICATION_FILTERS_SINCE {
+        session
+            .query(
+                "SELECT n.nspname::text, c.relname::text
+                 FROM pg_publication_rel r
+                 JOIN pg_publication p ON p.oid = r.prpubid
+                 JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+                 WHERE p.pubname = $1 AND (r.prqual IS NOT NULL OR r.prattrs IS NOT NULL)",
+                &[&name],
+            )
+            .await
+            .doing(doing())?
+    } else {
+        Vec::new()
+    };
+    let names = |rows: Vec<tokio_postgres::Row>| -> Vec<TableName> {
+        rows.iter()
+            .map(|row| TableName {
+                schema: row.get(0),
+                name: row.get(1),
+            })
+            .collect()
+    };
+    Ok(Some(Publication {
+        name: name.to_owned(),
+        inserts: row.get(0),
+        updates: row.get(1),
+        deletes: row.get(2),
+        truncates: row.get(3),
+        via_root: row.get(4),
+        tables: names(tables),
+        filtered: names(filtered),
+    }))
+}
+
+async fn slot(session: &Session, name: &str) -> Result<Option<Slot>> {
+    let row = session
+        .query_opt(
+            "SELECT plugin::text, coalesce(database::text, ''), active
+             FROM pg_replication_slots WHERE slot_name = $1",
+            &[&name],
+        )
+        .await
+        .doing(format!("looking up replication slot {name}"))?;
+    Ok(row.map(|row| Slot {
+        name: name.to_owned(),
+        plugin: row.get(0),
+        database: row.get(1),
+        active: row.get(2),
+    }))
+}

@@ -1,0 +1,232 @@
+//! `POST /v1/mirrors`: everything is validated, then the wish is written down. Slot, publications and
+//! topics are capture's to make, from that wish.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use bunny_catalog::{LogLevel, Mirror, NewMirror, Peer};
+use serde_json::{Value, json};
+
+use super::request::{CreateRequest, without_effect_yet};
+use crate::auth::Caller;
+use crate::mirror_validation::facts::{Place, place_of};
+use crate::mirror_validation::{self, Edge, Facts, Findings};
+use crate::refusal::{Refusal, Result};
+use crate::request::Body;
+use crate::service::Api;
+
+/// How long Kafka may take to show that it is there.
+const KAFKA_TIME_MAX: Duration = Duration::from_secs(3);
+
+pub(crate) async fn create(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    Body(fields): Body,
+) -> Result<(StatusCode, Json<Value>)> {
+    let request = CreateRequest::read(fields)?;
+    refuse(&mirror_validation::check_request(&request))?;
+    let peers = Peers::of(&api, &request).await?;
+    name_is_free(&api, &request.name).await?;
+    let (facts, others, kafka) = tokio::join!(
+        Facts::gather(&request, &peers.source, &peers.destination),
+        other_mirrors(&api, &peers),
+        tokio::time::timeout(KAFKA_TIME_MAX, api.kafka.broker_reachable(KAFKA_TIME_MAX)),
+    );
+    let facts = facts?;
+    let mut findings = mirror_validation::check(&request, &facts, &others?);
+    if !matches!(kafka, Ok(Ok(_))) {
+        findings
+            .warnings
+            .push("Kafka cannot be reached at present; the mirror starts when it can".to_owned());
+    }
+    refuse(&findings)?;
+    if request.dry_run {
+        return Ok((StatusCode::OK, Json(estimate(&request, &facts, &findings))));
+    }
+    let mirror = api
+        .catalog
+        .create_mirror(&wish(&api, &request, &facts, caller.username))
+        .await?;
+    write_log(&api, &mirror, &findings).await;
+    let mut body = json!({ "message": format!("Mirror '{}' created successfully", mirror.name) });
+    if !findings.warnings.is_empty() {
+        body["warnings"] = json!(findings.warnings);
+    }
+    Ok((StatusCode::CREATED, Json(body)))
+}
+
+fn refuse(findings: &Findings) -> Result<()> {
+    let Some(refusal) = findings.refusal() else {
+        return Ok(());
+    };
+    let checks: Vec<&str> = findings
+        .problems
+        .iter()
+        .map(|problem| problem.check)
+        .collect();
+    tracing::info!(?checks, "a mirror was refused");
+    Err(refusal)
+}
+
+/// The peers of a request.
+struct Peers {
+    source: Peer,
+    destination: Peer,
+}
+
+impl Peers {
+    async fn of(api: &Api, request: &CreateRequest) -> Result<Self> {
+        let (source, destination) = tokio::join!(
+            peer(api, "source_peer", &request.source_peer),
+            peer(api, "destination_peer", &request.destination_peer),
+        );
+        match (source, destination) {
+            (Ok(source), Ok(destination)) => Ok(Self {
+                source,
+                destination,
+            }),
+            (Err(one), Err(two)) if one.status == two.status && one.message != two.message => Err(
+                Refusal::new(one.status, format!("{}; {}", one.message, two.message)),
+            ),
+            (Err(refusal), _) | (_, Err(refusal)) => Err(refusal),
+        }
+    }
+}
+
+async fn peer(api: &Api, field: &str, name: &str) -> Result<Peer> {
+    match api.catalog.get_peer(name).await {
+        Ok(peer) => Ok(peer),
+        Err(bunny_catalog::Error::NotFound { .. }) => Err(Refusal::unprocessable(format!(
+            "{field}: there is no peer '{name}'; create it with POST /v1/peers or check the spelling"
+        ))),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn name_is_free(api: &Api, name: &str) -> Result<()> {
+    match api.catalog.get_mirror(name).await {
+        Err(bunny_catalog::Error::NotFound { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+        Ok(_) => Err(Refusal::conflict(format!(
+            "mirror '{name}' exists already; delete it first or choose another name"
+        ))),
+    }
+}
+
+/// The mappings of the mirrors that exist, with the true database behind each of their peers.
+async fn other_mirrors(api: &Api, peers: &Peers) -> Result<Vec<Edge>> {
+    let tables = api.catalog.tables_in_use().await?;
+    let mut places: BTreeMap<String, Place> = BTreeMap::new();
+    for table in &tables {
+        for name in [&table.source_peer, &table.destination_peer] {
+            if places.contains_key(name) {
+                continue;
+            }
+            let known = [&peers.source, &peers.destination]
+                .into_iter()
+                .find(|peer| &peer.name == name);
+            let place = match known {
+                Some(peer) => place_of(peer).await,
+                None => place_of(&api.catalog.get_peer(name).await?).await,
+            };
+            places.insert(name.clone(), place);
+        }
+    }
+    let edges = tables.into_iter().filter_map(|table| {
+        let source = places.get(&table.source_peer)?.clone();
+        let destination = places.get(&table.destination_peer)?.clone();
+        Some(Edge {
+            mirror: table.mirror_name,
+            source: (source, table.source),
+            destination: (destination, table.destination),
+        })
+    });
+    Ok(edges.collect())
+}
+
+fn wish(api: &Api, request: &CreateRequest, facts: &Facts, requested_by: String) -> NewMirror {
+    NewMirror {
+        name: request.name.clone(),
+        source_peer: request.source_peer.clone(),
+        destination_peer: request.destination_peer.clone(),
+        config: request.config.clone(),
+        tables: request.tables.clone(),
+        prefix: api.topics.prefix().to_owned(),
+        replication_slot_name: request.replication_slot_name.clone(),
+        slot_given: facts.source.slot.is_some(),
+        publication_name: request.publication_name.clone(),
+        publication_given: facts.source.publication.is_some(),
+        requested_by,
+    }
+}
+
+/// What the user should find later. The mirror exists by now, so a failure here is only reported.
+async fn write_log(api: &Api, mirror: &Mirror, findings: &Findings) {
+    let created = format!("mirror '{}' was created", mirror.name);
+    let notes = without_effect_yet(&mirror.config);
+    let entries = std::iter::once((LogLevel::Info, &created))
+        .chain(notes.iter().map(|note| (LogLevel::Info, note)))
+        .chain(findings.warnings.iter().map(|note| (LogLevel::Warn, note)));
+    for (level, message) in entries {
+        if let Err(error) = api.catalog.log(mirror.id, level, message, json!({})).await {
+            tracing::warn!(mirror = %mirror.name, %error, "the mirror's log could not be written");
+            return;
+        }
+    }
+}
+
+/// What a mirror would cost: rows and bytes by the source's statistics, and the room they take.
+fn estimate(request: &CreateRequest, facts: &Facts, findings: &Findings) -> Value {
+    let rows_per_chunk =
+        i64::try_from(request.config.snapshot_num_rows_per_partition).unwrap_or(i64::MAX);
+    let mut tables = Vec::with_capacity(request.tables.len());
+    let (mut rows_sum, mut bytes_sum, mut chunks_sum) = (0_i64, 0_i64, 0_i64);
+    for (mapping, table) in request.tables.iter().zip(&facts.source.tables) {
+        let definition = table
+            .found
+            .as_ref()
+            .and_then(|found| found.definition.as_ref());
+        let Some(definition) = definition else {
+            continue;
+        };
+        let rows = definition.row_estimate.max(0);
+        let chunks = if request.config.do_initial_snapshot {
+            1 + (rows - 1).max(0) / rows_per_chunk.max(1)
+        } else {
+            0
+        };
+        rows_sum = rows_sum.saturating_add(rows);
+        bytes_sum = bytes_sum.saturating_add(definition.size_bytes);
+        chunks_sum = chunks_sum.saturating_add(chunks);
+        tables.push(json!({
+            "source_table": mapping.source.to_string(),
+            "destination_table": mapping.destination.to_string(),
+            "mode": if definition.can_carry_updates() { "all" } else { "insert_only" },
+            "row_estimate": rows,
+            "size_bytes": definition.size_bytes,
+            "chunks": chunks,
+        }));
+    }
+    let bytes_to_copy = if request.config.do_initial_snapshot {
+        bytes_sum
+    } else {
+        0
+    };
+    json!({
+        "message": format!("Mirror '{}' can be created; nothing was", request.name),
+        "dry_run": true,
+        "tables": tables,
+        "estimate": {
+            "rows": rows_sum,
+            "bytes": bytes_sum,
+            "chunks": chunks_sum,
+            "kafka_bytes": bytes_to_copy,
+            "destination_bytes": bytes_to_copy,
+        },
+        "warnings": findings.warnings,
+    })
+}

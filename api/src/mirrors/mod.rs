@@ -1,0 +1,163 @@
+//! Mirrors: created, looked at, deleted.
+
+mod create;
+pub(crate) mod request;
+mod view;
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use bunny_catalog::{LogLevel, LogQuery, Mirror, Reports, StatusView, derive, lag};
+use serde_json::{Value, json};
+
+use crate::auth::Caller;
+use crate::refusal::Result;
+use crate::request::{Path, Query};
+use crate::service::Api;
+
+pub(crate) use create::create;
+
+const LOGS_DEFAULT: i64 = 100;
+const LOGS_MAX: i64 = 500;
+
+/// A mirror with all that is said of it, read at about one moment.
+struct Seen {
+    mirror: Mirror,
+    reports: Reports,
+    status: StatusView,
+}
+
+async fn see(api: &Api, mirror: Mirror) -> Result<Seen> {
+    let reports = api.catalog.reports(mirror.id).await?;
+    let commands = api.catalog.open_commands(mirror.id).await?;
+    let status = derive(&mirror, &reports, &commands, reports.read_at);
+    Ok(Seen {
+        mirror,
+        reports,
+        status,
+    })
+}
+
+/// `GET /v1/mirrors`.
+pub(crate) async fn list(State(api): State<Arc<Api>>) -> Result<Json<Vec<Value>>> {
+    let mirrors = api.catalog.list_mirrors().await?;
+    let mut views = Vec::with_capacity(mirrors.len());
+    for mirror in mirrors {
+        let seen = see(&api, mirror).await?;
+        views.push(view::brief(&seen.mirror, &seen.reports, &seen.status));
+    }
+    Ok(Json(views))
+}
+
+/// `GET /v1/mirrors/{name}`.
+pub(crate) async fn get(
+    State(api): State<Arc<Api>>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>> {
+    let mirror = api.catalog.get_mirror(&name).await?;
+    let seen = see(&api, mirror).await?;
+    Ok(Json(view::full(&seen.mirror, &seen.reports, &seen.status)))
+}
+
+/// `GET /v1/mirrors/{name}/tables`: the mappings alone.
+pub(crate) async fn tables(
+    State(api): State<Arc<Api>>,
+    Path(name): Path<String>,
+) -> Result<Json<Vec<Value>>> {
+    let mirror = api.catalog.get_mirror(&name).await?;
+    let reports = api.catalog.reports(mirror.id).await?;
+    Ok(Json(view::tables(&mirror, &reports)))
+}
+
+/// `GET /v1/mirrors/{name}/metrics`.
+pub(crate) async fn metrics(
+    State(api): State<Arc<Api>>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>> {
+    let mirror = api.catalog.get_mirror(&name).await?;
+    let seen = see(&api, mirror).await?;
+    let lag = lag(&seen.reports, seen.reports.read_at);
+    let topic = api.topics.changes(&seen.mirror.slug);
+    Ok(Json(view::metrics(
+        &seen.mirror,
+        &seen.status,
+        &lag,
+        &topic,
+    )))
+}
+
+/// `GET /v1/mirrors/{name}/logs?limit&offset&search&level`.
+pub(crate) async fn logs(
+    State(api): State<Arc<Api>>,
+    Path(name): Path<String>,
+    mut query: Query,
+) -> Result<Json<Value>> {
+    let limit = query.integer("limit", 1..=LOGS_MAX, LOGS_DEFAULT);
+    let offset = query.integer("offset", 0..=i64::from(i32::MAX), 0);
+    let search = query.text("search");
+    let level = query
+        .choice("level", &["debug", "info", "warn", "error"])
+        .and_then(|word| level_of(&word));
+    query.finish()?;
+    let mirror = api.catalog.get_mirror(&name).await?;
+    let wanted = LogQuery {
+        limit,
+        offset,
+        search,
+        level,
+    };
+    let (logs, total) = api.catalog.list_logs(mirror.id, &wanted).await?;
+    Ok(Json(
+        json!({ "logs": logs, "total": total, "offset": offset, "limit": limit }),
+    ))
+}
+
+fn level_of(word: &str) -> Option<LogLevel> {
+    [
+        LogLevel::Debug,
+        LogLevel::Info,
+        LogLevel::Warn,
+        LogLevel::Error,
+    ]
+    .into_iter()
+    .find(|level| level.as_str() == word)
+}
+
+/// `DELETE /v1/mirrors/{name}?keep_topics=`: 202 and the command to watch.
+pub(crate) async fn delete(
+    State(api): State<Arc<Api>>,
+    Path(name): Path<String>,
+    mut query: Query,
+    caller: Caller,
+) -> Result<(StatusCode, Json<Value>)> {
+    let keep_topics = query.boolean("keep_topics", false);
+    query.finish()?;
+    let command_id = api
+        .catalog
+        .request_delete(&name, keep_topics, &caller.username)
+        .await?;
+    Ok(accepted(
+        format!("Mirror '{name}' is being deleted"),
+        command_id,
+    ))
+}
+
+/// `POST /v1/mirrors/{name}/retry`: 202 and the command to watch.
+pub(crate) async fn retry(
+    State(api): State<Arc<Api>>,
+    Path(name): Path<String>,
+    caller: Caller,
+) -> Result<(StatusCode, Json<Value>)> {
+    let command_id = api.catalog.request_retry(&name, &caller.username).await?;
+    Ok(accepted(
+        format!("Mirror '{name}' is being tried again"),
+        command_id,
+    ))
+}
+
+fn accepted(message: String, command_id: uuid::Uuid) -> (StatusCode, Json<Value>) {
+    let body = json!({ "message": message, "command_id": command_id });
+    (StatusCode::ACCEPTED, Json(body))
+}
