@@ -4,11 +4,13 @@ use std::collections::HashMap;
 
 use uuid::Uuid;
 
-use crate::control::{PositionRecord, SyncRecord};
+use crate::control::{GenerationStarted, PositionRecord, SchemaKind, SyncRecord, TableGap};
+use crate::envelope::Decoder;
 use crate::kafka::KafkaConfig;
 use crate::registry::Registry;
+use crate::tail::{Record, Tail, blocking};
 use crate::topics::Topics;
-use crate::{Error, Position, Result};
+use crate::{Error, Position, Result, wire};
 
 /// What the position topic of a mirror holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -30,10 +32,57 @@ pub struct LastEvent {
     pub position: Option<Position>,
 }
 
+impl Positions {
+    /// Applies one record of the topic; a later one of the same key wins and a
+    /// null value removes.
+    fn apply(&mut self, topic: &str, record: &Record<'_>) -> Result<()> {
+        let key = record.key.unwrap_or_default();
+        let datum = match record.value {
+            Some(value) => Some(wire::read_frame(value)?.1),
+            None => None,
+        };
+        if key == PositionRecord::KEY {
+            self.position = datum.map(PositionRecord::decode).transpose()?;
+            return Ok(());
+        }
+        let request_id = std::str::from_utf8(key)
+            .ok()
+            .and_then(|key| key.strip_prefix(SyncRecord::KEY_PREFIX))
+            .and_then(|id| Uuid::try_parse(id).ok());
+        let Some(request_id) = request_id else {
+            return Err(Error::Corrupt(format!(
+                "{topic} holds a record with the unknown key {:?} at offset {}",
+                String::from_utf8_lossy(key),
+                record.offset
+            )));
+        };
+        match datum {
+            Some(datum) => {
+                self.syncs.insert(request_id, SyncRecord::decode(datum)?);
+            }
+            None => {
+                self.syncs.remove(&request_id);
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Reads the whole position topic, committed records only.
+///
+/// A transaction still open hides what comes after it: whoever must know the very
+/// last record fences the writer first (`init_transactions`).
 pub async fn read_positions(kafka: &KafkaConfig, topics: &Topics, slug: &str) -> Result<Positions> {
-    let _ = (kafka, topics, slug);
-    Ok(Positions::default())
+    let kafka = kafka.clone();
+    let topic = topics.position(slug);
+    blocking(move || {
+        let tail = Tail::open(&kafka, &topic, 0)?;
+        let (low, _) = tail.watermarks()?;
+        let mut positions = Positions::default();
+        tail.read(low, |record| positions.apply(&topic, &record))?;
+        Ok(positions)
+    })
+    .await
 }
 
 /// The last committed position record.
@@ -45,6 +94,9 @@ pub async fn last_position(
     Ok(read_positions(kafka, topics, slug).await?.position)
 }
 
+/// Offsets looked at in the first step back; each further step doubles.
+const FIRST_STEP: i64 = 64;
+
 /// The last committed event of the change topic, found by stepping back from its
 /// end over control records and aborted messages. `None` when there is none.
 pub async fn last_change(
@@ -53,6 +105,123 @@ pub async fn last_change(
     topics: &Topics,
     slug: &str,
 ) -> Result<Option<LastEvent>> {
-    let _ = (kafka, registry, topics, slug);
-    Err(Error::Invalid(String::new()))
+    let kafka = kafka.clone();
+    let topic = topics.changes(slug);
+    let found = blocking(move || last_message(&Tail::open(&kafka, &topic, 0)?)).await?;
+    let Some((offset, message)) = found else {
+        return Ok(None);
+    };
+    let (schema_id, datum) = wire::read_frame(&message)?;
+    let schema = registry.schema(schema_id).await?;
+    let (generation, position) = place(&schema, datum)?;
+    Ok(Some(LastEvent {
+        offset,
+        generation,
+        position,
+    }))
+}
+
+/// Offset and value of the partition's last committed message.
+fn last_message(tail: &Tail) -> Result<Option<(i64, Vec<u8>)>> {
+    let (low, end) = tail.watermarks()?;
+    let mut step = FIRST_STEP;
+    loop {
+        let start = end.saturating_sub(step).max(low);
+        let mut last: Option<(i64, Vec<u8>)> = None;
+        tail.read(start, |record| {
+            let value = record.value.unwrap_or_default();
+            let buffer = match last.take() {
+                Some((_, mut buffer)) => {
+                    buffer.clear();
+                    buffer.extend_from_slice(value);
+                    buffer
+                }
+                None => value.to_vec(),
+            };
+            last = Some((record.offset, buffer));
+            Ok(())
+        })?;
+        // Doubling ends at the first offset after few steps, whatever lies between.
+        if last.is_some() || start == low {
+            return Ok(last);
+        }
+        step = step.saturating_mul(2);
+    }
+}
+
+/// Generation and place of an event of the change topic.
+fn place(schema_json: &str, datum: &[u8]) -> Result<(Uuid, Option<Position>)> {
+    match SchemaKind::of(schema_json)? {
+        SchemaKind::GenerationStarted => Ok((GenerationStarted::decode(datum)?.generation, None)),
+        SchemaKind::TableGap => {
+            let source = TableGap::decode(datum)?.source;
+            Ok((source.generation, Some(source.position())))
+        }
+        SchemaKind::Envelope => {
+            let decoder = Decoder::new(schema_json)?;
+            let source = decoder.decode(datum)?.source;
+            Ok((source.generation, Some(source.position())))
+        }
+        other => Err(Error::Corrupt(format!(
+            "the change topic ends in a record of kind {other:?}"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bunny_postgres::Lsn;
+
+    use super::*;
+    use crate::control::SyncState;
+
+    fn apply(positions: &mut Positions, key: &[u8], value: Option<&[u8]>) -> Result<()> {
+        let record = Record {
+            offset: 1,
+            key: Some(key),
+            value,
+        };
+        positions.apply("bunny.m.position", &record)
+    }
+
+    #[test]
+    fn later_records_win_and_null_removes() {
+        let mut positions = Positions::default();
+        let mut record = PositionRecord {
+            generation: Uuid::from_u128(1),
+            system_id: "7".to_owned(),
+            timeline: 1,
+            commit_lsn: Lsn(1),
+            seq: 0,
+            confirm_lsn: Lsn(1),
+        };
+        apply(&mut positions, PositionRecord::KEY, Some(&record.encode(1))).unwrap();
+        record.confirm_lsn = Lsn(2);
+        apply(&mut positions, PositionRecord::KEY, Some(&record.encode(1))).unwrap();
+        assert_eq!(positions.position, Some(record));
+
+        let mut sync = SyncRecord {
+            request_id: Uuid::from_u128(2),
+            attempt: 1,
+            schema: "public".to_owned(),
+            table: "users".to_owned(),
+            state: SyncState::Started,
+            lsn: Lsn(5),
+        };
+        apply(&mut positions, sync.key().as_bytes(), Some(&sync.encode(2))).unwrap();
+        sync.state = SyncState::Finished;
+        apply(&mut positions, sync.key().as_bytes(), Some(&sync.encode(2))).unwrap();
+        assert_eq!(positions.syncs.get(&sync.request_id), Some(&sync));
+        apply(&mut positions, sync.key().as_bytes(), None).unwrap();
+        assert!(positions.syncs.is_empty());
+    }
+
+    #[test]
+    fn unknown_keys_and_values_are_refused() {
+        let mut positions = Positions::default();
+        assert!(apply(&mut positions, b"else", None).is_err());
+        assert!(apply(&mut positions, b"sync/1", None).is_err());
+        assert!(apply(&mut positions, b"position", Some(b"text")).is_err());
+        assert!(apply(&mut positions, b"position", Some(&[0, 0, 0, 0, 1, 2])).is_err());
+    }
 }

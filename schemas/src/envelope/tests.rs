@@ -145,6 +145,10 @@ fn table() -> impl Strategy<Value = TableSchema> {
     )
 }
 
+fn values(cells: &[Cell]) -> Vec<Value<'_>> {
+    cells.iter().map(Cell::value).collect()
+}
+
 #[derive(Debug, Clone)]
 struct Event {
     table: TableSchema,
@@ -209,15 +213,11 @@ impl Event {
     }
 
     fn encode(&self) -> Vec<u8> {
-        let values = |cells: &Vec<Cell>| -> Vec<Value<'_>> {
-            // Same lifetime as the event, which outlives the call.
-            cells.iter().map(Cell::value).collect()
-        };
         let before = self
             .before
             .as_ref()
             .map(|(kind, cells)| (*kind, values(cells)));
-        let after = self.after.as_ref().map(values);
+        let after = self.after.as_ref().map(|cells| values(cells));
         let mut out = vec![0xEE];
         Encoder::new(&self.table, 0x0A0B_0C0D, 7)
             .change(

@@ -1,0 +1,178 @@
+//! What the registry topic says, in memory.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::tail::Record;
+use crate::{Error, Result};
+
+/// Ids, both ways.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    by_id: BTreeMap<u32, Registered>,
+    /// Per subject: versions in order.
+    subjects: BTreeMap<Arc<str>, Subject>,
+    /// Offset from which the topic has not been read.
+    pub(super) next_offset: i64,
+}
+
+#[derive(Debug, Default)]
+struct Subject {
+    /// Version and id.
+    versions: BTreeMap<u32, u32>,
+    /// The first id of each schema.
+    ids: HashMap<Arc<str>, u32>,
+}
+
+/// One record of the topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Registered {
+    pub(super) id: u32,
+    pub(super) subject: Arc<str>,
+    pub(super) version: u32,
+    pub(super) schema: Arc<str>,
+}
+
+/// The record's value as JSON.
+#[derive(Serialize, Deserialize)]
+struct Payload<'a> {
+    subject: Arc<str>,
+    version: u32,
+    #[serde(borrow)]
+    schema: std::borrow::Cow<'a, str>,
+}
+
+impl Registered {
+    /// Key of the record: the id in decimal.
+    pub(super) fn key(&self) -> String {
+        self.id.to_string()
+    }
+
+    /// Value of the record.
+    pub(super) fn value(&self) -> Result<String> {
+        let payload = Payload {
+            subject: Arc::clone(&self.subject),
+            version: self.version,
+            schema: (&*self.schema).into(),
+        };
+        serde_json::to_string(&payload)
+            .map_err(|error| Error::Invalid(format!("write schema {}: {error}", self.id)))
+    }
+}
+
+/// Reads a record of the topic.
+pub(super) fn parse(topic: &str, record: &Record<'_>) -> Result<Registered> {
+    let corrupt =
+        |what: String| Error::Corrupt(format!("{topic} at offset {}: {what}", record.offset));
+    let id = record
+        .key
+        .and_then(|key| std::str::from_utf8(key).ok())
+        .and_then(|key| key.parse().ok())
+        .ok_or_else(|| corrupt("a key that is no id".to_owned()))?;
+    let payload: Payload<'_> = serde_json::from_slice(record.value.unwrap_or_default())
+        .map_err(|error| corrupt(error.to_string()))?;
+    Ok(Registered {
+        id,
+        subject: payload.subject,
+        version: payload.version,
+        schema: payload.schema.into(),
+    })
+}
+
+impl State {
+    /// Adds a record; the same record again changes nothing. An id with two
+    /// meanings is [`Error::Corrupt`]: events written with it cannot be read.
+    pub(super) fn insert(&mut self, record: Registered) -> Result<()> {
+        if let Some(known) = self.by_id.get(&record.id) {
+            if *known == record {
+                return Ok(());
+            }
+            return Err(Error::Corrupt(format!(
+                "schema id {} is given to {} and to {}",
+                record.id, known.subject, record.subject
+            )));
+        }
+        let subject = self
+            .subjects
+            .entry(Arc::clone(&record.subject))
+            .or_default();
+        subject.versions.insert(record.version, record.id);
+        subject
+            .ids
+            .entry(Arc::clone(&record.schema))
+            .or_insert(record.id);
+        self.by_id.insert(record.id, record);
+        Ok(())
+    }
+
+    /// Ids of all `(subject, schema)`; `None` when one has none.
+    pub(super) fn ids(&self, wanted: &[(String, String)]) -> Option<Vec<u32>> {
+        wanted
+            .iter()
+            .map(|(subject, schema)| self.id(subject, schema))
+            .collect()
+    }
+
+    fn id(&self, subject: &str, schema: &str) -> Option<u32> {
+        self.subjects.get(subject)?.ids.get(schema).copied()
+    }
+
+    /// Records that would give ids to those of `wanted` that have none, each once.
+    pub(super) fn missing(&self, wanted: &[(String, String)]) -> Result<Vec<Registered>> {
+        let mut missing: Vec<Registered> = Vec::new();
+        let mut last_id = self.by_id.keys().next_back().copied().unwrap_or(0);
+        for (subject, schema) in wanted {
+            let planned = missing
+                .iter()
+                .any(|record| *record.subject == **subject && *record.schema == **schema);
+            if planned || self.id(subject, schema).is_some() {
+                continue;
+            }
+            last_id = last_id
+                .checked_add(1)
+                .ok_or_else(|| Error::Invalid("all schema ids are in use".to_owned()))?;
+            let known_version = self
+                .subjects
+                .get(subject.as_str())
+                .and_then(|subject| subject.versions.keys().next_back().copied())
+                .unwrap_or(0);
+            let planned_versions = missing
+                .iter()
+                .filter(|record| *record.subject == **subject)
+                .count() as u32;
+            missing.push(Registered {
+                id: last_id,
+                subject: subject.as_str().into(),
+                version: known_version + planned_versions + 1,
+                schema: schema.as_str().into(),
+            });
+        }
+        Ok(missing)
+    }
+
+    pub(super) fn schema(&self, id: u32) -> Option<Arc<str>> {
+        self.by_id.get(&id).map(|record| Arc::clone(&record.schema))
+    }
+
+    pub(super) fn subject_version(&self, id: u32) -> Option<(Arc<str>, u32)> {
+        let record = self.by_id.get(&id)?;
+        Some((Arc::clone(&record.subject), record.version))
+    }
+
+    pub(super) fn subjects(&self) -> Vec<String> {
+        self.subjects.keys().map(|name| name.to_string()).collect()
+    }
+
+    pub(super) fn versions(&self, subject: &str) -> Vec<(u32, u32, Arc<str>)> {
+        let Some(subject) = self.subjects.get(subject) else {
+            return Vec::new();
+        };
+        subject
+            .versions
+            .iter()
+            .filter_map(|(version, id)| Some((*version, *id, self.schema(*id)?)))
+            .collect()
+    }
+}

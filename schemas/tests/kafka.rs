@@ -1,0 +1,478 @@
+//! The registry, the topics and the readers on a real broker.
+//!
+//! Needs Kafka at `BUNNY_KAFKA_BROKERS`:
+//! `cargo test -p bunny-schemas --test kafka -- --ignored`
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use bunny_postgres::Lsn;
+use bunny_schemas::control::{
+    GenerationStarted, PositionRecord, SchemaKind, SyncRecord, SyncState, TableGap,
+};
+use bunny_schemas::envelope::{ColumnSchema, Encoder, Op, Source, TableSchema, Value};
+use bunny_schemas::kafka::{KafkaConfig, MESSAGE_BYTES_MAX, TopicKind};
+use bunny_schemas::reader::{last_change, last_position, read_positions};
+use bunny_schemas::registry::Registry;
+use bunny_schemas::topics::Topics;
+use bunny_schemas::{Error, Position};
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use uuid::Uuid;
+
+type TestProducer = ThreadedProducer<DefaultProducerContext>;
+
+const TIMEOUT: Duration = Duration::from_secs(30);
+const SLUG: &str = "m";
+
+fn kafka() -> KafkaConfig {
+    KafkaConfig::new(std::env::var("BUNNY_KAFKA_BROKERS").expect("BUNNY_KAFKA_BROKERS"))
+}
+
+/// Names that no other run uses.
+fn topics() -> Topics {
+    Topics::new(format!("t{}", Uuid::new_v4().simple()))
+}
+
+fn producer(kafka: &KafkaConfig, id: &str) -> TestProducer {
+    let producer: TestProducer = kafka.transactional_producer(id).create().unwrap();
+    producer.init_transactions(TIMEOUT).unwrap();
+    producer
+}
+
+fn send(producer: &TestProducer, topic: &str, key: Option<&[u8]>, value: &[u8]) {
+    let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic).partition(0).payload(value);
+    if let Some(key) = key {
+        record = record.key(key);
+    }
+    producer.send(record).map_err(|(error, _)| error).unwrap();
+}
+
+fn table(index: usize) -> TableSchema {
+    TableSchema {
+        mirror: "m".to_owned(),
+        schema: "public".to_owned(),
+        table: format!("table {index}"),
+        columns: vec![ColumnSchema {
+            name: "id".to_owned(),
+            attnum: 1,
+            type_oid: 20,
+            type_name: "bigint".to_owned(),
+            typmod: -1,
+            not_null: true,
+            key: true,
+        }],
+    }
+}
+
+fn source(commit_lsn: u64, seq: u64) -> Source<'static> {
+    Source {
+        generation: Uuid::from_u128(7),
+        mirror: "m",
+        schema: "public",
+        table: "table 0",
+        xid: 1,
+        lsn: Lsn(commit_lsn),
+        commit_lsn: Lsn(commit_lsn),
+        commit_ts_us: 0,
+        seq,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a broker"]
+async fn topics_are_created_and_checked() {
+    let (kafka, topics) = (kafka(), topics());
+    kafka
+        .broker_reachable(Duration::from_secs(10))
+        .await
+        .unwrap();
+    let changes = topics.changes(SLUG);
+    assert_eq!(kafka.partitions(&changes).await.unwrap(), None);
+    for _ in 0..2 {
+        assert_eq!(
+            kafka
+                .ensure_topic(&changes, TopicKind::Changes)
+                .await
+                .unwrap(),
+            1
+        );
+        let kind = TopicKind::Snapshot { partitions: 3 };
+        assert_eq!(
+            kafka
+                .ensure_topic(&topics.snapshot(SLUG), kind)
+                .await
+                .unwrap(),
+            3
+        );
+        let position = topics.position(SLUG);
+        assert_eq!(
+            kafka
+                .ensure_topic(&position, TopicKind::Position)
+                .await
+                .unwrap(),
+            1
+        );
+        assert_eq!(
+            kafka
+                .ensure_topic(&topics.schemas(), TopicKind::Schemas)
+                .await
+                .unwrap(),
+            1
+        );
+    }
+    let error = kafka
+        .ensure_topic(&changes, TopicKind::Position)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::TopicSetting { .. }), "{error}");
+    assert!(!error.is_transient());
+    let snapshot = topics.snapshot(SLUG);
+    let error = kafka
+        .ensure_topic(&snapshot, TopicKind::Changes)
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("partitions=3"), "{error}");
+
+    assert_eq!(kafka.watermarks(&changes, 0).await.unwrap(), (0, 0));
+    let writer = producer(&kafka, "trim");
+    writer.begin_transaction().unwrap();
+    for _ in 0..3 {
+        send(&writer, &changes, None, b"x");
+    }
+    writer.commit_transaction(TIMEOUT).unwrap();
+    assert_eq!(kafka.delete_records(&changes, 0, 2).await.unwrap(), 2);
+    assert_eq!(kafka.watermarks(&changes, 0).await.unwrap(), (2, 4));
+
+    kafka
+        .delete_topics(&[&changes, &snapshot, "no.such.topic"])
+        .await
+        .unwrap();
+    let away = KafkaConfig::new("127.0.0.1:1");
+    let error = away
+        .broker_reachable(Duration::from_secs(2))
+        .await
+        .unwrap_err();
+    assert!(error.is_transient(), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a broker"]
+async fn largest_messages_pass() {
+    let (kafka, topics) = (kafka(), topics());
+    let changes = topics.changes(SLUG);
+    kafka
+        .ensure_topic(&changes, TopicKind::Changes)
+        .await
+        .unwrap();
+    // Random bytes, which do not compress.
+    let mut value = vec![0_u8; MESSAGE_BYTES_MAX - 4096];
+    let mut seed = 1_u64;
+    for byte in &mut value {
+        seed = seed
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        *byte = (seed >> 56) as u8;
+    }
+    let writer = producer(&kafka, "large");
+    writer.begin_transaction().unwrap();
+    send(&writer, &changes, None, &value);
+    writer.commit_transaction(TIMEOUT).unwrap();
+
+    use rdkafka::Message;
+    use rdkafka::consumer::{BaseConsumer, Consumer};
+    let consumer: BaseConsumer = kafka.read_committed_consumer("g").create().unwrap();
+    let mut list = rdkafka::TopicPartitionList::new();
+    list.add_partition_offset(&changes, 0, rdkafka::Offset::Offset(0))
+        .unwrap();
+    consumer.assign(&list).unwrap();
+    let message = consumer.poll(TIMEOUT).unwrap().unwrap();
+    assert!(message.payload() == Some(value.as_slice()));
+    kafka.delete_topics(&[&changes]).await.unwrap();
+}
+
+/// Several registries, as in several processes, ask for overlapping schemas at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a broker"]
+async fn concurrent_registries_agree() {
+    const REGISTRIES: usize = 4;
+    const TABLES: usize = 12;
+    let (kafka, topics) = (kafka(), topics());
+    let mut tasks = tokio::task::JoinSet::new();
+    for start in 0..REGISTRIES {
+        let (kafka, topics) = (kafka.clone(), topics.clone());
+        tasks.spawn(async move {
+            let registry = Registry::open(kafka, &topics).await.unwrap();
+            let mut ids = Vec::new();
+            for step in 0..TABLES {
+                let index = (start * 3 + step) % TABLES;
+                ids.push((index, registry.register_table(&table(index)).await.unwrap()));
+            }
+            ids
+        });
+    }
+    let mut by_table: HashMap<usize, (u32, u32)> = HashMap::new();
+    while let Some(ids) = tasks.join_next().await {
+        for (index, ids) in ids.unwrap() {
+            assert_eq!(*by_table.entry(index).or_insert(ids), ids, "table {index}");
+        }
+    }
+    let distinct: HashSet<u32> = by_table
+        .values()
+        .flat_map(|(value, key)| [*value, *key])
+        .collect();
+    assert_eq!(distinct.len(), TABLES * 2);
+
+    let fresh = Registry::open(kafka.clone(), &topics).await.unwrap();
+    assert_eq!(fresh.subjects().await.len(), TABLES * 2);
+    for (index, (value_id, _)) in by_table {
+        let table = table(index);
+        assert_eq!(
+            &*fresh.schema(value_id).await.unwrap(),
+            table.value_avro_json()
+        );
+        let versions = fresh.versions(&table.value_subject()).await;
+        assert_eq!(versions.len(), 1);
+        assert_eq!((versions[0].0, versions[0].1), (1, value_id));
+    }
+    // Ids are dense: nothing was lost to aborted attempts.
+    assert_eq!(distinct.into_iter().max(), Some(TABLES as u32 * 2));
+    let error = fresh.schema(1000).await.unwrap_err();
+    assert!(matches!(error, Error::UnknownId(1000)), "{error}");
+    kafka.delete_topics(&[&topics.schemas()]).await.unwrap();
+}
+
+/// A writer that died in the middle of a transaction.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a broker"]
+async fn an_unfinished_allocation_is_void() {
+    let (kafka, topics) = (kafka(), topics());
+    let registry = Registry::open(kafka.clone(), &topics).await.unwrap();
+    let first = registry.register("a", "\"string\"").await.unwrap();
+    let dead = producer(&kafka, &topics.schemas_transactional_id());
+    dead.begin_transaction().unwrap();
+    let value = br#"{"subject":"b","version":1,"schema":"\"int\""}"#;
+    send(
+        &dead,
+        &topics.schemas(),
+        Some((first + 1).to_string().as_bytes()),
+        value,
+    );
+    dead.flush(TIMEOUT).unwrap();
+
+    // The registry's own producer is fenced by now and its next write starts over.
+    let second = registry.register("b", "\"long\"").await.unwrap();
+    assert_eq!(second, first + 1);
+    assert!(dead.commit_transaction(TIMEOUT).is_err());
+    let fresh = Registry::open(kafka.clone(), &topics).await.unwrap();
+    assert_eq!(&*fresh.schema(second).await.unwrap(), "\"long\"");
+    assert_eq!(fresh.register("b", "\"long\"").await.unwrap(), second);
+    kafka.delete_topics(&[&topics.schemas()]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a broker"]
+async fn last_event_and_positions_are_found() {
+    let (kafka, topics) = (kafka(), topics());
+    let registry = Registry::open(kafka.clone(), &topics).await.unwrap();
+    let (changes, positions) = (topics.changes(SLUG), topics.position(SLUG));
+    kafka
+        .ensure_topic(&changes, TopicKind::Changes)
+        .await
+        .unwrap();
+    kafka
+        .ensure_topic(&positions, TopicKind::Position)
+        .await
+        .unwrap();
+    assert_eq!(
+        last_change(&kafka, &registry, &topics, SLUG).await.unwrap(),
+        None
+    );
+    assert_eq!(last_position(&kafka, &topics, SLUG).await.unwrap(), None);
+
+    let id = topics.capture_transactional_id(SLUG);
+    let writer = producer(&kafka, &id);
+    // Aborted messages only: nothing is found, and the search ends.
+    for _ in 0..100 {
+        writer.begin_transaction().unwrap();
+        send(&writer, &changes, None, b"void");
+        writer.flush(TIMEOUT).unwrap();
+        writer.abort_transaction(TIMEOUT).unwrap();
+    }
+    assert_eq!(
+        last_change(&kafka, &registry, &topics, SLUG).await.unwrap(),
+        None
+    );
+
+    let started = GenerationStarted {
+        generation: Uuid::from_u128(7),
+        mirror: "m".to_owned(),
+        system_id: "1".to_owned(),
+        timeline: 1,
+        start_lsn: Lsn(10),
+    };
+    let started_id = registry
+        .register_control(SchemaKind::GenerationStarted)
+        .await
+        .unwrap();
+    let position_id = registry
+        .register_control(SchemaKind::Position)
+        .await
+        .unwrap();
+    let mut record = PositionRecord {
+        generation: Uuid::from_u128(7),
+        system_id: "1".to_owned(),
+        timeline: 1,
+        commit_lsn: Lsn(10),
+        seq: 0,
+        confirm_lsn: Lsn(10),
+    };
+    writer.begin_transaction().unwrap();
+    send(&writer, &changes, None, &started.encode(started_id));
+    send(
+        &writer,
+        &positions,
+        Some(PositionRecord::KEY),
+        &record.encode(position_id),
+    );
+    writer.commit_transaction(TIMEOUT).unwrap();
+    let event = last_change(&kafka, &registry, &topics, SLUG)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        (event.generation, event.position),
+        (started.generation, None)
+    );
+
+    let table = table(0);
+    let (value_id, key_id) = registry.register_table(&table).await.unwrap();
+    let encoder = Encoder::new(&table, value_id, key_id);
+    let sync_id = registry.register_control(SchemaKind::Sync).await.unwrap();
+    let sync = SyncRecord {
+        request_id: Uuid::new_v4(),
+        attempt: 1,
+        schema: "public".to_owned(),
+        table: "table 0".to_owned(),
+        state: SyncState::Started,
+        lsn: Lsn(15),
+    };
+    for seq in 0..300 {
+        let row = [Value::Text(b"1")];
+        let (mut key, mut value) = (Vec::new(), Vec::new());
+        encoder.key(&mut key, &row).unwrap();
+        encoder
+            .change(&mut value, Op::Create, None, Some(&row), &source(20, seq))
+            .unwrap();
+        writer.begin_transaction().unwrap();
+        send(&writer, &changes, Some(&key), &value);
+        record.commit_lsn = Lsn(20);
+        record.seq = seq;
+        send(
+            &writer,
+            &positions,
+            Some(PositionRecord::KEY),
+            &record.encode(position_id),
+        );
+        send(
+            &writer,
+            &positions,
+            Some(sync.key().as_bytes()),
+            &sync.encode(sync_id),
+        );
+        writer.commit_transaction(TIMEOUT).unwrap();
+    }
+    let event = last_change(&kafka, &registry, &topics, SLUG)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        event.position,
+        Some(Position {
+            commit_lsn: Lsn(20),
+            seq: 299
+        })
+    );
+
+    // Position-only transactions leave no mark in the change topic; aborted ones
+    // leave more than the first step back covers.
+    for _ in 0..100 {
+        writer.begin_transaction().unwrap();
+        send(&writer, &changes, None, b"void");
+        writer.flush(TIMEOUT).unwrap();
+        writer.abort_transaction(TIMEOUT).unwrap();
+    }
+    assert_eq!(
+        last_change(&kafka, &registry, &topics, SLUG).await.unwrap(),
+        Some(event)
+    );
+
+    // An open transaction is not seen, nor does it hide what came before.
+    let gap = TableGap {
+        reason: "too large",
+        source: source(30, 0),
+        last: false,
+    };
+    let gap_id = registry
+        .register_control(SchemaKind::TableGap)
+        .await
+        .unwrap();
+    let (_, end) = kafka.watermarks(&changes, 0).await.unwrap();
+    writer.begin_transaction().unwrap();
+    send(&writer, &changes, None, &gap.encode(gap_id));
+    record.commit_lsn = Lsn(30);
+    send(
+        &writer,
+        &positions,
+        Some(PositionRecord::KEY),
+        &record.encode(position_id),
+    );
+    writer.flush(TIMEOUT).unwrap();
+    assert_eq!(kafka.watermarks(&changes, 0).await.unwrap().1, end);
+    assert_eq!(
+        last_change(&kafka, &registry, &topics, SLUG).await.unwrap(),
+        Some(event)
+    );
+    let read = last_position(&kafka, &topics, SLUG).await.unwrap().unwrap();
+    assert_eq!(read.commit_lsn, Lsn(20));
+    writer.commit_transaction(TIMEOUT).unwrap();
+    let event = last_change(&kafka, &registry, &topics, SLUG)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        event.position,
+        Some(Position {
+            commit_lsn: Lsn(30),
+            seq: 0
+        })
+    );
+    let read = read_positions(&kafka, &topics, SLUG).await.unwrap();
+    assert_eq!(read.position, Some(record));
+    assert_eq!(read.syncs.values().collect::<Vec<_>>(), [&sync]);
+
+    // The former writer's open transaction ends when the next one takes over.
+    writer.begin_transaction().unwrap();
+    send(&writer, &changes, None, b"void");
+    writer.flush(TIMEOUT).unwrap();
+    let successor = producer(&kafka, &id);
+    assert_eq!(
+        last_change(&kafka, &registry, &topics, SLUG).await.unwrap(),
+        Some(event)
+    );
+    drop(successor);
+    // A trimmed topic whose last event is still there.
+    kafka
+        .delete_records(&changes, 0, event.offset)
+        .await
+        .unwrap();
+    assert_eq!(
+        last_change(&kafka, &registry, &topics, SLUG).await.unwrap(),
+        Some(event)
+    );
+    let names = [changes.as_str(), &positions, &topics.schemas()];
+    kafka.delete_topics(&names).await.unwrap();
+    let error = last_change(&kafka, &registry, &topics, SLUG)
+        .await
+        .unwrap_err();
+    assert!(!error.is_transient(), "{error}");
+}
