@@ -17,6 +17,7 @@ pub mod content;
 pub mod database;
 pub mod load;
 pub mod lsn;
+pub mod pgbench;
 pub mod ports;
 pub mod proxy;
 pub mod services;

@@ -1,2 +1,14 @@
 //! End-to-end suites on real Postgres and real Kafka, one binary so that all share one
 //! set of servers.
+
+mod crashes;
+#[cfg(feature = "full")]
+mod full;
+mod kills;
+mod mirrors;
+mod outages;
+mod pgbench;
+mod scene;
+mod snapshots;
+mod tables;
+mod types;

@@ -1,0 +1,213 @@
+//! Deaths at named points of capture and apply, while the source is written to.
+//!
+//! Each test asserts that the process died at that very point, starts it again, and ends
+//! with both oracles: contents equal, and topics that are the source's history once.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use bunny_tests::bunny::Bunny;
+use bunny_tests::load::{self, Load};
+use bunny_tests::stage::{Mirror, Stage};
+use serde_json::{Value, json};
+
+const CRASH_LIMIT: Duration = Duration::from_secs(60);
+
+/// Reached on the way of every start of a mirror, in this order.
+const CAPTURE_SETUP_AND_SNAPSHOT: [(&str, u32); 9] = [
+    ("capture::publications_created", 1),
+    ("capture::slot_created", 1),
+    ("capture::generation_recorded", 1),
+    ("capture::sync_slot_created", 1),
+    ("capture::sync_started", 2),
+    ("capture::chunk_mid_copy", 3),
+    ("capture::chunk_delivered", 5),
+    ("capture::before_sync_finished", 1),
+    ("capture::after_sync_finished", 2),
+];
+const CAPTURE_STREAMING: [(&str, u32); 12] = [
+    ("capture::before_kafka_commit", 1),
+    ("capture::after_kafka_commit", 1),
+    ("capture::after_confirm", 1),
+    ("capture::mid_transaction", 1),
+    ("capture::after_kafka_commit", 4),
+    ("capture::before_kafka_commit", 3),
+    ("capture::mid_transaction", 2),
+    ("capture::after_confirm", 5),
+    ("capture::before_kafka_commit", 7),
+    ("capture::mid_transaction", 3),
+    ("capture::after_kafka_commit", 9),
+    ("capture::after_confirm", 2),
+];
+const APPLY_SNAPSHOT: [(&str, u32); 8] = [
+    ("apply::after_take_over", 1),
+    ("apply::sync_started", 2),
+    ("apply::chunk_mid_copy", 1),
+    ("apply::chunk_before_commit", 3),
+    ("apply::chunk_after_commit", 2),
+    ("apply::chunk_mid_copy", 4),
+    ("apply::chunk_before_commit", 1),
+    ("apply::tables_loaded", 1),
+];
+const APPLY_STREAMING: [(&str, u32); 14] = [
+    ("apply::before_begin", 1),
+    ("apply::after_begin", 1),
+    ("apply::after_write", 1),
+    ("apply::before_commit", 1),
+    ("apply::after_commit", 1),
+    ("apply::after_group_commit", 1),
+    ("apply::mid_large_transaction", 1),
+    ("apply::after_commit", 3),
+    ("apply::before_commit", 4),
+    ("apply::after_write", 5),
+    ("apply::mid_large_transaction", 3),
+    ("apply::after_take_over", 1),
+    ("apply::after_begin", 6),
+    ("apply::after_group_commit", 4),
+];
+
+struct Scene {
+    capture: Bunny,
+    apply: Bunny,
+    _api: Bunny,
+    load: Load,
+    mirror: Mirror,
+    stage: Stage,
+}
+
+/// Small chunks and batches, so that every point is passed often.
+fn options() -> Value {
+    json!({
+        "snapshot_num_rows_per_partition": 700, "snapshot_max_parallel_workers": 2,
+        "snapshot_num_tables_in_parallel": 2, "max_batch_size": 100,
+    })
+}
+
+/// `before_mirror` is called when the processes run and nothing is created yet.
+async fn scene(
+    test: &str,
+    before_mirror: impl FnOnce(&mut Bunny, &mut Bunny) -> Result<()>,
+) -> Result<Scene> {
+    let stage = Stage::new(test).await?;
+    let [mut capture, mut apply, api_process] = stage.start_all()?;
+    let api = stage.api().await?;
+    stage.create_peers(&api).await?;
+    let source = stage.source.connect().await?;
+    load::create_tables(&source, 6000).await?;
+    let load = Load::start(&stage.source, 2, 40);
+    before_mirror(&mut capture, &mut apply)?;
+    let mirror = stage
+        .create_mirror(&api, "mirror", &load::TABLES, options())
+        .await?;
+    Ok(Scene {
+        capture,
+        apply,
+        _api: api_process,
+        load,
+        mirror,
+        stage,
+    })
+}
+
+/// A transaction of many rows every moment, for the points within one.
+async fn large_transactions(stage: &Stage) -> Result<tokio::task::JoinHandle<()>> {
+    let source = stage.source.connect().await?;
+    source.run("CREATE SEQUENCE IF NOT EXISTS large_n").await?;
+    Ok(tokio::spawn(async move {
+        let sql = "INSERT INTO journal SELECT 99, nextval('large_n'), repeat('large ', 30), now() FROM generate_series(1, 4000)";
+        while source.run(sql).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+        }
+    }))
+}
+
+impl Scene {
+    /// Ends the load, lets everything settle, asks both oracles.
+    async fn settle(self) -> Result<()> {
+        let committed = self.load.stop().await;
+        self.stage
+            .assert_converges(&self.mirror, &load::pairs())
+            .await?;
+        let summary = self
+            .stage
+            .assert_topics_hold(&self.mirror, &load::pairs())
+            .await
+            .with_context(|| self.stage.logs_tail())?;
+        println!("{committed} transactions of load; topics: {summary:?}");
+        assert!(committed > 50 && summary.events > 100);
+        Ok(())
+    }
+}
+
+async fn crash_in_turn(
+    process: &mut Bunny,
+    points: &[(&str, u32)],
+    armed_first: bool,
+) -> Result<()> {
+    for (index, &(point, pass)) in points.iter().enumerate() {
+        if index > 0 || !armed_first {
+            process.restart_to_crash(point, pass)?;
+        }
+        process
+            .wait_crash_point(point, CRASH_LIMIT)
+            .await
+            .with_context(|| {
+                format!(
+                    "crash {} of {}: {point}, pass {pass}",
+                    index + 1,
+                    points.len()
+                )
+            })?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn capture_dies_at_every_point_of_setup_and_snapshot() -> Result<()> {
+    let points = CAPTURE_SETUP_AND_SNAPSHOT;
+    let mut scene = scene("cap_snap", |capture, _| {
+        capture.restart_to_crash(points[0].0, points[0].1)
+    })
+    .await?;
+    crash_in_turn(&mut scene.capture, &points, true).await?;
+    scene.capture.restart()?;
+    scene.mirror.wait_running().await?;
+    scene.settle().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn capture_dies_at_every_point_of_streaming() -> Result<()> {
+    let mut scene = scene("cap_stream", |_, _| Ok(())).await?;
+    scene.mirror.wait_running().await?;
+    let large = large_transactions(&scene.stage).await?;
+    crash_in_turn(&mut scene.capture, &CAPTURE_STREAMING, false).await?;
+    large.abort();
+    let _ = large.await;
+    scene.capture.restart()?;
+    scene.settle().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn apply_dies_at_every_point_of_snapshot() -> Result<()> {
+    let points = APPLY_SNAPSHOT;
+    let mut scene = scene("app_snap", |_, apply| {
+        apply.restart_to_crash(points[0].0, points[0].1)
+    })
+    .await?;
+    crash_in_turn(&mut scene.apply, &points, true).await?;
+    scene.apply.restart()?;
+    scene.mirror.wait_running().await?;
+    scene.settle().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn apply_dies_at_every_point_of_streaming() -> Result<()> {
+    let mut scene = scene("app_stream", |_, _| Ok(())).await?;
+    scene.mirror.wait_running().await?;
+    let large = large_transactions(&scene.stage).await?;
+    crash_in_turn(&mut scene.apply, &APPLY_STREAMING, false).await?;
+    large.abort();
+    let _ = large.await;
+    scene.apply.restart()?;
+    scene.settle().await
+}

@@ -1,0 +1,82 @@
+//! What takes too long for every change: memory bounds at a million rows, soak.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use bunny_tests::bunny::Bunny;
+use bunny_tests::content::TablePair;
+use bunny_tests::load::{self, Load};
+use bunny_tests::stage::Stage;
+use serde_json::json;
+
+const MEMORY_BYTES_MAX: u64 = 256 * 1024 * 1024;
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// Invariant I5: neither the table's size nor the transaction's shows in memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_million_rows_copied_and_streamed_in_bounded_memory() -> Result<()> {
+    let stage = Stage::new("memory").await?;
+    let [mut capture, mut apply, _api] = stage.start_all()?;
+    let api = stage.api().await?;
+    stage.create_peers(&api).await?;
+    let source = stage.source.connect().await?;
+    source
+        .run("CREATE TABLE t (id bigint PRIMARY KEY, a text, b numeric, c timestamptz);
+              INSERT INTO t SELECT g, md5(g::text) || md5((g + 1)::text), g / 3.0, now() FROM generate_series(1, 1000000) g; ANALYZE t;")
+        .await?;
+    let mirror = stage
+        .create_mirror(&api, "mirror", &["public.t"], json!({}))
+        .await?;
+    mirror
+        .wait_until("RUNNING", LIMIT, |mirror, _| mirror["status"] == "RUNNING")
+        .await?;
+    let pairs = [TablePair::same("public.t")];
+    stage.assert_converges(&mirror, &pairs).await?;
+    report_and_check("copying 1M rows", &capture, &apply)?;
+
+    // Peaks are per process: fresh ones for the second half.
+    capture.restart()?;
+    apply.restart()?;
+    source
+        .run("INSERT INTO t SELECT g, md5(g::text) || md5((g + 1)::text), g / 3.0, now() FROM generate_series(1000001, 2000000) g")
+        .await?;
+    mirror
+        .wait_for_lsn_within(source.current_lsn().await?, LIMIT)
+        .await?;
+    stage.assert_converges(&mirror, &pairs).await?;
+    report_and_check("streaming one transaction of 1M rows", &capture, &apply)
+}
+
+fn report_and_check(what: &str, capture: &Bunny, apply: &Bunny) -> Result<()> {
+    for (name, process) in [("capture", capture), ("apply", apply)] {
+        let peak = process.peak_memory_bytes()?;
+        println!("{what}: {name} peaked at {} MiB", peak >> 20);
+        assert!(
+            peak < MEMORY_BYTES_MAX,
+            "{name} used {peak} bytes while {what}"
+        );
+    }
+    Ok(())
+}
+
+/// Ten minutes of writes while every process is killed in turn.
+#[tokio::test(flavor = "multi_thread")]
+async fn soak_under_kills() -> Result<()> {
+    let stage = Stage::new("soak").await?;
+    let mut processes = stage.start_all()?;
+    let api = stage.api().await?;
+    stage.create_peers(&api).await?;
+    load::create_tables(&stage.source.connect().await?, 50_000).await?;
+    let load = Load::start(&stage.source, 4, 50);
+    let mirror = stage
+        .create_mirror(&api, "mirror", &load::TABLES, json!({}))
+        .await?;
+    for round in 0..120 {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        processes[round % 3].restart()?;
+    }
+    load.stop().await;
+    stage.assert_converges(&mirror, &load::pairs()).await?;
+    stage.assert_topics_hold(&mirror, &load::pairs()).await?;
+    Ok(())
+}

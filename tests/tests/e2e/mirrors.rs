@@ -1,0 +1,168 @@
+//! The life of a mirror, and what it leaves alone.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use bunny_tests::bunny::Role;
+use bunny_tests::content::TablePair;
+use serde_json::json;
+
+use crate::scene::Scene;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleting_a_mirror_leaves_only_the_data() -> Result<()> {
+    let scene = Scene::new("delete").await?;
+    scene
+        .source
+        .run("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 100);")
+        .await?;
+    let mirror = scene.running_mirror(&["public.t"], json!({})).await?;
+    scene.api.delete("/v1/mirrors/mirror").await?.expect(202)?;
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while scene.api.get("/v1/mirrors/mirror").await?.status != 404 {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "{:?}",
+            mirror.get().await
+        );
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let left = scene
+        .source
+        .number("SELECT (SELECT count(*) FROM pg_publication) + (SELECT count(*) FROM pg_replication_slots WHERE database = current_database())")
+        .await?;
+    assert_eq!(left, 0, "slot or publications are left");
+    let destination = scene.stage.destination.connect().await?;
+    assert_eq!(destination.number("SELECT count(*) FROM t").await?, 100);
+    assert_eq!(
+        destination
+            .number("SELECT count(*) FROM _bunny.progress")
+            .await?,
+        0
+    );
+
+    // And the same name again.
+    let mirror = scene
+        .running_mirror(&["public.t"], json!({"on_existing_rows": "truncate"}))
+        .await?;
+    scene.source.run("DELETE FROM t WHERE id < 50").await?;
+    scene
+        .assert_holds(&mirror, &[TablePair::same("public.t")])
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_mirror_does_not_hold_wal() -> Result<()> {
+    let scene = Scene::new("idle").await?;
+    scene
+        .source
+        .run("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE other (v text);")
+        .await?;
+    let mirror = scene.running_mirror(&["public.t"], json!({})).await?;
+    // Only a table that is not mirrored changes.
+    scene
+        .source
+        .run("INSERT INTO other SELECT repeat('x', 1000) FROM generate_series(1, 5000)")
+        .await?;
+    let lsn = scene.source.current_lsn().await?;
+    mirror
+        .wait_until("confirmed", Duration::from_secs(45), |_, metrics| {
+            metrics["source"]["confirmed_flush_lsn"]
+                .as_str()
+                .and_then(|text| text.parse().ok())
+                .is_some_and(|confirmed: bunny_tests::lsn::Lsn| confirmed >= lsn)
+        })
+        .await?;
+    mirror.wait_for_lsn(lsn).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_mirrors_share_the_workers() -> Result<()> {
+    let scene = Scene::new("several").await?;
+    let mut mirrors = Vec::new();
+    for name in ["one", "Two", "three-3"] {
+        let table = format!("public.{}", name.to_lowercase().replace('-', "_"));
+        scene
+            .source
+            .run(&format!("CREATE TABLE {table} (id int PRIMARY KEY, v text); INSERT INTO {table} SELECT g, 'v' FROM generate_series(1, 500) g;"))
+            .await?;
+        let mirror = scene
+            .stage
+            .create_mirror(&scene.api, name, &[&table], json!({}))
+            .await?;
+        mirrors.push((mirror, TablePair::same(&table), table));
+    }
+    for (mirror, _, table) in &mirrors {
+        mirror.wait_running().await?;
+        scene
+            .source
+            .run(&format!(
+                "UPDATE {table} SET v = 'w' WHERE id < 100; DELETE FROM {table} WHERE id > 400;"
+            ))
+            .await?;
+    }
+    for (mirror, pair, _) in &mirrors {
+        scene
+            .stage
+            .assert_converges(mirror, std::slice::from_ref(pair))
+            .await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_by_interval() -> Result<()> {
+    let scene = Scene::new("interval").await?;
+    scene
+        .source
+        .run("CREATE TABLE t (id int PRIMARY KEY, v text)")
+        .await?;
+    let mirror = scene
+        .running_mirror(
+            &["public.t"],
+            json!({"apply_mode": "interval", "idle_timeout_seconds": 4, "max_batch_size": 50}),
+        )
+        .await?;
+    let destination = scene.stage.destination.connect().await?;
+    // Fewer than a batch: they wait for the timer.
+    scene.source.run("INSERT INTO t VALUES (1, 'a')").await?;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(destination.number("SELECT count(*) FROM t").await?, 0);
+    mirror
+        .wait_for_lsn(scene.source.current_lsn().await?)
+        .await?;
+    assert_eq!(destination.number("SELECT count(*) FROM t").await?, 1);
+    // More than a batch: the size flushes most of them at once.
+    for id in 10..80 {
+        scene
+            .source
+            .run(&format!("INSERT INTO t VALUES ({id}, 'b')"))
+            .await?;
+    }
+    scene
+        .assert_holds(&mirror, &[TablePair::same("public.t")])
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_drains_and_exits_cleanly() -> Result<()> {
+    let mut scene = Scene::new("sigterm").await?;
+    scene
+        .source
+        .run("CREATE TABLE t (id int PRIMARY KEY, v text)")
+        .await?;
+    let mirror = scene.running_mirror(&["public.t"], json!({})).await?;
+    scene
+        .source
+        .run("INSERT INTO t SELECT g, 'v' FROM generate_series(1, 20000) g")
+        .await?;
+    let status = scene.bunny.sigterm(Duration::from_secs(10)).await?;
+    assert!(status.success(), "{status}");
+
+    // The leases were given back: nobody waits for them to run out.
+    scene.bunny = scene.stage.start(Role::Up)?;
+    scene.api = scene.stage.api().await?;
+    scene
+        .assert_holds(&mirror, &[TablePair::same("public.t")])
+        .await
+}

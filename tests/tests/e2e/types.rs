@@ -1,0 +1,92 @@
+//! Every built-in type, at its edges, byte for byte (invariant I8).
+
+use anyhow::Result;
+
+use crate::scene::Scene;
+
+const CREATE: &str = r#"
+CREATE TABLE every_type (
+    id int PRIMARY KEY,
+    bo boolean, i2 smallint, i4 integer, i8 bigint, f4 real, f8 double precision, nu numeric, nu2 numeric(30, 10),
+    te text, vc varchar(50), ch char(10), na name, by bytea, mo money,
+    da date, ti time, tz timetz, ts timestamp, tt timestamptz, iv interval,
+    uu uuid, js json, jb jsonb, xm xml, bi bit(5), vb bit varying(10),
+    ne inet, ci cidr, ma macaddr, po point, li line, ls lseg, bx box, pa path, pg polygon, cc circle,
+    ia int[], ta text[], t2 text[][], ra int4range, mr int4multirange, tq tsquery, tv tsvector, lsn pg_lsn, oi oid
+);"#;
+
+/// Settings that would change how values are printed, were sessions not pinned.
+const OTHER_SETTINGS: &str = r#"
+DO $$ BEGIN
+    EXECUTE format('ALTER DATABASE %I SET datestyle = ''SQL, DMY''', current_database());
+    EXECUTE format('ALTER DATABASE %I SET intervalstyle = ''iso_8601''', current_database());
+    EXECUTE format('ALTER DATABASE %I SET timezone = ''Asia/Kathmandu''', current_database());
+    EXECUTE format('ALTER DATABASE %I SET bytea_output = ''escape''', current_database());
+    EXECUTE format('ALTER DATABASE %I SET extra_float_digits = 0', current_database());
+    EXECUTE format('ALTER DATABASE %I SET xmloption = ''document''', current_database());
+END $$"#;
+
+const ROWS: &str = r#"
+INSERT INTO every_type (id) VALUES (0);
+INSERT INTO every_type VALUES (1, true, -32768, -2147483648, -9223372036854775808, 'NaN', '-Infinity', 'NaN', 12345678901234567890.0123456789,
+    '', '', '', '', '\x', '-12.34',
+    '4713-01-01 BC', '00:00', '23:59:59.999999+15:59', '-infinity', 'infinity', '-178000000 years',
+    '00000000-0000-0000-0000-000000000000', ' { "a" :  1, "a": 2 } ', '{"b": [1.10, null, "\u00e9"]}', '<a/>text<b x="1"/>', '10101', '',
+    '::1', '10.0.0.0/8', '08:00:2b:01:02:03', '(1.5,-0)', '{1,2,3}', '[(0,0),(1,1)]', '(1,1),(0,0)', '[(0,0),(1,1)]', '((0,0),(1,1))', '<(0,0),1>',
+    '{}', '{}', '{}', 'empty', '{}', '', '', '0/0', 0);
+INSERT INTO every_type VALUES (2, false, 32767, 2147483647, 9223372036854775807, 3.4028235e38, 5e-324, 1e-130, 0,
+    E'tab\there\nnewline\\backslash\r\b\f\v \\N \\. "quotes" ''single''', 'ünïcödé 🐇', 'padded', 'Name', '\x00ff0a09275c', '92233720368547758.07',
+    '5874897-12-31', '24:00', '00:00-15:59', '294276-12-31 23:59:59.999999', '4713-01-01 00:00:00+00 BC', '1 year -2 mons 3 days -04:05:06.789',
+    'ffffffff-ffff-ffff-ffff-ffffffffffff', 'null', '"string"', '<?xml version="1.0"?><a/>', '00000', '1111111111',
+    '192.168.1.5/24', '::/0', 'ff:ff:ff:ff:ff:ff', '(1e300,1e-300)', '{-1,0,0.1}', '[(1e10,0),(0,1)]', '(2,2),(1,1)', '((0,0),(1,1),(2,0))', '((0,0),(1,1),(2,0))', '<(1,2),0>',
+    '[2:3]={1,NULL}', '{"NULL",NULL,"a,b","{}","\"","\\",""}', '{{a,b},{c,NULL}}', '[1,)', '{[1,3),[5,)}', '''a'' & !''b'':*A', '''a'':1A,2B ''b''', 'FFFFFFFF/FFFFFFFF', 4294967295);
+INSERT INTO every_type (id, f4, f8, nu) VALUES (3, '-0', '-0', '-0.000'), (4, 0.1, 0.1, '1.10'), (5, 1e-45, 1.7976931348623157e308, 'Infinity'), (6, 16777217, 9007199254740993, '-Infinity');
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_arrive_byte_for_byte() -> Result<()> {
+    let scene = Scene::new("types").await?;
+    scene.source.run(OTHER_SETTINGS).await?;
+    let destination = scene.stage.destination.connect().await?;
+    destination.run(OTHER_SETTINGS).await?;
+    // The same rows by way of the snapshot and, shifted, by way of the stream.
+    let shifted = ROWS.replace(
+        "INSERT INTO every_type VALUES (",
+        "INSERT INTO every_type VALUES (10",
+    );
+    let streamed = format!(
+        "{} UPDATE every_type SET te = 'changed', f8 = 1.0/3 WHERE id < 10; UPDATE every_type SET id = id + 500 WHERE id = 1",
+        shifted
+            .replace("(id) VALUES (0)", "(id) VALUES (100)")
+            .replace("VALUES (3,", "VALUES (103,")
+            .replace("(4,", "(104,")
+            .replace("(5,", "(105,")
+            .replace("(6,", "(106,")
+    );
+    let create = format!("{CREATE} {ROWS}");
+    scene
+        .mirror_and_change(&create, &["public.every_type"], &[&streamed])
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn columns_with_defaults_identities_and_generated_values() -> Result<()> {
+    let scene = Scene::new("columns").await?;
+    let create = "
+        CREATE TABLE t (
+            id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+            price numeric NOT NULL DEFAULT 1.5,
+            doubled numeric GENERATED ALWAYS AS (price * 2) STORED,
+            at timestamptz NOT NULL DEFAULT now(),
+            dropped text,
+            word text COLLATE \"C\"
+        );
+        ALTER TABLE t DROP dropped;
+        INSERT INTO t (price, word) SELECT g, 'w' || g FROM generate_series(1, 100) g;";
+    let changes = [
+        "INSERT INTO t DEFAULT VALUES; UPDATE t SET price = price + 1 WHERE id < 10; DELETE FROM t WHERE id = 20;",
+    ];
+    scene
+        .mirror_and_change(create, &["public.t"], &changes)
+        .await
+}
