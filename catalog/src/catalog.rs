@@ -13,7 +13,7 @@ use crate::{EncryptionKey, Error, Result};
 /// Connections per process: two listeners, the loops of two roles, the API.
 const CONNECTIONS_MAX: u32 = 10;
 /// How long a caller waits for a connection before the catalog counts as away.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// The channel that wakes workers.
 const WAKE_CHANNEL: &str = "bunny_wake";
 /// Guards the making of the schema when several processes start at once. Any
@@ -149,7 +149,9 @@ impl Catalog {
             .execute("CREATE SCHEMA IF NOT EXISTS bunny; SET search_path = bunny, pg_catalog")
             .await
             .map_err(failed)?;
-        let migrated = MIGRATOR.run(&mut connection).await;
+        // `run` does the same through a trait that does not hold inside a spawned
+        // future.
+        let migrated = MIGRATOR.run_direct(None, &mut connection, false).await;
         // Closing releases the lock; an error of it changes nothing.
         let _ = connection.close().await;
         migrated.map_err(migration_failed)

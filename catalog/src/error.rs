@@ -76,11 +76,27 @@ impl Error {
 
     /// Sorts a database error by what the caller can do about it.
     pub(crate) fn database(doing: &str, error: sqlx::Error) -> Error {
+        if let sqlx::Error::Database(database) = &error
+            && is_refusal(database.code().as_deref().unwrap_or_default())
+        {
+            return Error::Invalid(format!(
+                "the catalog database refuses the connection: {}",
+                database.message()
+            ));
+        }
+        if matches!(error, sqlx::Error::PoolTimedOut) {
+            return Error::Unavailable(format!("{doing}: no connection to its database in time"));
+        }
         if is_away(&error) {
             return Error::Unavailable(format!("{doing}: {error}"));
         }
         Error::internal(doing, error)
     }
+}
+
+/// Wrong user, password or database: another setting is needed, not time.
+fn is_refusal(code: &str) -> bool {
+    code.starts_with("28") || code == "3D000"
 }
 
 /// Whether the database is away (or starting, stopping, full), rather than the

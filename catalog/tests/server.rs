@@ -1,0 +1,628 @@
+//! The parts that need a server, against the one that `SOURCE_URL` names (a
+//! superuser); each test makes a database of its own there and drops it.
+//!
+//! ```text
+//! SOURCE_URL=… cargo test -p bunny-catalog --test server -- --ignored
+//! ```
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bunny_catalog::{
+    ApplyReport, CaptureReport, Catalog, CommandState, EncryptionKey, Error, Finished, Health,
+    Location, LogLevel, LogQuery, Mirror, MirrorConfig, MirrorContext, NewMirror, NewMirrorTable,
+    NewPeer, Outcome, Role, Status, SuperviseOptions, TaskFailure, derive, supervise,
+};
+use bunny_postgres::{SslMode, TableName};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde_json::json;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+static DATABASES: AtomicU32 = AtomicU32::new(0);
+const TTL: Duration = Duration::from_secs(2);
+
+fn server_url() -> String {
+    std::env::var("SOURCE_URL").expect("SOURCE_URL names the server to test with")
+}
+
+async fn admin(sql: String) {
+    let mut connection = PgConnection::connect(&server_url()).await.unwrap();
+    connection.execute(AssertSqlSafe(sql)).await.unwrap();
+}
+
+/// A database of one test, dropped at its end.
+struct Database {
+    name: String,
+    key: EncryptionKey,
+}
+
+impl Database {
+    async fn new() -> Database {
+        let number = DATABASES.fetch_add(1, Ordering::Relaxed);
+        let name = format!("bunny_catalog_test_{}_{number}", std::process::id());
+        admin(format!("CREATE DATABASE {name}")).await;
+        Database {
+            name,
+            key: EncryptionKey::generate(),
+        }
+    }
+
+    fn open_with(&self, key: EncryptionKey) -> Catalog {
+        let url = server_url();
+        let (server, _) = url.rsplit_once('/').unwrap();
+        let location = Location::Url(SecretString::from(format!("{server}/{}", self.name)));
+        Catalog::open(&location, key).unwrap()
+    }
+
+    fn open(&self) -> Catalog {
+        self.open_with(self.key.clone())
+    }
+
+    async fn migrated(&self) -> Catalog {
+        let catalog = self.open();
+        catalog.migrate().await.unwrap();
+        for name in ["source", "destination"] {
+            catalog.create_peer(&peer(name)).await.unwrap();
+        }
+        catalog
+    }
+
+    async fn cut_off(&self) {
+        let name = &self.name;
+        admin(format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false")).await;
+        admin(format!(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+        ))
+        .await;
+    }
+
+    async fn back(&self) {
+        admin(format!(
+            "ALTER DATABASE {} ALLOW_CONNECTIONS true",
+            self.name
+        ))
+        .await;
+    }
+
+    async fn drop(self) {
+        admin(format!("DROP DATABASE {} WITH (FORCE)", self.name)).await;
+    }
+}
+
+fn peer(name: &str) -> NewPeer {
+    NewPeer {
+        name: name.into(),
+        host: "db.example".into(),
+        port: 5432,
+        user: "bunny".into(),
+        password: SecretString::from("hunter2"),
+        database: "app".into(),
+        ssl_mode: SslMode::VerifyFull,
+        ssl_root_cert: Some("PEM".into()),
+    }
+}
+
+fn mirror(name: &str, destination_table: &str) -> NewMirror {
+    NewMirror {
+        name: name.into(),
+        source_peer: "source".into(),
+        destination_peer: "destination".into(),
+        config: MirrorConfig::default(),
+        tables: vec![NewMirrorTable {
+            source: TableName::new("Sales", "a.b"),
+            destination: TableName::new("public", destination_table),
+            partition_key: Some("id".into()),
+            exclude_columns: vec!["note".into()],
+            identity: None,
+        }],
+        prefix: "bunny".into(),
+        replication_slot_name: None,
+        slot_given: false,
+        publication_name: None,
+        publication_given: false,
+        requested_by: "admin".into(),
+    }
+}
+
+async fn eventually<F, Fut>(what: &str, check: F)
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = bool>,
+{
+    let deadline = Instant::now() + Duration::from_secs(15);
+    while !check().await {
+        assert!(Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a server"]
+async fn several_processes_migrate_at_once() {
+    let database = Database::new().await;
+    let catalogs: Vec<Catalog> = (0..5).map(|_| database.open()).collect();
+    assert!(!catalogs[0].is_migrated().await.unwrap());
+    let runs: Vec<JoinHandle<_>> = catalogs
+        .into_iter()
+        .map(|catalog| tokio::spawn(async move { catalog.migrate().await }))
+        .collect();
+    for run in runs {
+        run.await.unwrap().unwrap();
+    }
+    let catalog = database.open();
+    assert!(catalog.is_migrated().await.unwrap());
+    catalog.check_key().await.unwrap();
+    let stranger = database.open_with(EncryptionKey::generate());
+    let refused = stranger.check_key().await.unwrap_err();
+    assert!(matches!(refused, Error::Invalid(_)), "{refused}");
+    let one = catalog.jwt_secret(None).await.unwrap();
+    let two = database.open().jwt_secret(None).await.unwrap();
+    assert_eq!(one.expose_secret(), two.expose_secret());
+    database.drop().await;
+}
+
+#[tokio::test]
+#[ignore = "needs a server"]
+async fn a_missing_database_is_a_wrong_setting() {
+    let database = Database::new().await;
+    let catalog = database.open();
+    database.drop().await;
+    let error = catalog.ping().await.unwrap_err();
+    assert!(matches!(error, Error::Invalid(_)), "{error}");
+}
+
+#[tokio::test]
+#[ignore = "needs a server"]
+async fn peers_are_sealed_and_kept_while_in_use() {
+    let database = Database::new().await;
+    let catalog = database.migrated().await;
+    let again = catalog.create_peer(&peer("source")).await.unwrap_err();
+    assert!(matches!(again, Error::Conflict { .. }), "{again}");
+    let read = catalog.get_peer("source").await.unwrap();
+    assert_eq!(read.password.expose_secret(), "hunter2");
+    assert_eq!(read.ssl_mode, SslMode::VerifyFull);
+    catalog.create_mirror(&mirror("m", "t")).await.unwrap();
+    let used = catalog.delete_peer("source").await.unwrap_err();
+    assert!(used.to_string().contains("mirror \"m\""), "{used}");
+    catalog.create_peer(&peer("third")).await.unwrap();
+    catalog.delete_peer("third").await.unwrap();
+    let gone = catalog.delete_peer("third").await.unwrap_err();
+    assert!(matches!(gone, Error::NotFound { .. }), "{gone}");
+    database.drop().await;
+}
+
+#[tokio::test]
+#[ignore = "needs a server"]
+async fn mirrors_are_created_whole_and_commands_outlive_them() {
+    let database = Database::new().await;
+    let catalog = database.migrated().await;
+    let first = catalog.create_mirror(&mirror("a-b", "one")).await.unwrap();
+    assert_eq!(
+        (first.slug.as_str(), first.slot_name.as_str()),
+        ("a_b", "bunny_a_b")
+    );
+    assert_eq!(first.tables[0].source, TableName::new("Sales", "a.b"));
+    assert_eq!(first.tables[0].exclude_columns, ["note"]);
+    assert!(first.tables[0].request_id.is_some());
+    let second = catalog.create_mirror(&mirror("A_b", "two")).await.unwrap();
+    assert_ne!(first.slug, second.slug);
+    for (request, part) in [
+        (mirror("a-b", "three"), "exists already"),
+        (mirror("c", "one"), "mirror \"a-b\""),
+    ] {
+        let error = catalog.create_mirror(&request).await.unwrap_err();
+        assert!(matches!(error, Error::Conflict { .. }), "{error}");
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    let mut unknown = mirror("d", "four");
+    unknown.source_peer = "nobody".into();
+    let error = catalog.create_mirror(&unknown).await.unwrap_err();
+    assert!(
+        matches!(error, Error::NotFound { what: "peer", .. }),
+        "{error}"
+    );
+    assert_eq!(catalog.tables_in_use().await.unwrap().len(), 2);
+
+    let wrong = catalog
+        .set_generation_ready(first.id, second.generation)
+        .await;
+    assert!(wrong.is_err());
+    catalog
+        .set_generation_ready(first.id, first.generation)
+        .await
+        .unwrap();
+    let ready = catalog.get_mirror("a-b").await.unwrap();
+    assert!(ready.generation_ready);
+    assert_eq!(ready.version, first.version);
+    assert_eq!(
+        catalog.open_command(first.id, "create").await.unwrap(),
+        None
+    );
+
+    let command = catalog.request_delete("a-b", true, "admin").await.unwrap();
+    let same = catalog.request_delete("a-b", true, "admin").await.unwrap();
+    assert_eq!(command, same);
+    let busy = catalog
+        .create_mirror(&mirror("a-b", "three"))
+        .await
+        .unwrap_err();
+    assert!(busy.to_string().contains("still being deleted"), "{busy}");
+    assert!(!catalog.side_removed(first.id, Role::Apply).await.unwrap());
+    assert!(
+        catalog
+            .is_side_removed(first.id, Role::Apply)
+            .await
+            .unwrap()
+    );
+    assert!(
+        !catalog
+            .is_side_removed(first.id, Role::Capture)
+            .await
+            .unwrap()
+    );
+    assert!(catalog.side_removed(first.id, Role::Capture).await.unwrap());
+    assert!(catalog.side_removed(first.id, Role::Capture).await.unwrap());
+    let gone = catalog.get_mirror("a-b").await.unwrap_err();
+    assert!(matches!(gone, Error::NotFound { .. }), "{gone}");
+    let commands = catalog.list_commands("a-b").await.unwrap();
+    let kinds: Vec<(&str, CommandState)> = commands
+        .iter()
+        .map(|command| (command.kind.as_str(), command.state))
+        .collect();
+    assert_eq!(
+        kinds,
+        [
+            ("delete", CommandState::Done),
+            ("create", CommandState::Done)
+        ]
+    );
+    catalog.create_mirror(&mirror("a-b", "one")).await.unwrap();
+    database.drop().await;
+}
+
+#[tokio::test]
+#[ignore = "needs a server"]
+async fn users_log_in_with_their_password_only() {
+    let database = Database::new().await;
+    let catalog = database.migrated().await;
+    let generated = catalog.ensure_admin("admin", None).await.unwrap().unwrap();
+    assert!(catalog.ensure_admin("admin", None).await.unwrap().is_none());
+    let changed = SecretString::from("another");
+    let kept = catalog.ensure_admin("root", Some(&changed)).await.unwrap();
+    assert!(kept.is_none());
+    let user = catalog
+        .verify_user("admin", &generated)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!((user.role.as_str(), user.token_version), ("admin", 1));
+    assert!(
+        catalog
+            .verify_user("admin", &changed)
+            .await
+            .unwrap()
+            .is_none()
+    );
+    assert!(
+        catalog
+            .verify_user("root", &changed)
+            .await
+            .unwrap()
+            .is_none()
+    );
+    database.drop().await;
+}
+
+#[tokio::test]
+#[ignore = "needs a server"]
+async fn the_log_is_searched_and_bounded() {
+    let database = Database::new().await;
+    let catalog = database.migrated().await;
+    let id = catalog.create_mirror(&mirror("m", "t")).await.unwrap().id;
+    for number in 0..10_100 {
+        let level = if number % 2 == 0 {
+            LogLevel::Info
+        } else {
+            LogLevel::Warn
+        };
+        let message = format!("Entry {number}");
+        catalog.log(id, level, &message, json!({})).await.unwrap();
+    }
+    let query = LogQuery {
+        limit: 2,
+        offset: 1,
+        ..LogQuery::default()
+    };
+    let (entries, total) = catalog.list_logs(id, &query).await.unwrap();
+    assert!((10_000..=10_064).contains(&total), "{total}");
+    assert_eq!(entries[0].message, "Entry 10098");
+    let found = LogQuery {
+        limit: 5,
+        search: Some("ENTRY 10099".into()),
+        level: Some(LogLevel::Warn),
+        ..LogQuery::default()
+    };
+    assert_eq!(catalog.list_logs(id, &found).await.unwrap().1, 1);
+    database.drop().await;
+}
+
+#[tokio::test]
+#[ignore = "needs a server"]
+async fn a_lease_changes_hands_only_when_it_has_run_out() {
+    let database = Database::new().await;
+    let catalog = database.migrated().await;
+    let id = catalog.create_mirror(&mirror("m", "t")).await.unwrap().id;
+    let ttl = Duration::from_millis(600);
+    let take = |holder| catalog.acquire_lease(id, Role::Apply, holder, ttl);
+    let one = take("one").await.unwrap().unwrap();
+    assert!(take("two").await.unwrap().is_none());
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert!(catalog.renew_lease(&one, ttl).await.unwrap());
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert!(take("two").await.unwrap().is_none());
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    let two = take("two").await.unwrap().unwrap();
+    assert!(two.epoch > one.epoch);
+    assert!(!catalog.renew_lease(&one, ttl).await.unwrap());
+    catalog.release_lease(&one).await.unwrap();
+    assert!(take("three").await.unwrap().is_none());
+    catalog.release_lease(&two).await.unwrap();
+    assert!(take("three").await.unwrap().is_some());
+    database.drop().await;
+}
+
+/// What the tasks of a test did.
+#[derive(Clone, Default)]
+struct Watch {
+    running: Arc<Mutex<HashMap<String, Vec<String>>>>,
+    starts: Arc<AtomicU32>,
+}
+
+impl Watch {
+    fn holders_of(&self, mirror: &str) -> Vec<String> {
+        let running = self.running.lock().unwrap();
+        running.get(mirror).cloned().unwrap_or_default()
+    }
+}
+
+/// Leaves the list when its task ends, however it ends.
+struct Presence(Watch, String, String);
+
+impl Presence {
+    fn new(watch: &Watch, mirror: &str, holder: &str) -> Presence {
+        let mut running = watch.running.lock().unwrap();
+        running
+            .entry(mirror.into())
+            .or_default()
+            .push(holder.into());
+        watch.starts.fetch_add(1, Ordering::Relaxed);
+        drop(running);
+        Presence(watch.clone(), mirror.into(), holder.into())
+    }
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        let mut running = self.0.running.lock().unwrap();
+        if let Some(holders) = running.get_mut(&self.1) {
+            holders.retain(|holder| *holder != self.2);
+        }
+    }
+}
+
+fn worker<F, Fut>(
+    catalog: Catalog,
+    role: Role,
+    holder: &'static str,
+    run: F,
+) -> (CancellationToken, JoinHandle<()>)
+where
+    F: Fn(Mirror, MirrorContext) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Outcome> + Send + 'static,
+{
+    let cancel = CancellationToken::new();
+    let options = SuperviseOptions {
+        lease_ttl: TTL,
+        poll: Duration::from_millis(200),
+    };
+    let running = supervise(catalog, role, holder.into(), options, cancel.clone(), run);
+    (cancel, tokio::spawn(running))
+}
+
+fn follower(
+    catalog: Catalog,
+    holder: &'static str,
+    watch: &Watch,
+) -> (CancellationToken, JoinHandle<()>) {
+    let watch = watch.clone();
+    worker(catalog, Role::Capture, holder, move |mirror, context| {
+        let watch = watch.clone();
+        async move {
+            let _here = Presence::new(&watch, &mirror.name, holder);
+            context.reporter.report(&CaptureReport {
+                phase: format!("held by {holder}"),
+                ..CaptureReport::default()
+            });
+            context.cancel.cancelled().await;
+            Ok(Finished::Idle)
+        }
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a server"]
+async fn workers_share_mirrors_and_take_over_from_the_dead() {
+    let database = Database::new().await;
+    let catalog = database.migrated().await;
+    let watch = Watch::default();
+    let (_, dying) = follower(catalog.clone(), "dying", &watch);
+    let (stop, surviving) = follower(catalog.clone(), "surviving", &watch);
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    let names = ["m1", "m2", "m3", "m4"];
+    for name in names {
+        catalog.create_mirror(&mirror(name, name)).await.unwrap();
+    }
+    let all_held = || async { names.iter().all(|name| watch.holders_of(name).len() == 1) };
+    eventually("every mirror has one task", all_held).await;
+    let of = |holder: &str| {
+        let held = |name: &&&str| watch.holders_of(name).contains(&holder.to_owned());
+        names.iter().filter(held).count()
+    };
+    assert_eq!((of("dying"), of("surviving")), (2, 2));
+
+    // As by kill -9: nothing is given back.
+    dying.abort();
+    let _ = dying.await;
+    let killed_at = Instant::now();
+    let survivor_has_all = || async { of("surviving") == 4 };
+    eventually("the survivor has all", survivor_has_all).await;
+    let taken_after = killed_at.elapsed();
+    assert!(taken_after > TTL / 2, "{taken_after:?}");
+    assert!(taken_after < TTL * 4, "{taken_after:?}");
+
+    // Given back at once.
+    stop.cancel();
+    surviving.await.unwrap();
+    let (stop, next) = follower(catalog.clone(), "next", &watch);
+    let asked_at = Instant::now();
+    eventually("the next has all", || async { of("next") == 4 }).await;
+    assert!(asked_at.elapsed() < TTL, "{:?}", asked_at.elapsed());
+    stop.cancel();
+    next.await.unwrap();
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a server"]
+async fn tasks_go_on_while_the_catalog_is_away() {
+    let database = Database::new().await;
+    let catalog = database.migrated().await;
+    let id = catalog.create_mirror(&mirror("m", "t")).await.unwrap().id;
+    let watch = Watch::default();
+    let (stop, running) = follower(catalog.clone(), "one", &watch);
+    eventually("it runs", || async { watch.holders_of("m").len() == 1 }).await;
+    eventually("it reports", || async {
+        catalog.reports(id).await.unwrap().capture.report.is_some()
+    })
+    .await;
+    database.cut_off().await;
+    tokio::time::sleep(TTL * 3).await;
+    assert_eq!(watch.holders_of("m"), ["one"]);
+    database.back().await;
+    let heard_of_since = |since| {
+        let catalog = catalog.clone();
+        async move {
+            let reports = catalog.reports(id).await;
+            reports.is_ok_and(|reports| reports.capture.heartbeat_at > Some(since))
+        }
+    };
+    let since = chrono::Utc::now();
+    eventually("it is heard of again", || heard_of_since(since)).await;
+    assert_eq!(watch.starts.load(Ordering::Relaxed), 1);
+    stop.cancel();
+    running.await.unwrap();
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a server"]
+async fn failures_are_shown_retried_held_and_forgotten() {
+    let database = Database::new().await;
+    let catalog = database.migrated().await;
+    let id = catalog.create_mirror(&mirror("m", "t")).await.unwrap().id;
+    let watch = Watch::default();
+    let starts = watch.starts.clone();
+    let (stop, running) = worker(catalog.clone(), Role::Apply, "one", move |_, context| {
+        let start = starts.fetch_add(1, Ordering::Relaxed);
+        async move {
+            match start {
+                0 => panic!("a defect"),
+                1 => Err(TaskFailure::transient("the destination is away")),
+                2 => Err(TaskFailure::fatal("a person must act")),
+                _ => {
+                    context.reporter.report(&ApplyReport::default());
+                    context.reporter.recovered();
+                    context.cancel.cancelled().await;
+                    Ok(Finished::Idle)
+                }
+            }
+        }
+    });
+    let failure = || async { catalog.reports(id).await.unwrap().apply.failure };
+    let shows = |count, fatal, text: &'static str| {
+        let failure = &failure;
+        move || async move {
+            failure().await.is_some_and(|failure| {
+                (failure.count, failure.fatal) == (count, fatal) && failure.message.contains(text)
+            })
+        }
+    };
+    eventually("the panic shows", shows(1, false, "a defect")).await;
+    eventually("the second shows", shows(2, false, "away")).await;
+    eventually("the third shows", shows(3, true, "a person")).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(watch.starts.load(Ordering::Relaxed), 3);
+    let mirror = catalog.get_mirror("m").await.unwrap();
+    let reports = catalog.reports(id).await.unwrap();
+    let view = derive(&mirror, &reports, &[], reports.read_at);
+    assert_eq!((view.status, view.health), (Status::Failed, Health::Down));
+
+    let command = catalog.request_retry("m", "admin").await.unwrap();
+    eventually("it has recovered", || async { failure().await.is_none() }).await;
+    let after = catalog.get_command(command).await.unwrap();
+    assert_eq!(after.steps, ["apply started again"]);
+    assert_eq!(watch.starts.load(Ordering::Relaxed), 4);
+    let (entries, _) = catalog
+        .list_logs(
+            id,
+            &LogQuery {
+                limit: 50,
+                ..LogQuery::default()
+            },
+        )
+        .await
+        .unwrap();
+    assert!(
+        entries
+            .iter()
+            .any(|entry| entry.message == "a person must act")
+    );
+    stop.cancel();
+    running.await.unwrap();
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a server"]
+async fn a_deleted_mirror_goes_when_both_sides_are_gone() {
+    let database = Database::new().await;
+    let catalog = database.migrated().await;
+    let id = catalog.create_mirror(&mirror("m", "t")).await.unwrap().id;
+    let take_down = |_mirror: Mirror, context: MirrorContext| async move {
+        if context.latest().desired != bunny_catalog::Desired::Deleted {
+            context.cancel.cancelled().await;
+            return Ok(Finished::Idle);
+        }
+        Ok(Finished::Deleted)
+    };
+    let (stop_capture, capture) = worker(catalog.clone(), Role::Capture, "one", take_down);
+    let (stop_apply, apply) = worker(catalog.clone(), Role::Apply, "two", take_down);
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    let command = catalog.request_delete("m", false, "admin").await.unwrap();
+    eventually("it is gone", || async {
+        catalog.get_mirror_by_id(id).await.unwrap().is_none()
+    })
+    .await;
+    let command = catalog.get_command(command).await.unwrap();
+    assert_eq!(command.state, CommandState::Done);
+    assert_eq!(command.steps.len(), 2);
+    stop_capture.cancel();
+    stop_apply.cancel();
+    capture.await.unwrap();
+    apply.await.unwrap();
+    database.drop().await;
+}
