@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, OnceLock};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::database::Url;
@@ -27,7 +27,7 @@ pub struct Services {
     /// `host:port` of the broker.
     pub brokers: String,
     /// Ends the servers once its standard input closes, which happens when we end.
-    _reaper: Child,
+    reaper: Child,
 }
 
 /// One of the servers of a set.
@@ -78,9 +78,13 @@ impl Services {
         Ok((once(&OUTAGE)?, guard))
     }
 
-    fn start() -> anyhow::Result<Services> {
+    /// Starts a set in `directory`, made anew: whatever an earlier run left there goes.
+    pub fn start_in(directory: PathBuf) -> anyhow::Result<Services> {
         run(Command::new(script("install-deps")).arg("--servers"))?;
-        let directory = temporary_directory()?;
+        run(Command::new(script("services"))
+            .arg("destroy")
+            .arg(&directory))?;
+        std::fs::create_dir_all(&directory)?;
         let reaper = Command::new("setsid")
             .args(["sh", "-c", REAPER, "reaper"])
             .arg(&directory)
@@ -101,8 +105,21 @@ impl Services {
             catalog: url("BUNNY_CATALOG_URL")?,
             brokers: env_value(&env, "BUNNY_KAFKA_BROKERS")?.to_owned(),
             directory,
-            _reaper: reaper,
+            reaper,
         })
+    }
+
+    /// Where the set lives; removed with it.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Ends everything now and waits until it is gone.
+    pub fn end(mut self) -> anyhow::Result<()> {
+        drop(self.reaper.stdin.take());
+        let status = self.reaper.wait()?;
+        ensure!(status.success(), "the servers' reaper ended with {status}");
+        Ok(())
     }
 
     /// Kills all processes of one server at once, as `kill -9` or a machine's end would.
@@ -145,10 +162,12 @@ impl Services {
 }
 
 fn once(cell: &OnceLock<Result<Arc<Services>, String>>) -> anyhow::Result<Arc<Services>> {
-    cell.get_or_init(|| match Services::start() {
-        Ok(services) => Ok(Arc::new(services)),
-        Err(error) => Err(format!("{error:#}")),
-    })
+    cell.get_or_init(
+        || match temporary_directory().and_then(Services::start_in) {
+            Ok(services) => Ok(Arc::new(services)),
+            Err(error) => Err(format!("{error:#}")),
+        },
+    )
     .clone()
     .map_err(anyhow::Error::msg)
 }

@@ -1,0 +1,54 @@
+# What a newcomer and CI run. Every target installs what it needs first (scripts/install-deps).
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.PHONY: help deps build demo up down status services services-down test test-full lint
+
+# People install Rust for themselves; a shell without their profile finds it here.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+# Crash points are compiled into test builds only. One feature set and one profile for lint,
+# tests and end-to-end tests, so that nothing is compiled twice.
+FEATURES := --features bunny/failpoints
+
+help:
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 16
+
+deps:
+	@scripts/install-deps
+
+build: deps
+	cargo build --release --bin bunny --bin demo
+
+demo: build ## Mirror a pgbench database before your eyes, prove it, clean up
+	@target/release/demo
+
+up: build ## Start servers and bunny and leave them running; start again what is down
+	@scripts/stack up
+
+down: ## Stop what make up or make services started; the data stays
+	@scripts/stack down
+
+status: ## Show what of it runs
+	@scripts/stack status
+
+services: deps ## Start only Postgres (source, destination, catalog) and Kafka
+	@scripts/services start .local/services
+	@scripts/stack env
+	@cat .local/env
+
+services-down: ## Stop them
+	@scripts/services stop .local/services
+	@rm -f .local/env
+
+test: deps ## Unit, property and end-to-end tests on real servers
+	cargo build --workspace --all-targets $(FEATURES)
+	cargo test --workspace $(FEATURES)
+
+test-full: deps ## Everything: also memory bounds and soak (about half an hour)
+	cargo build --workspace --all-targets $(FEATURES),bunny-tests/full
+	cargo test --workspace $(FEATURES),bunny-tests/full
+
+lint: deps ## rustfmt and clippy, warnings are errors
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets $(FEATURES) -- -D warnings
