@@ -351,19 +351,23 @@ impl SyncBoard {
         entry.conclude()
     }
 
-    /// The table can't be loaded. Returns whether this is news, so that the first reason
-    /// is the one that is stored.
-    pub(super) fn fail(&mut self, request_id: Uuid, reason: &str) -> bool {
-        let Some(entry) = self.entries.get_mut(&request_id) else {
+    /// The table can't be loaded, as this attempt showed. Returns whether that is news: the
+    /// first reason is the one that is stored, and a void attempt's is of no interest.
+    pub(super) fn fail(&mut self, sync: &SyncId, reason: &str) -> bool {
+        let Some(entry) = self.entries.get_mut(&sync.request_id) else {
             return false;
         };
-        if matches!(entry.phase, Phase::Settling(_) | Phase::Settled(_)) {
+        let is_current = match entry.phase {
+            Phase::Preparing(attempt) | Phase::Loading(attempt) => attempt == sync.attempt,
+            Phase::Awaiting | Phase::Settling(_) | Phase::Settled(_) => false,
+        };
+        if !is_current {
             return false;
         }
         entry.phase = Phase::Settling(Outcome::Failed(reason.to_owned()));
         self.revision += 1;
         for open in &mut self.open {
-            if open.sync.request_id == request_id {
+            if open.sync.request_id == sync.request_id {
                 open.revoked = true;
             }
         }

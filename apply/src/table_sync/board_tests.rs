@@ -138,8 +138,9 @@ fn a_chunk_is_open_in_one_partition_only() {
 fn the_first_failure_is_the_one_that_stays() {
     let mut board = SyncBoard::new([wanted(Some((1, BTreeMap::new())))]);
     assert_eq!(board.claim(sync(1), 0, 1), Claim::Granted);
-    assert!(board.fail(sync(1).request_id, "first"));
-    assert!(!board.fail(sync(1).request_id, "second"));
+    assert!(!board.fail(&sync(0), "of a void attempt"));
+    assert!(board.fail(&sync(1), "first"));
+    assert!(!board.fail(&sync(1), "second"));
     assert!(!board.holds(&sync(1), 0, 1));
     assert_eq!(board.announce(&sync(2), true), Announcement::Ignore);
     board.settled(sync(1).request_id);

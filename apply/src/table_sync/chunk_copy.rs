@@ -19,6 +19,10 @@ use crate::error::{Error, Result};
 /// Where a chunk is put first when its rows may meet rows that are there.
 const STAGING: &str = "pg_temp._bunny_chunk";
 
+/// How long a chunk waits for somebody's lock on the destination table before the load
+/// ends and is tried again, which the mirror's status shows.
+const LOCK_TIMEOUT_SECONDS: u32 = 60;
+
 /// Opens a session for loading: triggers and foreign keys don't fire in it.
 pub(super) async fn connect(run: &MirrorRun) -> Result<Session> {
     let session = run.connect().await?;
@@ -147,7 +151,9 @@ async fn open_transaction(
     sync: &SyncId,
 ) -> Result<TableState> {
     client
-        .batch_execute("BEGIN")
+        .batch_execute(&format!(
+            "BEGIN; SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"
+        ))
         .await
         .map_err(Error::sql("beginning a chunk"))?;
     bookkeeping::fence(client, run.mirror_id(), run.epoch).await?;

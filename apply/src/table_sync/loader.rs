@@ -2,7 +2,6 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bunny_catalog::LogLevel;
 use bunny_postgres::TableName;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -66,19 +65,6 @@ impl Shared {
     pub(super) fn source_of(&self, request_id: Uuid) -> Result<TableName> {
         self.update(|board| board.table(request_id))
             .ok_or_else(|| Error::Inconsistent(format!("no table asked for sync {request_id}")))
-    }
-
-    /// Writes to the mirror's log. The catalog may be away: loading does not wait for it.
-    pub(super) async fn log(&self, level: LogLevel, message: &str, details: serde_json::Value) {
-        let mirror = &self.run.mirror;
-        if let Err(error) = self
-            .run
-            .catalog
-            .log(mirror.id, level, message, details)
-            .await
-        {
-            tracing::warn!(mirror = %mirror.name, %error, message, "the mirror's log could not be written");
-        }
     }
 }
 

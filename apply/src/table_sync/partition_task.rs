@@ -112,9 +112,8 @@ impl PartitionTask {
                     return self.complete(rows).await;
                 }
                 Action::Broken(reason) => {
-                    let request_id = head.sync().request_id;
                     self.roll_back().await?;
-                    return self.fail(request_id, &reason).await;
+                    return self.fail(head.sync(), &reason).await;
                 }
                 Action::Prepare => {
                     if let SnapshotRecord::Started(started) = &record {
@@ -144,7 +143,15 @@ impl PartitionTask {
         let client: &tokio_postgres::Client = open(&mut self.session, &self.shared.run).await?;
         match ChunkCopy::begin(client, &self.shared.run, &source, &head.sync, columns).await {
             Ok(copy) => self.copy = Some(copy),
-            Err(Refusal::Run(error)) => return Err(error),
+            Err(Refusal::Run(error)) => {
+                // Another partition may just have set the table aside: then the state row
+                // says so, and the lane rolls back next.
+                let lane = &self.lane;
+                let is_revoked = self.shared.update(|board| lane.is_revoked(board));
+                if !(is_revoked && matches!(error, Error::NotYet(_))) {
+                    return Err(error);
+                }
+            }
             Err(Refusal::Table(error)) => self.refused(head.sync, error).await?,
         }
         Ok(())
@@ -169,7 +176,7 @@ impl PartitionTask {
                 let reason =
                     format!("chunk {chunk} holds {rows} rows but the destination took {taken}");
                 self.roll_back().await?;
-                return self.fail(sync.request_id, &reason).await;
+                return self.fail(sync, &reason).await;
             }
             Err(error) => return self.refused(sync, error).await,
         }
@@ -189,7 +196,7 @@ impl PartitionTask {
             return Err(error);
         }
         self.roll_back().await?;
-        self.fail(sync.request_id, &error.to_string()).await
+        self.fail(sync, &error.to_string()).await
     }
 
     async fn roll_back(&mut self) -> Result<()> {
@@ -228,7 +235,7 @@ impl PartitionTask {
         let ensured = match made {
             Ok(ensured) => ensured,
             Err(error) if outcome::blames_table(&error) => {
-                return self.fail(sync.request_id, &error.to_string()).await;
+                return self.fail(sync, &error.to_string()).await;
             }
             Err(error) => return Err(error),
         };
@@ -243,7 +250,10 @@ impl PartitionTask {
                 "table {table} was created at the destination without some of its source's parts"
             );
             let details = json!({ "table": table.to_string(), "left_out": ensured.left_out });
-            self.shared.log(LogLevel::Warn, &message, details).await;
+            self.shared
+                .run
+                .reporter
+                .log(LogLevel::Warn, message, details);
         }
         self.shared.update(|board| board.prepared(&sync));
         Ok(())
@@ -268,18 +278,15 @@ impl PartitionTask {
             "table": source.to_string(), "rows": announced.rows, "chunks": announced.chunks,
         });
         self.shared
-            .log(
-                LogLevel::Info,
-                &format!("table {source} is loaded"),
-                details,
-            )
-            .await;
+            .run
+            .reporter
+            .log(LogLevel::Info, format!("table {source} is loaded"), details);
         Ok(())
     }
 
-    async fn fail(&mut self, request_id: Uuid, reason: &str) -> Result<()> {
-        if self.shared.update(|board| board.fail(request_id, reason)) {
-            self.store_failure(request_id, reason).await?;
+    async fn fail(&mut self, sync: SyncId, reason: &str) -> Result<()> {
+        if self.shared.update(|board| board.fail(&sync, reason)) {
+            self.store_failure(sync.request_id, reason).await?;
         }
         Ok(())
     }
@@ -291,7 +298,10 @@ impl PartitionTask {
         self.shared.update(|board| board.settled(request_id));
         let details = json!({ "table": source.to_string(), "reason": reason });
         let message = format!("table {source} can't be loaded and is set aside");
-        self.shared.log(LogLevel::Error, &message, details).await;
+        self.shared
+            .run
+            .reporter
+            .log(LogLevel::Error, message, details);
         if self.shared.run.mirror.config.on_table_error == OnTableError::Stop {
             return Err(Error::Table {
                 table: source,
