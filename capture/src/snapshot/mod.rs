@@ -42,7 +42,7 @@ use bunny_schemas::control::SchemaKind;
 use bunny_schemas::kafka::KafkaConfig;
 use bunny_schemas::registry::Registry;
 use bunny_schemas::topics::Topics;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -54,9 +54,8 @@ use partitions::Partitions;
 use sessions::Sessions;
 use trouble::Trouble;
 
-pub use port::{LogLine, LogSink, Loudness, Passed, SyncRecorder, SyncRequest};
-pub use progress::{Progress, TableProgress};
-pub use trouble::Cause;
+pub(crate) use port::{LogSink, Loudness, Passed, SyncRecorder, SyncRequest};
+pub(crate) use progress::Progress;
 
 /// One table of a round.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -191,25 +190,24 @@ async fn open(context: SnapshotContext) -> Result<Round> {
     })
 }
 
-/// Runs the tables, some at a time. A table's failure is put down and the others go on.
+/// Runs the tables in their order, some at a time. A table's failure is put down and the
+/// others go on.
 async fn all_tables(round: &Arc<Round>) -> Result<()> {
     let at_a_time = round.context.mirror.config.snapshot_num_tables_in_parallel;
-    let turns = Arc::new(Semaphore::new(at_a_time.max(1) as usize));
+    let mut waiting = round.context.tables.iter();
     // Dropped with this future, which ends every task.
     let mut tasks = JoinSet::new();
-    for table in round.context.tables.clone() {
-        let (round, turns) = (round.clone(), turns.clone());
-        tasks.spawn(async move {
-            let _turn = turns.acquire().await;
-            let ended = table::sync(round, &table).await;
-            (table, ended)
-        });
+    for table in waiting.by_ref().take(at_a_time.max(1) as usize) {
+        tasks.spawn(one_table(round.clone(), table.clone()));
     }
 
     let mut failures = Vec::new();
     while let Some(joined) = tasks.join_next().await {
         let (table, ended) =
             joined.map_err(|error| Error::transient(format!("a table sync task: {error}")))?;
+        if let Some(table) = waiting.next() {
+            tasks.spawn(one_table(round.clone(), table.clone()));
+        }
         match ended {
             Ok(()) => {}
             Err(Trouble::Round(error)) => return Err(error),
@@ -226,4 +224,12 @@ async fn all_tables(round: &Arc<Round>) -> Result<()> {
     } else {
         Err(Error::transient(failures.join("; ")))
     }
+}
+
+async fn one_table(
+    round: Arc<Round>,
+    table: TableSync,
+) -> (TableSync, std::result::Result<(), Trouble>) {
+    let ended = table::sync(round, &table).await;
+    (table, ended)
 }

@@ -116,7 +116,9 @@ impl Sessions {
         loop {
             // Whatever the server says here: without the snapshot no table can go on.
             session.batch(&begin).await.map_err(|error| {
-                Error::transient(format!("a worker can't import the snapshot: {error}"))
+                Error::transient(format!(
+                    "a worker can't import the snapshot, its keeper may be gone: {error}"
+                ))
             })?;
             match session.batch(lock).await {
                 Ok(()) => {

@@ -102,9 +102,9 @@ pub(super) async fn survey(
 /// since the snapshot.
 fn missing_table(trouble: Trouble, table: &TableName) -> Trouble {
     match trouble {
-        Trouble::Table(Cause::Rewritten(detail)) => Trouble::Table(Cause::Refused(format!(
-            "{table} does not exist at the source: {detail}"
-        ))),
+        Trouble::Table(Cause::Rewritten(_)) => {
+            Cause::Refused(format!("{table} does not exist at the source")).into()
+        }
         other => other,
     }
 }

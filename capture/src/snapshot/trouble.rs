@@ -55,7 +55,7 @@ fn cause(error: &bunny_postgres::Error) -> Cause {
         // Undefined table, column, object or schema: the snapshot sees it, the server's
         // present catalog doesn't.
         Some("42P01" | "42703" | "42704" | "3F000") => {
-            Cause::Rewritten(format!("it was altered or dropped ({error})"))
+            Cause::Rewritten(format!("its definition changed ({error})"))
         }
         _ if error.is_transient() => Cause::Transient(error.to_string()),
         _ => Cause::Refused(error.to_string()),
