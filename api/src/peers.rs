@@ -8,10 +8,10 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use bunny_catalog::{NewPeer, Peer, check_name};
-use bunny_postgres::{Session, SslMode, TableSummary, introspect};
+use bunny_postgres::{SslMode, TableSummary, introspect};
 use serde_json::{Value, json};
 
-use crate::mirror_validation::facts::{APPLICATION_NAME, PeerFacts};
+use crate::mirror_validation::facts::{PeerFacts, open};
 use crate::refusal::{Refusal, Result};
 use crate::request::{Body, Fields, Path};
 use crate::service::Api;
@@ -69,7 +69,7 @@ pub(crate) async fn test(
     Path(name): Path<String>,
 ) -> Result<Json<Value>> {
     let peer = api.catalog.get_peer(&name).await?;
-    let asked = match Session::connect(&peer.connect_options(), APPLICATION_NAME).await {
+    let asked = match open(&peer).await {
         Ok(session) => PeerFacts::gather(&session, &peer).await,
         Err(error) => Err(error),
     };
@@ -90,9 +90,7 @@ pub(crate) async fn tables(
             "peer '{name}' could not list its tables: {error}; check it with POST /v1/peers/{name}/test"
         ))
     };
-    let session = Session::connect(&peer.connect_options(), APPLICATION_NAME)
-        .await
-        .map_err(failed)?;
+    let session = open(&peer).await.map_err(failed)?;
     let tables = introspect::list_tables(&session).await.map_err(failed)?;
     Ok(Json(tables))
 }

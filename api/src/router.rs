@@ -28,6 +28,7 @@ const REQUEST_SECONDS: &str = "bunny_api_request_seconds";
 
 /// One route: how it is called, who may, and what answers.
 pub(crate) struct Route {
+    #[cfg(test)]
     pub(crate) method: Method,
     pub(crate) path: &'static str,
     pub(crate) access: Access,
@@ -42,6 +43,7 @@ where
     // Every method named below has a filter; GET answers HEAD too.
     let filter = MethodFilter::try_from(method.clone()).unwrap_or(MethodFilter::GET);
     Route {
+        #[cfg(test)]
         method,
         path,
         access,

@@ -163,6 +163,13 @@ fn shape(
             Some(_) => {}
         }
     }
+    let keyless = destination.primary_key.is_empty() && destination.identity_key.is_empty();
+    if keyless && !source.identity_key.is_empty() {
+        findings.warn(format!(
+            "table {name} on destination peer '{peer}' has no primary key: every update and delete looks through the whole table; add a key over {}",
+            source.identity_key.join(", ")
+        ));
+    }
     for target in &destination.columns {
         let written = source
             .column(&target.name)

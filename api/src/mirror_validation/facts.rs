@@ -12,7 +12,19 @@ use crate::mirrors::request::CreateRequest;
 use crate::refusal::{Refusal, Result};
 
 /// The name our sessions show in `pg_stat_activity`.
-pub(crate) const APPLICATION_NAME: &str = "bunny api";
+const APPLICATION_NAME: &str = "bunny api";
+/// A table that someone holds locked must not hold a request, nor its session, for long.
+const LIMITS: &str = "SET lock_timeout = '10s'; SET statement_timeout = '60s'";
+
+/// A session for questions about a peer.
+///
+/// # Errors
+/// When the peer cannot be reached or refuses the login.
+pub(crate) async fn open(peer: &Peer) -> bunny_postgres::Result<Session> {
+    let session = Session::connect(&peer.connect_options(), APPLICATION_NAME).await?;
+    session.batch(LIMITS).await?;
+    Ok(session)
+}
 
 /// A database, so that two peers that lead to the same one are recognised however they are written.
 /// The start time tells apart servers restored from one backup, which share a system identifier.
@@ -196,7 +208,7 @@ impl Facts {
 
 /// Which database a peer leads to.
 pub(crate) async fn place_of(peer: &Peer) -> Place {
-    let asked = match Session::connect(&peer.connect_options(), APPLICATION_NAME).await {
+    let asked = match open(peer).await {
         Ok(session) => questions::place(&session, peer).await,
         Err(error) => Err(error),
     };
@@ -211,7 +223,7 @@ pub(crate) async fn place_of(peer: &Peer) -> Place {
 }
 
 async fn connect(side: &str, peer: &Peer) -> Result<Session> {
-    Session::connect(&peer.connect_options(), APPLICATION_NAME)
+    open(peer)
         .await
         .map_err(|error| {
             Refusal::unprocessable(format!(

@@ -97,8 +97,9 @@ fn each_fault_is_found_by_its_check() {
         ("exclude_columns", "\"nope\"", |r, _| {
             r.tables[0].exclude_columns = vec!["nope".into()]
         }),
-        ("excluded_key", "\"id\"", |r, _| {
-            r.tables[0].exclude_columns = vec!["id".into()]
+        ("excluded_key", "\"id\"", |r, f| {
+            r.tables[0].exclude_columns = vec!["id".into()];
+            f.destination.tables[0].found = None;
         }),
         ("destination_version", "14 or newer", |_, f| {
             f.destination.server.info.version_num = 130_000
@@ -205,6 +206,17 @@ fn a_destination_column_of_its_own_must_not_stop_inserts() {
         definition.columns.push(own);
     });
     assert_eq!(checks_of(&findings), ["destination_not_null"]);
+}
+
+#[test]
+fn a_destination_table_without_a_key_is_slow_and_said_so() {
+    let findings = spoiled(|_, facts| {
+        let definition = destination_table(facts).definition.as_mut().unwrap();
+        definition.primary_key.clear();
+        definition.identity_key.clear();
+    });
+    assert_eq!(findings.problems, []);
+    assert!(findings.warnings[0].contains("add a key over id"));
 }
 
 #[test]

@@ -233,13 +233,13 @@ fn config(fields: &mut Fields) -> MirrorConfig {
         ),
         topic_retention_hours: fields.small(
             "topic_retention_hours",
-            any.clone(),
+            any,
             defaults.topic_retention_hours,
         ),
         topic_max_bytes: fields.integer("topic_max_bytes", 0..=u64::MAX),
         checkpoint_interval_hours: fields
-            .has("checkpoint_interval_hours")
-            .then(|| fields.small("checkpoint_interval_hours", any, 1)),
+            .integer("checkpoint_interval_hours", 0..=u64::from(u32::MAX))
+            .and_then(|hours| u32::try_from(hours).ok()),
     }
 }
 
