@@ -5,6 +5,8 @@
 //! SOURCE_URL=… cargo test -p bunny-catalog --test server -- --ignored
 //! ```
 
+#![allow(clippy::unwrap_used, reason = "a failed step ends its test")]
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
