@@ -52,6 +52,13 @@ pub async fn assert_history(
     Ok(summary)
 }
 
+/// Writes the last event of the mirror's change topic a second time: what the oracle
+/// has to notice.
+pub async fn repeat_last_event(brokers: &str, prefix: &str, slug: &str) -> anyhow::Result<()> {
+    let (brokers, topic) = (brokers.to_owned(), format!("{prefix}.{slug}.changes"));
+    tokio::task::spawn_blocking(move || records::repeat_last_event(&brokers, &topic)).await?
+}
+
 fn last_generation(topics: &Topics) -> Option<String> {
     topics.changes.iter().rev().find_map(|record| match record {
         ChangeRecord::GenerationStarted { generation } => Some(generation.clone()),

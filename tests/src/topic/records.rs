@@ -10,6 +10,7 @@ use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 const READ_LIMIT: Duration = Duration::from_secs(60);
@@ -185,6 +186,24 @@ fn consume(
             }
         }
     }
+    Ok(())
+}
+
+/// Writes the last event of the change topic once more.
+pub(super) fn repeat_last_event(brokers: &str, topic: &str) -> anyhow::Result<()> {
+    let mut last = None;
+    consume(brokers, topic, |key, value| {
+        last = Some((key.to_vec(), value.to_vec()));
+        Ok(())
+    })?;
+    let (key, value) = last.context("an empty topic")?;
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .create()?;
+    producer
+        .send(BaseRecord::to(topic).key(&key).payload(&value))
+        .map_err(|(error, _)| error)?;
+    producer.flush(Duration::from_secs(10))?;
     Ok(())
 }
 

@@ -6,6 +6,7 @@ mod crashes;
 mod full;
 mod kills;
 mod mirrors;
+mod oracles;
 mod outages;
 mod pgbench;
 mod scene;
