@@ -13,7 +13,7 @@ use bunny_postgres::{Lsn, Session, TableName};
 use bunny_schemas::Position;
 use chrono::{DateTime, Utc};
 use tokio_postgres::types::PgLsn;
-use tokio_postgres::{GenericClient, Row};
+use tokio_postgres::{Client, GenericClient, Row, Statement};
 use uuid::Uuid;
 
 use crate::context::{application_name, application_name_prefix};
@@ -155,18 +155,20 @@ pub struct Counts {
     pub deleted: i64,
 }
 
-/// Creates the schema and its tables where missing. Safe to run concurrently.
-pub async fn install(session: &Session) -> Result<()> {
+/// Whether the schema is there: only then is there anything to forget.
+pub async fn is_installed(session: &Session) -> Result<bool> {
     let present = session
-        .query_opt(
-            "SELECT 1 FROM pg_class WHERE oid = to_regclass('_bunny.chunks')",
-            &[],
-        )
+        .query_one("SELECT to_regclass('_bunny.chunks') IS NOT NULL", &[])
         .await
         .map_err(Error::sql(
             "looking for the schema _bunny at the destination",
         ))?;
-    if present.is_some() {
+    Ok(present.get(0))
+}
+
+/// Creates the schema and its tables where missing. Safe to run concurrently.
+pub async fn install(session: &Session) -> Result<()> {
+    if is_installed(session).await? {
         return Ok(());
     }
     session
@@ -259,6 +261,23 @@ async fn terminate_former(session: &Session, mirror_id: Uuid, below: Option<Epoc
     Ok(())
 }
 
+const FENCE_SQL: &str = "SELECT epoch FROM _bunny.owner WHERE mirror_id = $1 FOR SHARE";
+
+const SET_PROGRESS_SQL: &str =
+    "INSERT INTO _bunny.progress (mirror_id, generation, commit_lsn, seq, next_offset, updated_at)
+     VALUES ($1, $2, $3, $4, $5, now())
+     ON CONFLICT (mirror_id) DO UPDATE SET generation = excluded.generation,
+         commit_lsn = excluded.commit_lsn, seq = excluded.seq,
+         next_offset = excluded.next_offset, updated_at = excluded.updated_at";
+
+const ADD_COUNTS_SQL: &str =
+    "UPDATE _bunny.tables SET rows_inserted = rows_inserted + $4, rows_updated = rows_updated + $5,
+         rows_deleted = rows_deleted + $6, last_synced_at = now(), updated_at = now()
+     WHERE mirror_id = $1 AND source_schema = $2 AND source_table = $3";
+
+const SET_LIVE_SQL: &str = "UPDATE _bunny.tables SET state = 'LIVE', updated_at = now()
+     WHERE mirror_id = $1 AND source_schema = $2 AND source_table = $3 AND state = 'CATCHING_UP'";
+
 /// The first statement of every destination transaction: we are still the owner, and
 /// stay so until it ends (a take-over waits for the row lock).
 pub async fn fence<C: GenericClient + Sync>(
@@ -267,21 +286,10 @@ pub async fn fence<C: GenericClient + Sync>(
     epoch: Epoch,
 ) -> Result<()> {
     let row = client
-        .query_opt(
-            "SELECT epoch FROM _bunny.owner WHERE mirror_id = $1 FOR SHARE",
-            &[&mirror_id],
-        )
+        .query_opt(FENCE_SQL, &[&mirror_id])
         .await
-        .map_err(Error::sql("checking the owner epoch"))?
-        .ok_or_else(|| owner_missing(mirror_id))?;
-    let found: i64 = row.get(0);
-    if found != epoch.0 {
-        return Err(Error::Fenced {
-            ours: epoch.0,
-            found,
-        });
-    }
-    Ok(())
+        .map_err(Error::sql("checking the owner epoch"))?;
+    check_fence(row, mirror_id, epoch)
 }
 
 /// None before the first progress of a mirror.
@@ -314,11 +322,7 @@ pub async fn set_progress<C: GenericClient + Sync>(
 ) -> Result<()> {
     client
         .execute(
-            "INSERT INTO _bunny.progress (mirror_id, generation, commit_lsn, seq, next_offset, updated_at)
-             VALUES ($1, $2, $3, $4, $5, now())
-             ON CONFLICT (mirror_id) DO UPDATE SET generation = excluded.generation,
-                 commit_lsn = excluded.commit_lsn, seq = excluded.seq,
-                 next_offset = excluded.next_offset, updated_at = excluded.updated_at",
+            SET_PROGRESS_SQL,
             &[
                 &mirror_id,
                 &progress.generation,
@@ -465,7 +469,7 @@ pub async fn quarantine_table<C: GenericClient + Sync>(
     reason: &str,
     restart_offset: Option<i64>,
 ) -> Result<()> {
-    client
+    let rows = client
         .execute(
             "UPDATE _bunny.tables SET state = 'ERRORED', in_main = false, error = $4,
                  restart_offset = CASE WHEN in_main OR restart_offset IS NULL THEN $5 ELSE restart_offset END,
@@ -475,32 +479,25 @@ pub async fn quarantine_table<C: GenericClient + Sync>(
         )
         .await
         .map_err(Error::sql(format!("setting table {source} aside")))?;
+    if rows == 0 {
+        return Err(Error::Inconsistent(format!(
+            "table {source} failed, but the destination has no state row for it: {reason}"
+        )));
+    }
     Ok(())
 }
 
-/// Adds to a table's counters, in the transaction that writes the rows.
-pub async fn add_counts<C: GenericClient + Sync>(
-    client: &C,
-    mirror_id: Uuid,
-    source: &TableName,
-    counts: Counts,
-) -> Result<()> {
+/// Every table leaves main: another generation begins. ERRORED tables stay so.
+pub async fn leave_main<C: GenericClient + Sync>(client: &C, mirror_id: Uuid) -> Result<()> {
     client
         .execute(
-            "UPDATE _bunny.tables SET rows_inserted = rows_inserted + $4, rows_updated = rows_updated + $5,
-                 rows_deleted = rows_deleted + $6, last_synced_at = now(), updated_at = now()
-             WHERE mirror_id = $1 AND source_schema = $2 AND source_table = $3",
-            &[
-                &mirror_id,
-                &source.schema,
-                &source.name,
-                &counts.inserted,
-                &counts.updated,
-                &counts.deleted,
-            ],
+            "UPDATE _bunny.tables SET in_main = false, live_commit_lsn = NULL, live_seq = NULL,
+                 state = CASE WHEN state = 'ERRORED' THEN state ELSE 'PENDING' END, updated_at = now()
+             WHERE mirror_id = $1",
+            &[&mirror_id],
         )
         .await
-        .map_err(Error::sql(format!("counting the rows of table {source}")))?;
+        .map_err(Error::sql("taking the tables out of main"))?;
     Ok(())
 }
 
@@ -588,6 +585,114 @@ pub async fn forget_mirror<C: GenericClient + Sync>(client: &C, mirror_id: Uuid)
             .map_err(Error::sql(format!(
                 "removing the mirror from _bunny.{table}"
             )))?;
+    }
+    Ok(())
+}
+
+/// The statements of every batch, prepared once per session, so that each costs one
+/// message and several travel together.
+pub struct Prepared {
+    fence: Statement,
+    progress: Statement,
+    counts: Statement,
+    live: Statement,
+}
+
+impl Prepared {
+    pub async fn new(client: &Client) -> Result<Prepared> {
+        let prepare = async |sql: &str| {
+            client
+                .prepare(sql)
+                .await
+                .map_err(Error::sql("preparing the statements of _bunny"))
+        };
+        Ok(Prepared {
+            fence: prepare(FENCE_SQL).await?,
+            progress: prepare(SET_PROGRESS_SQL).await?,
+            counts: prepare(ADD_COUNTS_SQL).await?,
+            live: prepare(SET_LIVE_SQL).await?,
+        })
+    }
+
+    /// See [`fence`].
+    pub async fn fence(&self, client: &Client, mirror_id: Uuid, epoch: Epoch) -> Result<()> {
+        let row = client
+            .query_opt(&self.fence, &[&mirror_id])
+            .await
+            .map_err(Error::sql("checking the owner epoch"))?;
+        check_fence(row, mirror_id, epoch)
+    }
+
+    /// See [`set_progress`].
+    pub async fn set_progress(
+        &self,
+        client: &Client,
+        mirror_id: Uuid,
+        progress: &Progress,
+    ) -> Result<()> {
+        client
+            .execute(
+                &self.progress,
+                &[
+                    &mirror_id,
+                    &progress.generation,
+                    &lsn_to(progress.position.commit_lsn),
+                    &(progress.position.seq as i64),
+                    &progress.next_offset,
+                ],
+            )
+            .await
+            .map_err(Error::sql("writing the progress row"))?;
+        Ok(())
+    }
+
+    /// Adds to a table's counters, in the transaction that writes the rows.
+    pub async fn add_counts(
+        &self,
+        client: &Client,
+        mirror_id: Uuid,
+        source: &TableName,
+        counts: Counts,
+    ) -> Result<()> {
+        client
+            .execute(
+                &self.counts,
+                &[
+                    &mirror_id,
+                    &source.schema,
+                    &source.name,
+                    &counts.inserted,
+                    &counts.updated,
+                    &counts.deleted,
+                ],
+            )
+            .await
+            .map_err(Error::sql(format!("counting the rows of table {source}")))?;
+        Ok(())
+    }
+
+    /// A table that was catching up has caught up.
+    pub async fn set_live(
+        &self,
+        client: &Client,
+        mirror_id: Uuid,
+        source: &TableName,
+    ) -> Result<()> {
+        client
+            .execute(&self.live, &[&mirror_id, &source.schema, &source.name])
+            .await
+            .map_err(Error::sql(format!("setting table {source} to LIVE")))?;
+        Ok(())
+    }
+}
+
+fn check_fence(row: Option<Row>, mirror_id: Uuid, epoch: Epoch) -> Result<()> {
+    let found: i64 = row.ok_or_else(|| owner_missing(mirror_id))?.get(0);
+    if found != epoch.0 {
+        return Err(Error::Fenced {
+            ours: epoch.0,
+            found,
+        });
     }
     Ok(())
 }

@@ -28,6 +28,8 @@ pub const CHUNK_BEFORE_COMMIT: &str = "apply::chunk_before_commit";
 pub const CHUNK_AFTER_COMMIT: &str = "apply::chunk_after_commit";
 /// A table sync is known at the destination, nothing of it is loaded yet.
 pub const SYNC_STARTED: &str = "apply::sync_started";
+/// One table is stored as loaded, others may not be.
+pub const TABLE_LOADED: &str = "apply::table_loaded";
 /// All tables are loaded; they are not in main yet.
 pub const TABLES_LOADED: &str = "apply::tables_loaded";
 
@@ -45,6 +47,7 @@ pub const ALL: &[&str] = &[
     CHUNK_BEFORE_COMMIT,
     CHUNK_AFTER_COMMIT,
     SYNC_STARTED,
+    TABLE_LOADED,
     TABLES_LOADED,
 ];
 

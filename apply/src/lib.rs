@@ -9,12 +9,24 @@
 
 pub mod batch;
 pub mod bookkeeping;
+pub mod budget;
 pub mod context;
 pub mod crash_points;
 mod error;
 pub mod event;
+mod main_stream;
+mod mirror;
 pub mod net_effect;
-// pub mod table_sync;
+mod quarantine;
+pub mod reader;
+mod report;
+pub mod routes;
+mod service;
+pub mod stats;
+pub mod table_sync;
+mod wanted;
+pub mod writer;
 
 pub use context::MirrorRun;
 pub use error::{Error, Result};
+pub use service::{Options, Service};

@@ -142,7 +142,12 @@ mod tests {
             .iter()
             .map(|step| match step {
                 Step::Rows { version, changes } => {
-                    format!("{}@{}x{}", version.source.name, version.schema_id, changes.len())
+                    format!(
+                        "{}@{}x{}",
+                        version.source.name,
+                        version.schema_id,
+                        changes.len()
+                    )
                 }
                 Step::Truncate { tables, .. } => format!("truncate {}", tables.len()),
             })
@@ -152,13 +157,19 @@ mod tests {
     #[test]
     fn tables_gather_across_each_other() {
         let (a, b) = (version("a", 1), version("b", 2));
-        assert_eq!(shape(&[insert(&a), insert(&b), insert(&a)]), ["a@1x2", "b@2x1"]);
+        assert_eq!(
+            shape(&[insert(&a), insert(&b), insert(&a)]),
+            ["a@1x2", "b@2x1"]
+        );
     }
 
     #[test]
     fn a_new_version_begins_a_new_step() {
         let (one, two) = (version("a", 1), version("a", 2));
-        assert_eq!(shape(&[insert(&one), insert(&two), insert(&two)]), ["a@1x1", "a@2x2"]);
+        assert_eq!(
+            shape(&[insert(&one), insert(&two), insert(&two)]),
+            ["a@1x1", "a@2x2"]
+        );
     }
 
     #[test]

@@ -1,0 +1,314 @@
+//! Main: follows the change topic and applies it to the tables in main.
+//!
+//! One task reads and decodes, this one writes. Rows and progress commit together (I3);
+//! whatever goes wrong ends the run, the open transaction goes with its session, and the
+//! next run begins at the progress row.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bunny_catalog::ApplyMode;
+use bunny_postgres::TableName;
+use bunny_schemas::Position;
+use rdkafka::consumer::{CommitMode, Consumer, StreamConsumer};
+use rdkafka::{Offset, TopicPartitionList};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+use uuid::Uuid;
+
+use crate::batch::Part;
+use crate::bookkeeping::{self, Progress, State};
+use crate::budget::Budget;
+use crate::context::MirrorRun;
+use crate::crash_points::{self, reached};
+use crate::error::{Error, Result};
+use crate::reader::{self, Flush, PARTITION, Reader, Work};
+use crate::routes::Routes;
+use crate::stats::Stats;
+use crate::writer::Writer;
+
+/// The consumer group's offset only shows the lag in Kafka tools: often enough is enough.
+const GROUP_COMMIT_EVERY: Duration = Duration::from_millis(200);
+
+/// How often the end of the log is asked for.
+const END_EVERY: Duration = Duration::from_secs(1);
+
+/// Follows the change topic until another generation begins in it (then every table has
+/// left main), or an error.
+pub(crate) async fn follow(run: &MirrorRun, stats: &Arc<Stats>, budget: Budget) -> Result<()> {
+    let session = run.connect().await?;
+    let client: &tokio_postgres::Client = &session;
+    let progress = bookkeeping::progress(client, run.mirror_id())
+        .await?
+        .ok_or_else(|| {
+            Error::Inconsistent("the destination has no progress row to start from".to_owned())
+        })?;
+    let tables = bookkeeping::tables(client, run.mirror_id()).await?;
+    let catching_up = tables
+        .iter()
+        .filter(|table| table.in_main && table.state == State::CatchingUp)
+        .map(|table| (table.source.clone(), table.live))
+        .collect();
+    let routes = Arc::new(Routes::of(&tables));
+    let config = &run.mirror.config;
+    let writer = Writer::new(
+        session,
+        run.mirror_id(),
+        run.epoch,
+        routes.clone(),
+        config.do_initial_snapshot,
+    )
+    .await?;
+    let consumer = reader::open(run, progress.next_offset).await?;
+    stats.begins(&progress);
+    tracing::info!(
+        mirror = %run.mirror.name, offset = progress.next_offset, position = %progress.position, "following the change topic"
+    );
+
+    let (work_sender, work) = mpsc::channel(1);
+    let (demand, demanded) = watch::channel(false);
+    let reader = Reader::new(
+        run,
+        reader::Options {
+            start: progress,
+            routes,
+            flush: match config.apply_mode {
+                ApplyMode::Eager => Flush::Eager,
+                ApplyMode::Interval => {
+                    Flush::Interval(Duration::from_secs(config.idle_timeout_seconds.into()))
+                }
+            },
+            changes_max: config.max_batch_size as usize,
+            budget,
+            stats: stats.clone(),
+            demand: demanded,
+            work: work_sender,
+        },
+    );
+    // Dropped with this future, which ends both tasks.
+    let mut tasks = JoinSet::new();
+    tasks.spawn(Box::pin(reader.run(consumer.clone())));
+    let topic = run.topics.changes(&run.mirror.slug);
+    tasks.spawn(watch_end(consumer.clone(), topic.clone(), stats.clone()));
+
+    let mut applier = Applier {
+        run,
+        stats,
+        writer,
+        group: Group {
+            consumer,
+            topic,
+            committed: progress.next_offset,
+            wanted: progress.next_offset,
+            next_at: Instant::now(),
+        },
+        generation: progress.generation,
+        catching_up,
+        position: progress.position,
+        next_offset: progress.next_offset,
+        work,
+        demand,
+    };
+    let ended = Box::pin(applier.run()).await?;
+    match ended {
+        Ended::Generation {
+            generation,
+            next_offset,
+        } => {
+            // Takes an unfinished transaction of the former generation with it.
+            drop(applier);
+            leave_main(run, generation, next_offset).await
+        }
+        Ended::ReaderGone => Err(reader_error(&mut tasks).await),
+    }
+}
+
+enum Ended {
+    Generation { generation: Uuid, next_offset: i64 },
+    ReaderGone,
+}
+
+struct Applier<'a> {
+    run: &'a MirrorRun,
+    stats: &'a Stats,
+    writer: Writer,
+    group: Group,
+    generation: Uuid,
+    /// Tables in main that are not LIVE yet, and from which position on they are.
+    catching_up: Vec<(TableName, Option<Position>)>,
+    position: Position,
+    next_offset: i64,
+    work: mpsc::Receiver<Work>,
+    demand: watch::Sender<bool>,
+}
+
+impl Applier<'_> {
+    async fn run(&mut self) -> Result<Ended> {
+        loop {
+            self.demand.send_replace(true);
+            let work = tokio::select! {
+                biased;
+                work = self.work.recv() => work,
+                () = sleep_until(self.group.next_at), if self.group.is_behind() => {
+                    self.group.commit();
+                    continue;
+                }
+            };
+            self.demand.send_replace(false);
+            match work {
+                None => return Ok(Ended::ReaderGone),
+                Some(Work::Part(part)) => self.part(&part).await?,
+                Some(Work::CaughtUp) => self.caught_up().await?,
+                Some(Work::Generation {
+                    generation,
+                    next_offset,
+                }) => {
+                    return Ok(Ended::Generation {
+                        generation,
+                        next_offset,
+                    });
+                }
+            }
+        }
+    }
+
+    async fn part(&mut self, part: &Part) -> Result<()> {
+        self.stats.writing(part.commit_ts_us);
+        if !self.writer.is_open() {
+            reached(crash_points::BEFORE_BEGIN);
+            self.writer.begin(part.first_offset).await?;
+            reached(crash_points::AFTER_BEGIN);
+        }
+        self.writer.write(part).await?;
+        reached(crash_points::AFTER_WRITE);
+        self.position = part.position;
+        self.next_offset = part.next_offset;
+        if !part.complete {
+            reached(crash_points::MID_LARGE_TRANSACTION);
+            return Ok(());
+        }
+        let position = part.position;
+        let (live, still) = std::mem::take(&mut self.catching_up)
+            .into_iter()
+            .partition(|(_, live)| live.is_some_and(|live| live <= position));
+        self.catching_up = still;
+        self.commit(live, part.seen as u64).await
+    }
+
+    /// The log ends here, so it holds nothing more of any sync's time.
+    async fn caught_up(&mut self) -> Result<()> {
+        if self.catching_up.is_empty() {
+            return Ok(());
+        }
+        self.writer.begin(self.next_offset).await?;
+        let live = std::mem::take(&mut self.catching_up);
+        self.commit(live, 0).await
+    }
+
+    async fn commit(
+        &mut self,
+        live: Vec<(TableName, Option<Position>)>,
+        events: u64,
+    ) -> Result<()> {
+        let progress = Progress {
+            generation: self.generation,
+            position: self.position,
+            next_offset: self.next_offset,
+        };
+        let live: Vec<TableName> = live.into_iter().map(|(table, _)| table).collect();
+        self.writer.commit(&progress, &live).await?;
+        reached(crash_points::AFTER_COMMIT);
+        for table in live {
+            tracing::info!(mirror = %self.run.mirror.name, %table, "table is LIVE");
+        }
+        self.stats.applied(&progress, events);
+        self.group.wanted = self.next_offset;
+        self.group.commit_if_due();
+        reached(crash_points::AFTER_GROUP_COMMIT);
+        Ok(())
+    }
+}
+
+/// The consumer group's offset.
+struct Group {
+    consumer: Arc<StreamConsumer>,
+    topic: String,
+    committed: i64,
+    wanted: i64,
+    next_at: Instant,
+}
+
+impl Group {
+    fn is_behind(&self) -> bool {
+        self.committed < self.wanted
+    }
+
+    fn commit_if_due(&mut self) {
+        if self.is_behind() && Instant::now() >= self.next_at {
+            self.commit();
+        }
+    }
+
+    fn commit(&mut self) {
+        self.next_at = Instant::now() + GROUP_COMMIT_EVERY;
+        self.committed = self.wanted;
+        let mut offsets = TopicPartitionList::new();
+        let committed = offsets
+            .add_partition_offset(&self.topic, PARTITION, Offset::Offset(self.wanted))
+            .and_then(|()| self.consumer.commit(&offsets, CommitMode::Async));
+        if let Err(error) = committed {
+            tracing::debug!(topic = %self.topic, %error, "the consumer group's offset was not committed");
+        }
+    }
+}
+
+async fn watch_end(consumer: Arc<StreamConsumer>, topic: String, stats: Arc<Stats>) -> Result<()> {
+    loop {
+        let (asked, of) = (consumer.clone(), topic.clone());
+        let found = tokio::task::spawn_blocking(move || {
+            asked.fetch_watermarks(&of, PARTITION, END_EVERY * 3)
+        })
+        .await;
+        if let Ok(Ok((_, end))) = found {
+            stats.end_offset(end);
+        }
+        tokio::time::sleep(END_EVERY).await;
+    }
+}
+
+async fn reader_error(tasks: &mut JoinSet<Result<()>>) -> Error {
+    match tasks.join_next().await {
+        Some(Ok(Err(error))) => error,
+        Some(Err(error)) => {
+            Error::NotYet(format!("reading the change topic ended by itself: {error}"))
+        }
+        Some(Ok(Ok(()))) | None => {
+            Error::NotYet("reading the change topic ended by itself".to_owned())
+        }
+    }
+}
+
+/// Another generation begins: its syncs bring the tables back into main.
+async fn leave_main(run: &MirrorRun, generation: Uuid, next_offset: i64) -> Result<()> {
+    let session = run.connect().await?;
+    let client: &tokio_postgres::Client = &session;
+    client
+        .batch_execute("BEGIN")
+        .await
+        .map_err(Error::sql("beginning a generation"))?;
+    bookkeeping::fence(client, run.mirror_id(), run.epoch).await?;
+    bookkeeping::leave_main(client, run.mirror_id()).await?;
+    let progress = Progress {
+        generation,
+        position: Position::default(),
+        next_offset,
+    };
+    bookkeeping::set_progress(client, run.mirror_id(), &progress).await?;
+    client
+        .batch_execute("COMMIT")
+        .await
+        .map_err(Error::sql("committing a generation"))?;
+    tracing::info!(mirror = %run.mirror.name, %generation, "another generation begins, every table needs a sync");
+    Ok(())
+}

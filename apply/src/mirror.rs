@@ -1,0 +1,206 @@
+//! One run of one mirror at its destination: take over, load what is not loaded, follow
+//! the stream; or take the bookkeeping down when the mirror is deleted.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use bunny_catalog::{Desired, Finished, Mirror, MirrorContext, OnTableError, Outcome, TaskFailure};
+use bunny_postgres::Session;
+use bunny_schemas::kafka::KafkaConfig;
+use bunny_schemas::registry::Registry;
+use bunny_schemas::topics::Topics;
+use tokio::sync::OnceCell;
+
+use crate::bookkeeping::{self, Epoch};
+use crate::budget::{self, Budget};
+use crate::context::{MirrorRun, application_name, application_name_prefix};
+use crate::crash_points::{self, reached};
+use crate::error::{Error, Result};
+use crate::stats::Stats;
+use crate::table_sync::{self, LoadProgress};
+use crate::{main_stream, quarantine, reader, report, wanted};
+
+/// The delete command's step that says that nothing of the mirror is left in `_bunny`.
+const DESTINATION_CLEAN: &str = "destination_clean";
+
+/// How often the log is looked at while the end of a transaction is missing.
+const UNFINISHED_POLL: Duration = Duration::from_secs(1);
+
+/// What the mirrors of a process share.
+pub(crate) struct Shared {
+    pub(crate) kafka: KafkaConfig,
+    pub(crate) topics: Topics,
+    pub(crate) registry: OnceCell<Registry>,
+    /// Mirrors that follow their stream now.
+    pub(crate) followers: Arc<AtomicUsize>,
+}
+
+/// Runs a mirror until it is told to stop or fails.
+pub(crate) async fn run(shared: Arc<Shared>, mirror: Mirror, context: MirrorContext) -> Outcome {
+    let cancel = context.cancel.clone();
+    let ended = tokio::select! {
+        () = cancel.cancelled() => return Ok(Finished::Idle),
+        ended = Box::pin(run_as_desired(&shared, mirror, context)) => ended,
+    };
+    ended.or_else(|error| match error {
+        Error::Cancelled => Ok(Finished::Idle),
+        Error::Fenced { .. } => Err(TaskFailure::fenced(error)),
+        error if error.is_transient() => Err(TaskFailure::transient(error)),
+        error => Err(TaskFailure::fatal(error)),
+    })
+}
+
+async fn run_as_desired(
+    shared: &Shared,
+    mirror: Mirror,
+    context: MirrorContext,
+) -> Result<Finished> {
+    match mirror.desired {
+        Desired::Paused => Ok(Finished::Idle),
+        Desired::Deleted => forget(&mirror, &context).await,
+        Desired::Running => {
+            let stats = Arc::new(Stats::default());
+            let mirror = wait_for_generation(mirror, &context).await;
+            let run = begin(shared, mirror, &context).await?;
+            let load = LoadProgress::default();
+            tokio::select! {
+                ended = Box::pin(go(shared, &run, &stats, &load)) => ended,
+                () = report::report_forever(&run, &stats, &load) => Err(Error::Cancelled),
+            }
+        }
+    }
+}
+
+/// Capture begins the mirror's history; before that there is nothing to read.
+async fn wait_for_generation(mirror: Mirror, context: &MirrorContext) -> Arc<Mirror> {
+    let mut context = context.clone();
+    let mut latest = Arc::new(mirror);
+    while !latest.generation_ready {
+        context.changed().await;
+        latest = context.latest();
+    }
+    latest
+}
+
+/// Makes this process the owner at the destination.
+async fn begin(shared: &Shared, mirror: Arc<Mirror>, context: &MirrorContext) -> Result<MirrorRun> {
+    let registry = shared
+        .registry
+        .get_or_try_init(|| Registry::open(shared.kafka.clone(), &shared.topics))
+        .await?
+        .clone();
+    let destination = context.destination.connect_options();
+    let session = connect_to_take_over(&mirror, context).await?;
+    bookkeeping::install(&session).await?;
+    let epoch = bookkeeping::take_over(&session, &mirror).await?;
+    reached(crash_points::AFTER_TAKE_OVER);
+    tracing::info!(mirror = %mirror.name, epoch = epoch.0, "took the destination over");
+    let run = MirrorRun {
+        application_name: application_name(mirror.id, epoch),
+        mirror,
+        catalog: context.catalog.clone(),
+        reporter: context.reporter.clone(),
+        kafka: shared.kafka.clone(),
+        topics: shared.topics.clone(),
+        registry,
+        destination,
+        epoch,
+        cancel: context.cancel.clone(),
+    };
+    wanted::reconcile(&run, &session).await?;
+    Ok(run)
+}
+
+async fn connect_to_take_over(mirror: &Mirror, context: &MirrorContext) -> Result<Session> {
+    let name = format!("{}takes over", application_name_prefix(mirror.id));
+    Ok(Session::connect(&context.destination.connect_options(), &name).await?)
+}
+
+/// Loads and follows, over and over: what goes wrong with one table, and what is only not
+/// there yet, does not end the run.
+async fn go(
+    shared: &Shared,
+    run: &MirrorRun,
+    stats: &Arc<Stats>,
+    load: &LoadProgress,
+) -> Result<Finished> {
+    loop {
+        match load_and_follow(shared, run, stats, load).await {
+            Ok(()) => {}
+            Err(Error::Table {
+                table,
+                reason,
+                restart_offset,
+            }) if run.mirror.config.on_table_error == OnTableError::Quarantine => {
+                quarantine::set_aside(run, &table, &reason, restart_offset).await?;
+            }
+            Err(Error::Unfinished { end_offset }) => {
+                stats.phase("waiting for the end of a transaction in the log");
+                tracing::info!(
+                    mirror = %run.mirror.name, end_offset,
+                    "the end of a large transaction is not in the log yet: rolled back, waiting"
+                );
+                wait_for_more(run).await?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+async fn load_and_follow(
+    shared: &Shared,
+    run: &MirrorRun,
+    stats: &Arc<Stats>,
+    load: &LoadProgress,
+) -> Result<()> {
+    stats.phase("loading tables");
+    table_sync::load(run, load).await?;
+    reached(crash_points::TABLES_LOADED);
+    let session = run.connect().await?;
+    wanted::enter_main(run, &session).await?;
+    drop(session);
+    stats.phase("following changes");
+    let budget = Budget::join(budget::PROCESS_BYTES, &shared.followers);
+    Box::pin(main_stream::follow(run, stats, budget)).await
+}
+
+/// Waits until the change topic has grown.
+async fn wait_for_more(run: &MirrorRun) -> Result<()> {
+    let topic = run.topics.changes(&run.mirror.slug);
+    let (_, end_before) = run.kafka.watermarks(&topic, reader::PARTITION).await?;
+    loop {
+        tokio::time::sleep(UNFINISHED_POLL).await;
+        let (_, end) = run.kafka.watermarks(&topic, reader::PARTITION).await?;
+        if end != end_before {
+            return Ok(());
+        }
+    }
+}
+
+/// Takes the mirror's rows out of `_bunny`; destination tables stay as they are.
+async fn forget(mirror: &Mirror, context: &MirrorContext) -> Result<Finished> {
+    let session = connect_to_take_over(mirror, context).await?;
+    if bookkeeping::is_installed(&session).await? {
+        let epoch: Epoch = bookkeeping::take_over(&session, mirror).await?;
+        let client: &tokio_postgres::Client = &session;
+        client
+            .batch_execute("BEGIN")
+            .await
+            .map_err(Error::sql("beginning to forget the mirror"))?;
+        bookkeeping::fence(client, mirror.id, epoch).await?;
+        bookkeeping::forget_mirror(client, mirror.id).await?;
+        client
+            .batch_execute("COMMIT")
+            .await
+            .map_err(Error::sql("forgetting the mirror"))?;
+    }
+    if let Some(command) = context.catalog.open_command(mirror.id, "delete").await? {
+        context
+            .catalog
+            .mark_step(command.id, DESTINATION_CLEAN)
+            .await?;
+    }
+    tracing::info!(mirror = %mirror.name, "nothing of the mirror is left in _bunny at the destination");
+    Ok(Finished::Deleted)
+}

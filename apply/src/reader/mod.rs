@@ -1,0 +1,330 @@
+//! Reads the change topic from the progress row on and hands parts to the applier.
+//!
+//! Contract: parts come in order, without a gap, each checked to follow the one before
+//! (`order`); the next ones are decoded while one is written. The offset to start at is
+//! the destination's; out of range is an error, never a reset. Whatever goes wrong ends
+//! the reader with the error, and with it the run.
+
+mod decode;
+mod order;
+mod start;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bunny_schemas::control::GenerationStarted;
+use bunny_schemas::registry::Registry;
+use bunny_schemas::wire;
+use futures_util::{FutureExt, StreamExt};
+use rdkafka::consumer::{Consumer, MessageStream, StreamConsumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::BorrowedMessage;
+use rdkafka::{Message, Offset, TopicPartitionList};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use uuid::Uuid;
+
+use crate::batch::{Assembler, Part};
+use crate::bookkeeping::Progress;
+use crate::budget::Budget;
+use crate::context::MirrorRun;
+use crate::error::{Error, Result};
+use crate::event::Event;
+use crate::routes::Routes;
+use crate::stats::Stats;
+
+use decode::{Decoding, Record};
+use order::{Order, Start};
+
+pub use start::generation_start;
+
+/// The change topic has one partition: the order of commits.
+pub(crate) const PARTITION: i32 = 0;
+
+/// After so long without the rest of a transaction that is half written, the
+/// destination transaction is given up: its locks and its snapshot must not stay.
+const UNFINISHED_AFTER: Duration = Duration::from_secs(10);
+
+/// Troubles that librdkafka gets over by itself are errors only when they last.
+const TROUBLE_MAX: Duration = Duration::from_secs(30);
+
+/// What the applier is to do next.
+#[derive(Debug)]
+pub enum Work {
+    Part(Part),
+    /// Another generation begins; what it says is at the offset before `next_offset`.
+    Generation {
+        generation: Uuid,
+        next_offset: i64,
+    },
+    /// Everything the log held at this moment has been handed over.
+    CaughtUp,
+}
+
+/// When whole transactions are handed over that do not fill a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flush {
+    /// When the log has nothing more to give and the applier has nothing to do.
+    Eager,
+    /// So long after the first of them.
+    Interval(Duration),
+}
+
+/// What a reader needs beside the run.
+pub struct Options {
+    pub start: Progress,
+    pub routes: Arc<Routes>,
+    pub flush: Flush,
+    pub changes_max: usize,
+    pub budget: Budget,
+    pub stats: Arc<Stats>,
+    /// Whether the applier waits for work.
+    pub demand: watch::Receiver<bool>,
+    pub work: mpsc::Sender<Work>,
+}
+
+/// Opens the topic at the progress row's offset.
+pub async fn open(run: &MirrorRun, next_offset: i64) -> Result<Arc<StreamConsumer>> {
+    let topic = run.topics.changes(&run.mirror.slug);
+    let (low, end) = run.kafka.watermarks(&topic, PARTITION).await?;
+    if low > next_offset {
+        return Err(Error::Inconsistent(format!(
+            "the change topic {topic} begins at offset {low}, but the destination needs it from offset {next_offset} on: \
+             it was trimmed or recreated by something else. Resync the mirror"
+        )));
+    }
+    if end < next_offset {
+        return Err(Error::Inconsistent(format!(
+            "the change topic {topic} ends at offset {end}, but the destination has applied it up to offset \
+             {next_offset}: the topic was recreated, or Kafka lost data. Resync the mirror"
+        )));
+    }
+    assign(run, &topic, next_offset)
+}
+
+fn assign(run: &MirrorRun, topic: &str, offset: i64) -> Result<Arc<StreamConsumer>> {
+    let group = run.topics.apply_group(&run.mirror.slug);
+    let consumer: StreamConsumer = run
+        .kafka
+        .read_committed_consumer(&group)
+        .create()
+        .map_err(Error::kafka(format!("creating a consumer of {topic}")))?;
+    let mut assignment = TopicPartitionList::new();
+    assignment
+        .add_partition_offset(topic, PARTITION, Offset::Offset(offset))
+        .map_err(Error::kafka(format!("assigning {topic}")))?;
+    consumer
+        .assign(&assignment)
+        .map_err(Error::kafka(format!("assigning {topic}")))?;
+    Ok(Arc::new(consumer))
+}
+
+/// Reads until an error, or until the applier is gone.
+pub struct Reader {
+    topic: String,
+    registry: Registry,
+    options: Options,
+    decoding: Decoding,
+    order: Order,
+    assembler: Assembler,
+    /// When the oldest whole transaction in the assembler came.
+    oldest_at: Option<Instant>,
+    /// When the last event came.
+    last_event_at: Instant,
+    end_offset: i64,
+    at_end: bool,
+    caught_up_said: bool,
+    trouble_since: Option<Instant>,
+}
+
+impl Reader {
+    pub fn new(run: &MirrorRun, options: Options) -> Reader {
+        let limits = options.budget.limits(options.changes_max);
+        Reader {
+            topic: run.topics.changes(&run.mirror.slug),
+            registry: run.registry.clone(),
+            decoding: Decoding::new(options.routes.clone()),
+            order: Order::after(&options.start),
+            assembler: Assembler::new(limits),
+            oldest_at: None,
+            last_event_at: Instant::now(),
+            end_offset: options.start.next_offset,
+            at_end: false,
+            caught_up_said: false,
+            trouble_since: None,
+            options,
+        }
+    }
+
+    pub async fn run(mut self, consumer: Arc<StreamConsumer>) -> Result<()> {
+        let mut stream = consumer.stream();
+        loop {
+            // What librdkafka holds already comes without a detour through the timer.
+            if let Some(received) = stream.next().now_or_never().flatten() {
+                self.receive(received).await?;
+            } else if self.options.work.is_closed() {
+                return Ok(());
+            } else {
+                self.wait(&mut stream).await?;
+            }
+        }
+    }
+
+    /// Nothing is at hand: waits for the next record, or for the time to flush.
+    async fn wait<C: rdkafka::consumer::ConsumerContext + 'static>(
+        &mut self,
+        stream: &mut MessageStream<'_, C>,
+    ) -> Result<()> {
+        let now = Instant::now();
+        let flush_at = self.flush_at(now);
+        let is_due = flush_at.is_some_and(|at| at <= now);
+        let holds_nothing = !self.assembler.has_whole() && !self.assembler.is_unfinished();
+        let says_caught_up = self.at_end && !self.caught_up_said && holds_nothing;
+        let unfinished_at = self.last_event_at + UNFINISHED_AFTER;
+        tokio::select! {
+            biased;
+            received = stream.next() => match received {
+                Some(received) => self.receive(received).await,
+                None => Err(Error::NotYet(format!("the stream of {} ended by itself", self.topic))),
+            },
+            wanted = is_wanted(&mut self.options.demand), if is_due || says_caught_up => {
+                if !wanted {
+                    return Ok(());
+                }
+                if is_due {
+                    self.flush().await
+                } else {
+                    self.caught_up_said = true;
+                    self.send(Work::CaughtUp).await
+                }
+            }
+            () = sleep_until(flush_at.unwrap_or(now)), if flush_at.is_some() && !is_due => Ok(()),
+            () = sleep_until(unfinished_at), if self.assembler.is_streaming() => {
+                Err(Error::Unfinished { end_offset: self.end_offset })
+            }
+            () = self.options.work.closed() => Ok(()),
+        }
+    }
+
+    /// When what is gathered is to be handed over; None while nothing is.
+    fn flush_at(&self, now: Instant) -> Option<Instant> {
+        let oldest_at = self.oldest_at.filter(|_| self.assembler.has_whole())?;
+        Some(match self.options.flush {
+            Flush::Eager => now,
+            Flush::Interval(interval) => oldest_at + interval,
+        })
+    }
+
+    async fn receive(&mut self, received: Result<BorrowedMessage<'_>, KafkaError>) -> Result<()> {
+        let message = match received {
+            Ok(message) => message,
+            Err(KafkaError::PartitionEOF(_)) => {
+                self.trouble_since = None;
+                self.at_end = true;
+                self.options.stats.at_end();
+                return Ok(());
+            }
+            Err(error) => return self.trouble(error),
+        };
+        self.trouble_since = None;
+        self.at_end = false;
+        let offset = message.offset();
+        let payload = message.payload().ok_or_else(|| {
+            Error::Inconsistent(format!(
+                "the record at offset {offset} of {} is empty: something else writes to the topic",
+                self.topic
+            ))
+        })?;
+        let (schema_id, datum) = wire::read_frame(payload)?;
+        if !self.decoding.knows(schema_id) {
+            let schema = self.registry.schema(schema_id).await?;
+            self.decoding.learn(schema_id, &schema)?;
+        }
+        match self.decoding.decode(schema_id, datum, offset)? {
+            Record::Event { generation, event } => {
+                self.order.event(generation, event.position, offset)?;
+                self.take(event).await
+            }
+            Record::Generation(started) => self.generation(&started, offset).await,
+        }
+    }
+
+    async fn take(&mut self, event: Event) -> Result<()> {
+        let now = Instant::now();
+        self.last_event_at = now;
+        self.end_offset = event.offset + 1;
+        self.options
+            .stats
+            .received(event.position, event.commit_ts_us);
+        let full = self.assembler.push(event);
+        if let Some(part) = full {
+            self.hand_over(part).await?;
+        }
+        if self.assembler.has_whole() {
+            self.oldest_at.get_or_insert(now);
+        }
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> Result<()> {
+        match self.assembler.flush() {
+            Some(part) => self.hand_over(part).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn hand_over(&mut self, part: Part) -> Result<()> {
+        self.oldest_at = None;
+        self.assembler
+            .set_limits(self.options.budget.limits(self.options.changes_max));
+        self.send(Work::Part(part)).await?;
+        // While this waited for the applier no event was looked for.
+        self.last_event_at = Instant::now();
+        Ok(())
+    }
+
+    async fn generation(&mut self, started: &GenerationStarted, offset: i64) -> Result<()> {
+        if self.order.generation(started.generation, offset)? == Start::Known {
+            return Ok(());
+        }
+        self.flush().await?;
+        self.assembler.abandon_unfinished();
+        self.send(Work::Generation {
+            generation: started.generation,
+            next_offset: offset + 1,
+        })
+        .await
+    }
+
+    async fn send(&mut self, work: Work) -> Result<()> {
+        // A closed channel means that the run is over; `run` sees it next.
+        let _ = self.options.work.send(work).await;
+        Ok(())
+    }
+
+    fn trouble(&mut self, error: KafkaError) -> Result<()> {
+        let is_out_of_range = matches!(
+            error.rdkafka_error_code(),
+            Some(RDKafkaErrorCode::OffsetOutOfRange | RDKafkaErrorCode::AutoOffsetReset)
+        );
+        if is_out_of_range {
+            return Err(Error::Inconsistent(format!(
+                "offset {} of {} is out of range ({error}): the topic was trimmed or recreated by something else. \
+                 Resync the mirror",
+                self.end_offset, self.topic
+            )));
+        }
+        let error = Error::kafka(format!("reading {}", self.topic))(error);
+        let since = *self.trouble_since.get_or_insert_with(Instant::now);
+        if !error.is_transient() || since.elapsed() >= TROUBLE_MAX {
+            return Err(error);
+        }
+        tracing::warn!(topic = %self.topic, %error, "Kafka is in trouble, going on");
+        Ok(())
+    }
+}
+
+/// Waits until the applier waits; false when it is gone.
+async fn is_wanted(demand: &mut watch::Receiver<bool>) -> bool {
+    demand.wait_for(|wanted| *wanted).await.is_ok()
+}

@@ -1,0 +1,227 @@
+//! Tells the catalog, about once a second, how far a mirror is applied. A cache for
+//! people to look at: the truth is in `_bunny`.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bunny_catalog::{ApplyReport, Point, TableReport};
+use bunny_postgres::Session;
+
+use crate::bookkeeping::{self, State, TableState};
+use crate::context::MirrorRun;
+use crate::error::Result;
+use crate::stats::{Moment, Stats};
+use crate::table_sync::{LoadProgress, TableProgress};
+
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Reports until it is dropped. Trouble with the destination is the run's to tell.
+pub(crate) async fn report_forever(run: &MirrorRun, stats: &Stats, load: &LoadProgress) {
+    let mut session: Option<Session> = None;
+    let mut tables: Vec<TableState> = Vec::new();
+    loop {
+        match read_tables(run, session.take()).await {
+            Ok((still_good, read)) => {
+                session = Some(still_good);
+                tables = read;
+            }
+            Err(error) => {
+                tracing::debug!(mirror = %run.mirror.name, %error, "no table states for the report")
+            }
+        }
+        let topic = run.topics.changes(&run.mirror.slug);
+        let report = report(
+            &stats.moment(),
+            &tables,
+            &load.tables(),
+            topic,
+            SystemTime::now(),
+        );
+        run.reporter.report(&report);
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+async fn read_tables(
+    run: &MirrorRun,
+    session: Option<Session>,
+) -> Result<(Session, Vec<TableState>)> {
+    let session = match session.filter(|session| !session.is_closed()) {
+        Some(session) => session,
+        None => run.connect().await?,
+    };
+    let client: &tokio_postgres::Client = &session;
+    let tables = bookkeeping::tables(client, run.mirror_id()).await?;
+    Ok((session, tables))
+}
+
+/// The report of one moment. Pure.
+fn report(
+    moment: &Moment,
+    tables: &[TableState],
+    loading: &[TableProgress],
+    topic: String,
+    now: SystemTime,
+) -> ApplyReport {
+    let reports: Vec<TableReport> = tables
+        .iter()
+        .map(|table| {
+            let progress = loading
+                .iter()
+                .find(|progress| Some(progress.request_id) == table.request_id);
+            table_report(table, progress)
+        })
+        .collect();
+    let is_caught_up = moment.is_caught_up();
+    let messages = tables
+        .iter()
+        .filter_map(|table| {
+            let error = table.error.as_ref()?;
+            Some(format!(
+                "table {} is {}: {error}",
+                table.source,
+                table.state.as_str()
+            ))
+        })
+        .collect();
+    ApplyReport {
+        phase: moment.phase.clone(),
+        generation: moment.generation,
+        applied: Point::from((moment.applied.commit_lsn, moment.applied.seq)),
+        // Transaction markers stand behind the last event: nothing waits in them.
+        offset: if is_caught_up {
+            moment.next_offset.max(moment.end_offset)
+        } else {
+            moment.next_offset
+        },
+        high_watermark: moment.end_offset.max(moment.next_offset),
+        topic,
+        lag_seconds: match moment.oldest_waiting_us {
+            Some(commit_ts_us) if !is_caught_up => seconds_since(commit_ts_us, now),
+            _ => 0.0,
+        },
+        caught_up: is_caught_up,
+        last_sync_time: reports
+            .iter()
+            .filter_map(|table| table.last_synced_at)
+            .max(),
+        total_rows_synced: reports.iter().map(|table| table.rows_synced).sum(),
+        tables: reports,
+        messages,
+    }
+}
+
+fn table_report(table: &TableState, progress: Option<&TableProgress>) -> TableReport {
+    // The loader knows more than the table's row until that says the load is over.
+    let progress = progress.filter(|_| matches!(table.state, State::Pending | State::Syncing));
+    let rows_loaded = progress.map_or(table.rows_synced, |progress| progress.rows_done);
+    let chunks_total = table.chunks_total.map(i64::from);
+    TableReport {
+        state: table.state.as_str().to_owned(),
+        in_main: table.in_main,
+        rows_synced: rows_loaded + table.rows_inserted + table.rows_updated + table.rows_deleted,
+        rows_inserted: table.rows_inserted,
+        rows_updated: table.rows_updated,
+        rows_deleted: table.rows_deleted,
+        chunks_done: match progress {
+            Some(progress) => i64::from(progress.chunks_done),
+            None => chunks_total.unwrap_or(0),
+        },
+        chunks_total: match progress {
+            Some(progress) => progress.chunks_total.map(i64::from),
+            None => chunks_total,
+        },
+        rows_loaded,
+        error: table.error.clone(),
+        last_synced_at: table.last_synced_at,
+        ..TableReport::new(table.source.clone(), table.state.as_str())
+    }
+}
+
+fn seconds_since(commit_ts_us: i64, now: SystemTime) -> f64 {
+    let now_us = now
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_micros());
+    let waited_us = i128::try_from(now_us).unwrap_or(i128::MAX) - i128::from(commit_ts_us);
+    (waited_us.max(0) as f64) / 1e6
+}
+
+#[cfg(test)]
+mod tests {
+    use bunny_postgres::{Lsn, TableName};
+    use bunny_schemas::Position;
+
+    use super::*;
+
+    fn at(commit_lsn: u64) -> Position {
+        Position {
+            commit_lsn: Lsn(commit_lsn),
+            seq: 1,
+        }
+    }
+
+    fn moment() -> Moment {
+        Moment {
+            applied: at(5),
+            received: Some(at(5)),
+            next_offset: 10,
+            at_end: true,
+            end_offset: 11,
+            ..Moment::default()
+        }
+    }
+
+    fn now() -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(100)
+    }
+
+    #[test]
+    fn at_the_end_nothing_is_outstanding() {
+        let report = report(&moment(), &[], &[], "t".into(), now());
+        assert!(report.caught_up);
+        assert_eq!(
+            (report.offset, report.high_watermark, report.lag_seconds),
+            (11, 11, 0.0)
+        );
+    }
+
+    #[test]
+    fn what_waits_is_lag() {
+        let waiting = Moment {
+            received: Some(at(6)),
+            oldest_waiting_us: Some(98_500_000),
+            ..moment()
+        };
+        let report = report(&waiting, &[], &[], "t".into(), now());
+        assert!(!report.caught_up);
+        assert_eq!(
+            (report.offset, report.high_watermark, report.lag_seconds),
+            (10, 11, 1.5)
+        );
+    }
+
+    #[test]
+    fn rows_are_those_loaded_and_those_changed() {
+        let table = TableState {
+            state: State::Live,
+            rows_synced: 100,
+            rows_inserted: 3,
+            rows_deleted: 2,
+            error: Some("why".into()),
+            ..TableState::wanted(
+                TableName {
+                    schema: "public".into(),
+                    name: "t".into(),
+                },
+                TableName {
+                    schema: "public".into(),
+                    name: "t".into(),
+                },
+                None,
+            )
+        };
+        let report = report(&moment(), &[table], &[], "t".into(), now());
+        assert_eq!(report.total_rows_synced, 105);
+        assert_eq!(report.tables[0].rows_loaded, 100);
+        assert!(report.messages[0].contains("why"));
+    }
+}

@@ -1,0 +1,103 @@
+//! Which events of the stream are written, and where. Fixed for a run: whatever changes
+//! a route ends the run, and the next one reads it anew.
+
+use std::collections::HashMap;
+
+use bunny_postgres::{Lsn, TableName};
+
+use crate::bookkeeping::TableState;
+
+/// Where the changes of one table in main go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    pub destination: TableName,
+    /// L: what committed before is in the table already.
+    pub lsn: Lsn,
+    /// Of the source's table when it was synced; empty if unknown or none.
+    pub primary_key: Vec<String>,
+}
+
+/// The tables in main, by source name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Routes(HashMap<TableName, Route>);
+
+impl Routes {
+    pub fn of(tables: &[TableState]) -> Routes {
+        let in_main = tables.iter().filter(|table| table.in_main);
+        Routes(
+            in_main
+                .map(|table| (table.source.clone(), route(table)))
+                .collect(),
+        )
+    }
+
+    /// None: the table's changes are not written here.
+    pub fn get(&self, source: &TableName) -> Option<&Route> {
+        self.0.get(source)
+    }
+
+    /// The route of an event that committed at `commit_lsn`, if it is to be applied.
+    pub fn applies(&self, source: &TableName, commit_lsn: Lsn) -> bool {
+        self.get(source)
+            .is_some_and(|route| commit_lsn >= route.lsn)
+    }
+
+    pub fn source_of(&self, destination: &TableName) -> Option<&TableName> {
+        let mut routes = self.0.iter();
+        routes
+            .find(|(_, route)| route.destination == *destination)
+            .map(|(source, _)| source)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&TableName, &Route)> {
+        self.0.iter()
+    }
+}
+
+fn route(table: &TableState) -> Route {
+    let primary_key = table
+        .definition
+        .as_ref()
+        .and_then(|definition| definition.get("primary_key"))
+        .and_then(|names| serde_json::from_value(names.clone()).ok())
+        .unwrap_or_default();
+    Route {
+        destination: table.destination.clone(),
+        lsn: table.lsn.unwrap_or_default(),
+        primary_key,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bookkeeping::State;
+
+    fn name(name: &str) -> TableName {
+        TableName {
+            schema: "public".into(),
+            name: name.into(),
+        }
+    }
+
+    fn table(source: &str, in_main: bool) -> TableState {
+        TableState {
+            state: State::Live,
+            lsn: Some(Lsn(100)),
+            in_main,
+            definition: Some(serde_json::json!({"primary_key": ["id"]})),
+            ..TableState::wanted(name(source), name("copy"), None)
+        }
+    }
+
+    #[test]
+    fn only_tables_in_main_and_only_from_their_sync_on() {
+        let routes = Routes::of(&[table("a", true), table("b", false)]);
+        assert!(routes.applies(&name("a"), Lsn(100)));
+        assert!(!routes.applies(&name("a"), Lsn(99)));
+        assert!(!routes.applies(&name("b"), Lsn(200)));
+        assert!(!routes.applies(&name("unmapped"), Lsn(200)));
+        assert_eq!(routes.get(&name("a")).unwrap().primary_key, ["id"]);
+        assert_eq!(routes.source_of(&name("copy")), Some(&name("a")));
+    }
+}

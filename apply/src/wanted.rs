@@ -1,0 +1,265 @@
+//! From the catalog's mappings to the destination's table states, and from loaded
+//! tables into main.
+
+use std::collections::HashSet;
+
+use bunny_catalog::MirrorTable;
+use bunny_postgres::{Session, TableName};
+use bunny_schemas::Position;
+
+use crate::bookkeeping::{self, Progress, State, TableState};
+use crate::context::MirrorRun;
+use crate::error::{Error, Result};
+use crate::reader;
+
+/// What the state rows lack to be what the catalog wants. Pure.
+#[derive(Debug, Default, PartialEq)]
+struct Changes {
+    put: Vec<TableState>,
+    remove: Vec<TableName>,
+}
+
+fn changes(mappings: &[MirrorTable], present: &[TableState]) -> Changes {
+    let mut changes = Changes::default();
+    for mapping in mappings {
+        let wanted = TableState::wanted(
+            mapping.source.clone(),
+            mapping.destination.clone(),
+            mapping.request_id,
+        );
+        match present.iter().find(|table| table.source == mapping.source) {
+            None => changes.put.push(wanted),
+            Some(table) if table.destination != mapping.destination => changes.put.push(wanted),
+            Some(table) if table.request_id != mapping.request_id => changes.put.push(TableState {
+                state: State::Pending,
+                request_id: mapping.request_id,
+                live: None,
+                in_main: false,
+                error: None,
+                ..table.clone()
+            }),
+            Some(_) => {}
+        }
+    }
+    let mapped: HashSet<&TableName> = mappings.iter().map(|mapping| &mapping.source).collect();
+    changes.remove = present
+        .iter()
+        .filter(|table| !mapped.contains(&table.source))
+        .map(|table| table.source.clone())
+        .collect();
+    changes
+}
+
+/// Brings the state rows in line with the catalog.
+pub(crate) async fn reconcile(run: &MirrorRun, session: &Session) -> Result<()> {
+    let client: &tokio_postgres::Client = session;
+    let mirror_id = run.mirror_id();
+    begin(client).await?;
+    bookkeeping::fence(client, mirror_id, run.epoch).await?;
+    let present = bookkeeping::tables(client, mirror_id).await?;
+    let changes = changes(&run.mirror.tables, &present);
+    for table in &changes.put {
+        bookkeeping::put_table(client, mirror_id, table).await?;
+    }
+    for source in &changes.remove {
+        bookkeeping::remove_table(client, mirror_id, source).await?;
+    }
+    commit(client).await
+}
+
+/// Puts the loaded tables into main. The first time, all at once and together with the
+/// progress row that main starts from: before their changes begin.
+pub(crate) async fn enter_main(run: &MirrorRun, session: &Session) -> Result<()> {
+    let client: &tokio_postgres::Client = session;
+    let mirror_id = run.mirror_id();
+    let tables = bookkeeping::tables(client, mirror_id).await?;
+    let progress = bookkeeping::progress(client, mirror_id).await?;
+    let (entering, progress) = match progress {
+        Some(progress) => (joining(&tables, &progress), None),
+        None => {
+            let (entering, progress) = first_entry(run, tables).await?;
+            (entering, Some(progress))
+        }
+    };
+    if entering.is_empty() && progress.is_none() {
+        return Ok(());
+    }
+    begin(client).await?;
+    bookkeeping::fence(client, mirror_id, run.epoch).await?;
+    for table in &entering {
+        bookkeeping::put_table(client, mirror_id, table).await?;
+    }
+    if let Some(progress) = progress {
+        bookkeeping::set_progress(client, mirror_id, &progress).await?;
+    }
+    commit(client).await
+}
+
+/// Tables that can join main as it stands: it has not passed the begin of their changes.
+fn joining(tables: &[TableState], progress: &Progress) -> Vec<TableState> {
+    let can_join = |table: &&TableState| {
+        table.state == State::CatchingUp
+            && !table.in_main
+            && table.generation == Some(progress.generation)
+            && table
+                .restart_offset
+                .is_some_and(|offset| offset >= progress.next_offset)
+    };
+    tables.iter().filter(can_join).map(enter).collect()
+}
+
+async fn first_entry(
+    run: &MirrorRun,
+    tables: Vec<TableState>,
+) -> Result<(Vec<TableState>, Progress)> {
+    let generation = run.mirror.generation;
+    let is_loaded = |table: &&TableState| {
+        table.state == State::CatchingUp && table.generation == Some(generation)
+    };
+    let mut entering: Vec<TableState> = tables.iter().filter(is_loaded).map(enter).collect();
+    let mut next_offset = entering
+        .iter()
+        .filter_map(|table| table.restart_offset)
+        .min();
+    // Tables of which no snapshot is wanted follow the stream from its beginning.
+    let bare: Vec<TableState> = tables
+        .into_iter()
+        .filter(|table| table.request_id.is_none() && table.state == State::Pending)
+        .collect();
+    if next_offset.is_none() || !bare.is_empty() {
+        let (offset, start_lsn) = reader::generation_start(run).await?;
+        next_offset = Some(next_offset.map_or(offset, |known| known.min(offset)));
+        entering.extend(bare.into_iter().map(|table| TableState {
+            state: State::Live,
+            generation: Some(generation),
+            lsn: Some(start_lsn),
+            in_main: true,
+            ..table
+        }));
+    }
+    let progress = Progress {
+        generation,
+        position: Position::default(),
+        next_offset: next_offset.unwrap_or_default(),
+    };
+    Ok((entering, progress))
+}
+
+fn enter(table: &TableState) -> TableState {
+    TableState {
+        in_main: true,
+        restart_offset: None,
+        ..table.clone()
+    }
+}
+
+async fn begin(client: &tokio_postgres::Client) -> Result<()> {
+    client
+        .batch_execute("BEGIN")
+        .await
+        .map_err(Error::sql("beginning to change table states"))
+}
+
+async fn commit(client: &tokio_postgres::Client) -> Result<()> {
+    client
+        .batch_execute("COMMIT")
+        .await
+        .map_err(Error::sql("committing table states"))
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn name(name: &str) -> TableName {
+        TableName {
+            schema: "public".into(),
+            name: name.into(),
+        }
+    }
+
+    fn mapping(source: &str, destination: &str, request: u128) -> MirrorTable {
+        MirrorTable {
+            source: name(source),
+            destination: name(destination),
+            partition_key: None,
+            exclude_columns: Vec::new(),
+            identity: None,
+            request_id: Some(Uuid::from_u128(request)),
+        }
+    }
+
+    fn live(source: &str, destination: &str, request: u128) -> TableState {
+        TableState {
+            state: State::Live,
+            attempt: 1,
+            in_main: true,
+            ..TableState::wanted(
+                name(source),
+                name(destination),
+                Some(Uuid::from_u128(request)),
+            )
+        }
+    }
+
+    #[test]
+    fn what_is_as_wanted_is_left_alone() {
+        assert_eq!(
+            changes(&[mapping("a", "x", 1)], &[live("a", "x", 1)]),
+            Changes::default()
+        );
+    }
+
+    #[test]
+    fn new_tables_come_and_unmapped_ones_go() {
+        let found = changes(
+            &[mapping("a", "x", 1), mapping("b", "y", 2)],
+            &[live("a", "x", 1), live("c", "z", 3)],
+        );
+        assert_eq!(
+            found.put,
+            [TableState::wanted(
+                name("b"),
+                name("y"),
+                Some(Uuid::from_u128(2))
+            )]
+        );
+        assert_eq!(found.remove, [name("c")]);
+    }
+
+    #[test]
+    fn another_request_takes_the_table_out_of_main() {
+        let found = changes(&[mapping("a", "x", 2)], &[live("a", "x", 1)]);
+        assert_eq!(
+            (found.put[0].state, found.put[0].in_main),
+            (State::Pending, false)
+        );
+        assert_eq!(found.put[0].attempt, 1, "its rows are known as ours");
+    }
+
+    #[test]
+    fn a_table_joins_main_only_before_its_changes_begin() {
+        let generation = Uuid::from_u128(7);
+        let loaded = |offset| TableState {
+            state: State::CatchingUp,
+            generation: Some(generation),
+            in_main: false,
+            restart_offset: Some(offset),
+            ..live("a", "x", 1)
+        };
+        let progress = Progress {
+            generation,
+            position: Position::default(),
+            next_offset: 10,
+        };
+        assert!(joining(&[loaded(10)], &progress)[0].in_main);
+        assert!(joining(&[loaded(9)], &progress).is_empty());
+        let other = TableState {
+            generation: None,
+            ..loaded(10)
+        };
+        assert!(joining(&[other], &progress).is_empty());
+    }
+}

@@ -1,0 +1,373 @@
+//! Writes parts into the destination: one open transaction at a time, rows, counters
+//! and progress together (I3).
+//!
+//! A part is first written the quick way. If the destination refuses something about
+//! the data, all of the part is undone and written again with care: each table under a
+//! savepoint of its own, and, where only the order within the batch violates a
+//! constraint (swapped unique values), row by row in source order. What fails then is
+//! that one table's failure ([`Error::Table`]). Whatever the error, the session must not
+//! be used afterwards: dropping it rolls everything back.
+
+mod copy;
+mod drift;
+mod keyed;
+mod keyless;
+mod replica_role;
+mod sql;
+mod target;
+mod truncate;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use bunny_postgres::{Session, TableName};
+use tokio_postgres::Client;
+use uuid::Uuid;
+
+use crate::batch::Part;
+use crate::bookkeeping::{Counts, Epoch, Prepared, Progress};
+use crate::error::{Error, Result};
+use crate::event::Change;
+use crate::net_effect::{self, Step};
+use crate::routes::Routes;
+
+use target::Target;
+
+/// How long a statement waits for someone else's lock before the batch is given up
+/// and tried again.
+const LOCK_TIMEOUT_SECONDS: u32 = 60;
+
+/// What the destination is told of a mirror's events.
+pub struct Writer {
+    session: Session,
+    mirror_id: Uuid,
+    epoch: Epoch,
+    prepared: Prepared,
+    routes: Arc<Routes>,
+    /// Without an initial snapshot, an update may be of a row that was never ours.
+    missing_rows_are_not_ours: bool,
+    /// By value schema id.
+    targets: HashMap<u32, Target>,
+    open: Option<Open>,
+}
+
+/// The open destination transaction.
+struct Open {
+    counts: BTreeMap<TableName, Counts>,
+    /// Offset of the first event in it.
+    first_offset: i64,
+}
+
+/// The quick way, or the way that finds out what is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Care {
+    Quick,
+    Careful,
+}
+
+impl Writer {
+    /// Prepares a session that no one else uses. Fails if the destination would check
+    /// foreign keys or fire triggers that the source has already dealt with.
+    pub async fn new(
+        session: Session,
+        mirror_id: Uuid,
+        epoch: Epoch,
+        routes: Arc<Routes>,
+        has_initial_snapshot: bool,
+    ) -> Result<Writer> {
+        session
+            .batch_execute(&format!(
+                "SET lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'; SET synchronous_commit = off"
+            ))
+            .await
+            .map_err(Error::sql("preparing the writer's session"))?;
+        replica_role::enter(&session, &routes).await?;
+        let prepared = Prepared::new(&session).await?;
+        Ok(Writer {
+            session,
+            mirror_id,
+            epoch,
+            prepared,
+            routes,
+            missing_rows_are_not_ours: !has_initial_snapshot,
+            targets: HashMap::new(),
+            open: None,
+        })
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Begins the destination transaction in which `first_offset` is the first event.
+    pub async fn begin(&mut self, first_offset: i64) -> Result<()> {
+        let client: &Client = &self.session;
+        // One flight: the fence is checked in the transaction that BEGIN opens.
+        let (begun, fenced) = tokio::join!(
+            client.batch_execute("BEGIN"),
+            self.prepared.fence(client, self.mirror_id, self.epoch),
+        );
+        begun.map_err(Error::sql("beginning a batch"))?;
+        fenced?;
+        self.open = Some(Open {
+            counts: BTreeMap::new(),
+            first_offset,
+        });
+        Ok(())
+    }
+
+    /// Writes a part into the open transaction.
+    pub async fn write(&mut self, part: &Part) -> Result<()> {
+        let first_offset = self
+            .open
+            .as_ref()
+            .map_or(part.first_offset, |open| open.first_offset);
+        self.write_part(part).await.map_err(|error| match error {
+            Error::Table {
+                table,
+                reason,
+                restart_offset: None,
+            } => Error::Table {
+                table,
+                reason,
+                restart_offset: Some(first_offset),
+            },
+            other => other,
+        })
+    }
+
+    async fn write_part(&mut self, part: &Part) -> Result<()> {
+        let steps = net_effect::steps(&part.events).map_err(|gap| Error::Table {
+            table: gap.table,
+            reason: format!("{}; sync the table again", gap.reason),
+            restart_offset: None,
+        })?;
+        if steps.is_empty() {
+            return Ok(());
+        }
+        self.find_targets(&steps).await?;
+        self.run("SAVEPOINT part").await?;
+        if let Err(error) = self.write_steps(&steps, Care::Quick).await {
+            if error.is_transient() {
+                return Err(error);
+            }
+            tracing::info!(%error, "a batch was refused, writing it again with care");
+            self.run("ROLLBACK TO SAVEPOINT part").await?;
+            for target in self.targets.values_mut() {
+                // Staged rows may be back that were cleared since the savepoint.
+                target.staged = target.stage_copy.is_some();
+            }
+            self.write_steps(&steps, Care::Careful).await?;
+        }
+        self.run("RELEASE SAVEPOINT part").await?;
+        self.count(&steps);
+        Ok(())
+    }
+
+    /// Commits what was written, with the progress it makes.
+    pub async fn commit(&mut self, progress: &Progress, caught_up: &[TableName]) -> Result<()> {
+        let open = self.open.take().unwrap_or(Open {
+            counts: BTreeMap::new(),
+            first_offset: progress.next_offset,
+        });
+        let client: &Client = &self.session;
+        let counts = open.counts.iter().map(|(table, counts)| {
+            self.prepared
+                .add_counts(client, self.mirror_id, table, *counts)
+        });
+        let (counted, progressed) = tokio::join!(
+            futures_util::future::join_all(counts),
+            self.prepared.set_progress(client, self.mirror_id, progress),
+        );
+        counted.into_iter().collect::<Result<()>>()?;
+        progressed?;
+        for table in caught_up {
+            self.prepared
+                .set_live(client, self.mirror_id, table)
+                .await?;
+        }
+        crate::crash_points::reached(crate::crash_points::BEFORE_COMMIT);
+        if let Err(error) = self.run("COMMIT").await {
+            return Err(self.attributed(error, open.first_offset));
+        }
+        for target in self.targets.values_mut() {
+            target.staged = false;
+        }
+        Ok(())
+    }
+
+    /// A constraint checked at commit only names its table in the error.
+    fn attributed(&self, error: Error, first_offset: i64) -> Error {
+        if error.is_transient() {
+            return error;
+        }
+        let named = error.db_error().and_then(|db| {
+            Some(TableName {
+                schema: db.schema()?.to_owned(),
+                name: db.table()?.to_owned(),
+            })
+        });
+        match named.and_then(|named| self.routes.source_of(&named)) {
+            Some(source) => Error::Table {
+                table: source.clone(),
+                reason: error.to_string(),
+                restart_offset: Some(first_offset),
+            },
+            None => error,
+        }
+    }
+
+    /// Looks up the tables that appear for the first time. Staging tables are created
+    /// here, before the savepoint that may be rolled back to.
+    async fn find_targets(&mut self, steps: &[Step<'_>]) -> Result<()> {
+        for step in steps {
+            let Step::Rows { version, changes } = step else {
+                continue;
+            };
+            if !self.targets.contains_key(&version.schema_id) {
+                let route = self.routes.get(&version.source).ok_or_else(|| {
+                    Error::Inconsistent(format!(
+                        "table {} has changes to write, but no destination",
+                        version.source
+                    ))
+                })?;
+                let target = Target::find(
+                    &self.session,
+                    version,
+                    &route.destination,
+                    &route.primary_key,
+                )
+                .await?;
+                self.targets.insert(version.schema_id, target);
+            }
+            let only_inserts = changes
+                .iter()
+                .all(|change| matches!(change, Change::Insert(_)));
+            if let Some(target) = self.targets.get_mut(&version.schema_id)
+                && (!only_inserts || target.avoid_direct_copy)
+            {
+                target.ensure_staging(&self.session).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn write_steps(&mut self, steps: &[Step<'_>], care: Care) -> Result<()> {
+        for step in steps {
+            match step {
+                Step::Rows { version, changes } => {
+                    let Some(target) = self.targets.get_mut(&version.schema_id) else {
+                        continue;
+                    };
+                    let written = write_rows(
+                        &self.session,
+                        target,
+                        changes,
+                        care,
+                        self.missing_rows_are_not_ours,
+                    )
+                    .await;
+                    written.map_err(|error| of_table(&version.source, error))?;
+                }
+                Step::Truncate {
+                    tables,
+                    restart_identity,
+                } => {
+                    let destinations: Vec<&TableName> = tables
+                        .iter()
+                        .filter_map(|table| self.routes.get(table))
+                        .map(|route| &route.destination)
+                        .collect();
+                    let truncated = truncate::truncate(
+                        &self.session,
+                        &destinations,
+                        *restart_identity,
+                        care == Care::Careful,
+                    )
+                    .await;
+                    if let Err(error) = truncated {
+                        return Err(match tables.first() {
+                            Some(table) => of_table(table, error),
+                            None => error,
+                        });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, steps: &[Step<'_>]) {
+        let Some(open) = &mut self.open else {
+            return;
+        };
+        for step in steps {
+            if let Step::Rows { version, changes } = step {
+                let counts = net_effect::count(changes);
+                let sum = open.counts.entry(version.source.clone()).or_default();
+                sum.inserted += counts.inserted;
+                sum.updated += counts.updated;
+                sum.deleted += counts.deleted;
+            }
+        }
+    }
+
+    async fn run(&self, statement: &'static str) -> Result<()> {
+        self.session
+            .batch_execute(statement)
+            .await
+            .map_err(Error::sql(format!("writing a batch ({statement})")))
+    }
+}
+
+async fn write_rows(
+    client: &Client,
+    target: &mut Target,
+    changes: &[&Change],
+    care: Care,
+    missing_rows_are_not_ours: bool,
+) -> Result<()> {
+    if target.key.is_empty() {
+        return keyless::write(client, target, changes).await;
+    }
+    if care == Care::Quick {
+        return keyed::write(client, target, changes, care, missing_rows_are_not_ours).await;
+    }
+    target.ensure_staging(client).await?;
+    savepoint(client, "SAVEPOINT one_table").await?;
+    match keyed::write(client, target, changes, care, missing_rows_are_not_ours).await {
+        Ok(()) => {}
+        Err(error) if is_constraint_violation(&error) => {
+            savepoint(client, "ROLLBACK TO SAVEPOINT one_table").await?;
+            target.staged = true;
+            tracing::info!(table = %target.source, %error, "replaying a batch row by row, in source order");
+            keyed::replay(client, target, changes, missing_rows_are_not_ours).await?;
+        }
+        Err(error) => return Err(error),
+    }
+    savepoint(client, "RELEASE SAVEPOINT one_table").await
+}
+
+async fn savepoint(client: &Client, statement: &'static str) -> Result<()> {
+    client
+        .batch_execute(statement)
+        .await
+        .map_err(Error::sql(statement))
+}
+
+/// SQLSTATE class 23, integrity constraint violation (PostgreSQL manual, appendix A).
+fn is_constraint_violation(error: &Error) -> bool {
+    error.sqlstate().is_some_and(|code| code.starts_with("23"))
+}
+
+/// An error that trying again cannot cure is the table's.
+fn of_table(table: &TableName, error: Error) -> Error {
+    if error.is_transient() || matches!(error, Error::Table { .. }) {
+        return error;
+    }
+    Error::Table {
+        table: table.clone(),
+        reason: error.to_string(),
+        restart_offset: None,
+    }
+}

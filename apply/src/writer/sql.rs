@@ -1,0 +1,429 @@
+//! The statements of one target, as text. Pure.
+//!
+//! They go out by the simple protocol, several in one message: that saves round trips,
+//! and each is planned for the sizes of the moment (a cached plan without parameters
+//! would keep the one it was first made for). They hold quoted identifiers and numbers
+//! of ours, never a value from a row: rows arrive by COPY in the staging table, whose
+//! columns are `n` (order, or copies), `op`, `mask` and `c0`, `c1`, … for the target's.
+
+/// One written column of a target.
+#[derive(Clone, Debug)]
+pub(super) struct SqlColumn {
+    /// Quoted.
+    pub(super) name: String,
+    /// As `format_type` prints it, domains resolved.
+    pub(super) type_name: String,
+    /// Quoted and qualified, when it is not the type's own.
+    pub(super) collation: Option<String>,
+    /// GENERATED ALWAYS AS IDENTITY: an UPDATE may not set it.
+    pub(super) always_identity: bool,
+    /// Where `=` of the type is, quoted; None: it has none of its own (enums, arrays, …).
+    pub(super) operator_schema: Option<String>,
+    pub(super) key: bool,
+}
+
+/// What a staged row is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Op {
+    Insert,
+    Upsert,
+    Patch,
+    Replace,
+    /// Of a row that was there before the batch.
+    Delete,
+    /// Of a row that may or may not be there.
+    DeleteAny,
+    /// The old key of a `Rename` with the same `n`.
+    OldKey,
+    /// A row that gets another key.
+    Rename,
+}
+
+impl Op {
+    pub(super) fn letter(self) -> char {
+        match self {
+            Op::Insert => 'I',
+            Op::Upsert => 'U',
+            Op::Patch => 'P',
+            Op::Replace => 'R',
+            Op::Delete => 'D',
+            Op::DeleteAny => 'X',
+            Op::OldKey => 'O',
+            Op::Rename => 'K',
+        }
+    }
+}
+
+pub(super) struct Sql {
+    table: String,
+    staging: String,
+    columns: Vec<SqlColumn>,
+}
+
+impl Sql {
+    /// `table` and `staging` quoted.
+    pub(super) fn new(table: String, staging: String, columns: Vec<SqlColumn>) -> Sql {
+        Sql {
+            table,
+            staging,
+            columns,
+        }
+    }
+
+    pub(super) fn create_staging(&self) -> String {
+        let mut sql = format!(
+            "CREATE TEMP TABLE {} (n bigint, op \"char\", mask int",
+            self.staging
+        );
+        for (index, column) in self.columns.iter().enumerate() {
+            sql.push_str(&format!(", c{index} {}", column.type_name));
+            if let Some(collation) = &column.collation {
+                sql.push_str(&format!(" COLLATE {collation}"));
+            }
+        }
+        sql.push_str(") ON COMMIT DELETE ROWS");
+        sql
+    }
+
+    pub(super) fn clear_staging(&self) -> String {
+        format!("TRUNCATE {}", self.staging)
+    }
+
+    pub(super) fn copy_into_staging(&self) -> String {
+        format!("COPY {} FROM STDIN", self.staging)
+    }
+
+    /// COPY writes identity columns as they come, GENERATED ALWAYS too.
+    pub(super) fn copy_into_table(&self) -> String {
+        format!("COPY {} ({}) FROM STDIN", self.table, self.names())
+    }
+
+    pub(super) fn delete(&self, only: Option<i64>) -> String {
+        format!(
+            "DELETE FROM {} AS t USING {} AS s WHERE s.op IN ('D', 'X', 'R'){} AND {}",
+            self.table,
+            self.staging,
+            only_row(only),
+            self.same_key("t", "s"),
+        )
+    }
+
+    /// Gives one row: inserts that met a row, and all rows met.
+    pub(super) fn update(&self, only: Option<i64>) -> String {
+        let rows = match self.assignments(&[]) {
+            Some(assignments) => format!(
+                "UPDATE {} AS t SET {assignments} FROM {} AS s WHERE s.op IN ('I', 'U'){} AND {} RETURNING s.op",
+                self.table,
+                self.staging,
+                only_row(only),
+                self.same_key("t", "s"),
+            ),
+            None => format!(
+                "SELECT s.op FROM {} AS t JOIN {} AS s ON {} WHERE s.op IN ('I', 'U'){}",
+                self.table,
+                self.staging,
+                self.same_key("t", "s"),
+                only_row(only),
+            ),
+        };
+        format!("WITH met AS ({rows}) SELECT count(*) FILTER (WHERE op = 'I'), count(*) FROM met")
+    }
+
+    /// Gives one row: the rows met. `unchanged` is by written column.
+    pub(super) fn patch(&self, mask: usize, unchanged: &[bool], only: Option<i64>) -> String {
+        let rows = match self.assignments(unchanged) {
+            Some(assignments) => format!(
+                "UPDATE {} AS t SET {assignments} FROM {} AS s WHERE s.op = 'P' AND s.mask = {mask}{} AND {} RETURNING 1",
+                self.table,
+                self.staging,
+                only_row(only),
+                self.same_key("t", "s"),
+            ),
+            None => format!(
+                "SELECT 1 FROM {} AS t JOIN {} AS s ON {} WHERE s.op = 'P' AND s.mask = {mask}{}",
+                self.table,
+                self.staging,
+                self.same_key("t", "s"),
+                only_row(only),
+            ),
+        };
+        format!("WITH met AS ({rows}) SELECT count(*) FROM met")
+    }
+
+    pub(super) fn insert(&self, only: Option<i64>) -> String {
+        format!(
+            "INSERT INTO {table} ({names}) OVERRIDING SYSTEM VALUE SELECT {cells} FROM {staging} AS s \
+             WHERE s.op IN ('I', 'U', 'R'){only} AND NOT EXISTS (SELECT FROM {table} AS t WHERE {same_key}) ORDER BY s.n",
+            table = self.table,
+            names = self.names(),
+            cells = self.cells("s"),
+            staging = self.staging,
+            only = only_row(only),
+            same_key = self.same_key("t", "s"),
+        )
+    }
+
+    /// The keys, as text, of patches whose row is missing; at most `limit`.
+    pub(super) fn missing_patches(&self, limit: usize) -> String {
+        let key: Vec<String> = self
+            .key_cells()
+            .map(|(index, _)| format!("s.c{index}::text"))
+            .collect();
+        format!(
+            "SELECT concat_ws(', ', {}) FROM {} AS s \
+             WHERE s.op = 'P' AND NOT EXISTS (SELECT FROM {} AS t WHERE {}) ORDER BY s.n LIMIT {limit}",
+            key.join(", "),
+            self.staging,
+            self.table,
+            self.same_key("t", "s"),
+        )
+    }
+
+    /// Finds a row whose GENERATED ALWAYS identity an UPDATE could not set and that now
+    /// differs from the source's; None for tables without such a column outside the key.
+    pub(super) fn identity_conflict(&self) -> Option<String> {
+        let differs: Vec<String> = self
+            .columns
+            .iter()
+            .enumerate()
+            .filter(|(_, column)| column.always_identity && !column.key)
+            .map(|(index, column)| format!("(t.{0} <> s.c{index})", column.name))
+            .collect();
+        if differs.is_empty() {
+            return None;
+        }
+        Some(format!(
+            "SELECT 1 FROM {} AS t JOIN {} AS s ON {} WHERE s.op IN ('I', 'U', 'P') AND ({}) LIMIT 1",
+            self.table,
+            self.staging,
+            self.same_key("t", "s"),
+            differs.join(" OR "),
+        ))
+    }
+
+    /// Two statements: clears the way for the row `n` that changes its key (a row under
+    /// the new key is drift), then updates it where its old key is. The second counts.
+    pub(super) fn rename(&self, n: i64, unchanged: &[bool]) -> (String, String) {
+        let clear = format!(
+            "DELETE FROM {table} AS t USING {staging} AS s, {staging} AS o \
+             WHERE s.op = 'K' AND s.n = {n} AND o.op = 'O' AND o.n = {n} AND {is_new} AND NOT ({is_old})",
+            table = self.table,
+            staging = self.staging,
+            is_new = self.same_key("t", "s"),
+            is_old = self.same_key("t", "o"),
+        );
+        let assignments: Vec<String> = self
+            .columns
+            .iter()
+            .enumerate()
+            .filter(|(index, column)| {
+                (column.key || !column.always_identity)
+                    && !unchanged.get(*index).copied().unwrap_or(false)
+            })
+            .map(|(index, column)| format!("{} = s.c{index}", column.name))
+            .collect();
+        let update = format!(
+            "UPDATE {table} AS t SET {assignments} FROM {staging} AS s, {staging} AS o \
+             WHERE s.op = 'K' AND s.n = {n} AND o.op = 'O' AND o.n = {n} AND {is_old}",
+            table = self.table,
+            assignments = assignments.join(", "),
+            staging = self.staging,
+            is_old = self.same_key("t", "o"),
+        );
+        (clear, update)
+    }
+
+    /// Turns the rename `n`, whose row is missing but wholly known, into an insert.
+    pub(super) fn rename_to_insert(&self, n: i64) -> String {
+        format!(
+            "UPDATE {} SET op = 'I' WHERE op = 'K' AND n = {n}",
+            self.staging
+        )
+    }
+
+    /// For tables without a key: takes away `n` copies of each row marked 'D', matched by
+    /// the text of the whole row, byte for byte.
+    pub(super) fn delete_copies(&self) -> String {
+        format!(
+            "WITH want AS MATERIALIZED (\
+                 SELECT ROW({staged})::text COLLATE \"C\" AS k, sum(s.n) AS copies FROM {staging} AS s \
+                 WHERE s.op = 'D' GROUP BY 1), \
+             have AS (\
+                 SELECT t.tableoid AS o, t.ctid AS c, w.copies, \
+                        row_number() OVER (PARTITION BY w.k ORDER BY t.tableoid, t.ctid) AS nth \
+                 FROM {table} AS t JOIN want AS w ON w.k = (ROW({held})::text COLLATE \"C\")) \
+             DELETE FROM {table} AS t USING have \
+             WHERE have.nth <= have.copies AND t.ctid = have.c AND t.tableoid = have.o",
+            staged = self.cells("s"),
+            staging = self.staging,
+            table = self.table,
+            held = self
+                .columns
+                .iter()
+                .map(|column| format!("t.{}", column.name))
+                .collect::<Vec<_>>()
+                .join(", "),
+        )
+    }
+
+    /// For tables without a key: adds `n` copies of each row marked 'I'.
+    pub(super) fn insert_copies(&self) -> String {
+        format!(
+            "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} AS s, generate_series(1, s.n) \
+             WHERE s.op = 'I'",
+            self.table,
+            self.names(),
+            self.cells("s"),
+            self.staging,
+        )
+    }
+
+    fn names(&self) -> String {
+        let names: Vec<&str> = self
+            .columns
+            .iter()
+            .map(|column| column.name.as_str())
+            .collect();
+        names.join(", ")
+    }
+
+    fn cells(&self, alias: &str) -> String {
+        let cells: Vec<String> = (0..self.columns.len())
+            .map(|index| format!("{alias}.c{index}"))
+            .collect();
+        cells.join(", ")
+    }
+
+    fn key_cells(&self) -> impl Iterator<Item = (usize, &SqlColumn)> {
+        self.columns
+            .iter()
+            .enumerate()
+            .filter(|(_, column)| column.key)
+    }
+
+    /// The table's row has the key of the staged one.
+    fn same_key(&self, table: &str, staged: &str) -> String {
+        let conditions: Vec<String> = self
+            .key_cells()
+            .map(|(index, column)| {
+                let operator_schema = column.operator_schema.as_deref().unwrap_or("pg_catalog");
+                format!(
+                    "{table}.{} OPERATOR({operator_schema}.=) {staged}.c{index}",
+                    column.name
+                )
+            })
+            .collect();
+        conditions.join(" AND ")
+    }
+
+    /// The SET list; the key is set too, because equal keys may be written differently
+    /// (1.0 and 1.00). None when nothing is left to set.
+    fn assignments(&self, unchanged: &[bool]) -> Option<String> {
+        let assignments: Vec<String> = self
+            .columns
+            .iter()
+            .enumerate()
+            .filter(|(index, column)| {
+                !column.always_identity && !unchanged.get(*index).copied().unwrap_or(false)
+            })
+            .map(|(index, column)| format!("{} = s.c{index}", column.name))
+            .collect();
+        (!assignments.is_empty()).then(|| assignments.join(", "))
+    }
+}
+
+fn only_row(only: Option<i64>) -> String {
+    only.map_or_else(String::new, |n| format!(" AND s.n = {n}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn column(name: &str, key: bool) -> SqlColumn {
+        SqlColumn {
+            name: format!("\"{name}\""),
+            type_name: "text".into(),
+            collation: None,
+            always_identity: false,
+            operator_schema: Some("pg_catalog".into()),
+            key,
+        }
+    }
+
+    fn sql(columns: Vec<SqlColumn>) -> Sql {
+        Sql::new(
+            "\"public\".\"t\"".into(),
+            "pg_temp.\"bunny_stage_1\"".into(),
+            columns,
+        )
+    }
+
+    #[test]
+    fn a_patch_sets_only_what_it_knows() {
+        let sql = sql(vec![
+            column("id", true),
+            column("a", false),
+            column("big", false),
+        ]);
+        let patch = sql.patch(3, &[false, false, true], None);
+        assert!(
+            patch.contains("SET \"id\" = s.c0, \"a\" = s.c1 FROM"),
+            "{patch}"
+        );
+        assert!(patch.contains("s.mask = 3"), "{patch}");
+        assert!(sql.update(None).contains("\"big\" = s.c2"));
+    }
+
+    #[test]
+    fn an_always_identity_is_not_set_by_an_update() {
+        let identity = SqlColumn {
+            always_identity: true,
+            ..column("id", true)
+        };
+        let only_key = sql(vec![identity.clone()]);
+        assert!(
+            !only_key.update(None).contains("SET"),
+            "nothing is left to set"
+        );
+        assert!(only_key.insert(None).contains("OVERRIDING SYSTEM VALUE"));
+        assert!(
+            only_key.identity_conflict().is_none(),
+            "a key that matches is right"
+        );
+
+        let beside = sql(vec![
+            column("id", true),
+            SqlColumn {
+                key: false,
+                ..identity
+            },
+        ]);
+        assert!(beside.identity_conflict().is_some());
+    }
+
+    #[test]
+    fn a_key_of_an_extension_type_uses_its_own_equality() {
+        let citext = SqlColumn {
+            operator_schema: Some("\"ext\"".into()),
+            ..column("mail", true)
+        };
+        assert!(
+            sql(vec![citext])
+                .delete(None)
+                .contains("t.\"mail\" OPERATOR(\"ext\".=) s.c0")
+        );
+    }
+
+    #[test]
+    fn one_row_can_be_picked() {
+        let sql = sql(vec![column("id", true), column("a", false)]);
+        for statement in [
+            sql.delete(Some(7)),
+            sql.update(Some(7)),
+            sql.insert(Some(7)),
+        ] {
+            assert!(statement.contains("s.n = 7"), "{statement}");
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! The destination table of one version of a source table: which columns are written,
+//! by what a row is found, and the SQL that does it.
+
+use bunny_postgres::{TableName, quote_ident};
+use tokio_postgres::{Client, Statement};
+
+use super::sql::{Sql, SqlColumn};
+use crate::error::{Error, Result};
+use crate::event::{Row, TableVersion};
+use crate::net_effect::keyed::KeyChange;
+
+/// Domains are resolved to what they stand for: a staged row may hold NULL where the
+/// domain forbids it (cells that mean nothing). A collation is named where it is not the
+/// type's own, because two different ones cannot be compared. `=` of a type that an
+/// extension brought is not in pg_catalog, which is all the search path holds.
+const COLUMNS_SQL: &str = "
+WITH RECURSIVE base(attnum, typid, typmod) AS (
+    SELECT attnum, atttypid, atttypmod FROM pg_attribute
+    WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped
+  UNION ALL
+    SELECT b.attnum, t.typbasetype, t.typtypmod FROM base b JOIN pg_type t ON t.oid = b.typid
+    WHERE t.typtype = 'd'
+)
+SELECT a.attname::text, a.attgenerated <> '' AS generated, a.attidentity = 'a' AS always_identity,
+       format_type(b.typid, b.typmod) AS type_name,
+       CASE WHEN a.attcollation <> 0 AND a.attcollation <> t.typcollation THEN
+           (SELECT quote_ident(n.nspname) || '.' || quote_ident(c.collname)
+            FROM pg_collation c JOIN pg_namespace n ON n.oid = c.collnamespace WHERE c.oid = a.attcollation)
+       END AS collation,
+       (SELECT quote_ident(n.nspname) FROM pg_operator o JOIN pg_namespace n ON n.oid = o.oprnamespace
+        WHERE o.oprname = '=' AND o.oprleft = b.typid AND o.oprright = b.typid LIMIT 1) AS operator_schema
+FROM pg_attribute a
+JOIN base b ON b.attnum = a.attnum
+JOIN pg_type t ON t.oid = b.typid AND t.typtype <> 'd'
+WHERE a.attrelid = to_regclass($1)
+ORDER BY a.attnum";
+
+/// Where the rows of one table version go.
+pub(super) struct Target {
+    pub(super) source: TableName,
+    pub(super) destination: TableName,
+    /// Indexes, among the event's columns, of those that are written.
+    pub(super) written: Vec<usize>,
+    /// All of the event's columns are written: a row's text can be copied whole.
+    pub(super) writes_all: bool,
+    /// Indexes, among the event's columns, of the key; empty when rows have none.
+    pub(super) key: Vec<usize>,
+    pub(super) key_change: KeyChange,
+    pub(super) sql: Sql,
+    /// COPY into the staging table; it exists in this session once this is set.
+    pub(super) stage_copy: Option<Statement>,
+    pub(super) direct_copy: Option<Statement>,
+    /// Set after a COPY straight into the table met a row that was there.
+    pub(super) avoid_direct_copy: bool,
+    /// The staging table holds rows of this transaction.
+    pub(super) staged: bool,
+}
+
+impl Target {
+    /// Looks the destination table up. `primary_key` is the source table's, used when
+    /// the events carry no key of their own (whole old rows, or inserts only).
+    pub(super) async fn find(
+        client: &Client,
+        version: &TableVersion,
+        destination: &TableName,
+        primary_key: &[String],
+    ) -> Result<Target, Error> {
+        let rows = client
+            .query(COLUMNS_SQL, &[&destination.quoted()])
+            .await
+            .map_err(Error::sql(format!(
+                "looking at destination table {destination}"
+            )))?;
+        let refused = |reason: String| Error::Table {
+            table: version.source.clone(),
+            reason,
+            restart_offset: None,
+        };
+        if rows.is_empty() {
+            return Err(refused(format!(
+                "destination table {destination} does not exist"
+            )));
+        }
+        let mut written = Vec::new();
+        let mut columns = Vec::new();
+        let mut missing = Vec::new();
+        for (index, column) in version.columns.iter().enumerate() {
+            let Some(row) = rows.iter().find(|row| row.get::<_, &str>(0) == column.name) else {
+                missing.push(quote_ident(&column.name));
+                continue;
+            };
+            if row.get::<_, bool>("generated") {
+                continue;
+            }
+            written.push(index);
+            columns.push(SqlColumn {
+                name: quote_ident(&column.name),
+                type_name: row.get("type_name"),
+                collation: row.get("collation"),
+                always_identity: row.get("always_identity"),
+                operator_schema: row.get("operator_schema"),
+                key: false,
+            });
+        }
+        if !missing.is_empty() {
+            return Err(refused(format!(
+                "destination table {destination} lacks the columns {}; add them there, then sync the table again",
+                missing.join(", ")
+            )));
+        }
+        let key = key_columns(version, primary_key);
+        for (column, index) in columns.iter_mut().zip(&written) {
+            column.key = key.contains(index);
+        }
+        if columns.iter().filter(|column| column.key).count() != key.len() {
+            return Err(refused(format!(
+                "a key column is generated in destination table {destination}, so its rows cannot be found by it"
+            )));
+        }
+        let has_own_columns = rows.iter().any(|row| {
+            let name: &str = row.get(0);
+            !row.get::<_, bool>("generated")
+                && version.columns.iter().all(|column| column.name != name)
+        });
+        let staging = format!("pg_temp.\"bunny_stage_{}\"", version.schema_id);
+        Ok(Target {
+            source: version.source.clone(),
+            destination: destination.clone(),
+            writes_all: written.len() == version.columns.len(),
+            written,
+            key,
+            key_change: if has_own_columns {
+                KeyChange::Rename
+            } else {
+                KeyChange::Split
+            },
+            sql: Sql::new(destination.quoted(), staging, columns),
+            stage_copy: None,
+            direct_copy: None,
+            avoid_direct_copy: false,
+            staged: false,
+        })
+    }
+
+    /// Creates the staging table if this session has none yet. Outside any savepoint
+    /// that may be rolled back to.
+    pub(super) async fn ensure_staging(&mut self, client: &Client) -> Result<()> {
+        if self.stage_copy.is_some() {
+            return Ok(());
+        }
+        let doing = || format!("creating the staging table of {}", self.destination);
+        client
+            .batch_execute(&self.sql.create_staging())
+            .await
+            .map_err(Error::sql(doing()))?;
+        let copy = client
+            .prepare(&self.sql.copy_into_staging())
+            .await
+            .map_err(Error::sql(doing()))?;
+        self.stage_copy = Some(copy);
+        Ok(())
+    }
+
+    /// Appends the written cells of a row as COPY text, without the line end.
+    pub(super) fn write_cells(&self, out: &mut Vec<u8>, row: &Row) {
+        if self.writes_all {
+            out.extend_from_slice(row.text());
+            return;
+        }
+        for (position, &index) in self.written.iter().enumerate() {
+            if position > 0 {
+                out.push(b'\t');
+            }
+            out.extend_from_slice(row.cell(index));
+        }
+    }
+}
+
+/// The event's own key, or else the source's primary key where the events carry it.
+fn key_columns(version: &TableVersion, primary_key: &[String]) -> Vec<usize> {
+    let own: Vec<usize> = (0..version.columns.len())
+        .filter(|&index| version.columns[index].key)
+        .collect();
+    if !own.is_empty() {
+        return own;
+    }
+    let by_name = |name: &String| {
+        version
+            .columns
+            .iter()
+            .position(|column| column.name == *name)
+    };
+    let mut key: Vec<usize> = primary_key.iter().filter_map(by_name).collect();
+    if key.len() < primary_key.len() {
+        return Vec::new();
+    }
+    key.sort_unstable();
+    key
+}
+
+#[cfg(test)]
+mod tests {
+    use bunny_schemas::envelope::ColumnSchema;
+
+    use super::*;
+
+    fn version(columns: &[(&str, bool)]) -> TableVersion {
+        let columns = columns
+            .iter()
+            .enumerate()
+            .map(|(index, (name, key))| ColumnSchema {
+                name: (*name).to_owned(),
+                attnum: index as i16 + 1,
+                type_oid: 25,
+                type_name: "text".to_owned(),
+                typmod: -1,
+                not_null: false,
+                key: *key,
+            });
+        TableVersion {
+            schema_id: 1,
+            source: TableName {
+                schema: "public".into(),
+                name: "t".into(),
+            },
+            columns: columns.collect(),
+        }
+    }
+
+    #[test]
+    fn the_events_key_wins_over_the_primary_key() {
+        let version = version(&[("id", false), ("code", true)]);
+        assert_eq!(key_columns(&version, &["id".into()]), [1]);
+    }
+
+    #[test]
+    fn a_primary_key_serves_events_without_one() {
+        let version = version(&[("a", false), ("b", false), ("c", false)]);
+        assert_eq!(key_columns(&version, &["c".into(), "a".into()]), [0, 2]);
+    }
+
+    #[test]
+    fn half_a_key_is_none() {
+        let version = version(&[("a", false)]);
+        assert!(key_columns(&version, &["a".into(), "excluded".into()]).is_empty());
+    }
+}
