@@ -44,6 +44,8 @@ impl Tail {
     pub(crate) fn open(kafka: &KafkaConfig, topic: &str, partition: i32) -> Result<Tail> {
         let consumer = kafka
             .read_committed_consumer("bunny-reader")
+            // The end is what is waited for.
+            .set("fetch.wait.max.ms", "5")
             .create()
             .map_err(Error::kafka(format!("create a consumer for {topic}")))?;
         Ok(Tail {

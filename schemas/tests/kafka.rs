@@ -11,7 +11,7 @@ use bunny_schemas::control::{
     GenerationStarted, PositionRecord, SchemaKind, SyncRecord, SyncState, TableGap,
 };
 use bunny_schemas::envelope::{ColumnSchema, Encoder, Op, Source, TableSchema, Value};
-use bunny_schemas::kafka::{KafkaConfig, MESSAGE_BYTES_MAX, TopicKind};
+use bunny_schemas::kafka::{KafkaConfig, MESSAGE_BYTES_MAX, TopicKind, commit_transaction};
 use bunny_schemas::reader::{last_change, last_position, read_positions};
 use bunny_schemas::registry::Registry;
 use bunny_schemas::topics::Topics;
@@ -139,7 +139,7 @@ async fn topics_are_created_and_checked() {
     for _ in 0..3 {
         send(&writer, &changes, None, b"x");
     }
-    writer.commit_transaction(TIMEOUT).unwrap();
+    commit_transaction(&writer, TIMEOUT).unwrap();
     assert_eq!(kafka.delete_records(&changes, 0, 2).await.unwrap(), 2);
     assert_eq!(kafka.watermarks(&changes, 0).await.unwrap(), (2, 4));
 
@@ -176,7 +176,7 @@ async fn largest_messages_pass() {
     let writer = producer(&kafka, "large");
     writer.begin_transaction().unwrap();
     send(&writer, &changes, None, &value);
-    writer.commit_transaction(TIMEOUT).unwrap();
+    commit_transaction(&writer, TIMEOUT).unwrap();
 
     use rdkafka::Message;
     use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -334,7 +334,7 @@ async fn last_event_and_positions_are_found() {
         Some(PositionRecord::KEY),
         &record.encode(position_id),
     );
-    writer.commit_transaction(TIMEOUT).unwrap();
+    commit_transaction(&writer, TIMEOUT).unwrap();
     let event = last_change(&kafka, &registry, &topics, SLUG)
         .await
         .unwrap()
@@ -379,7 +379,7 @@ async fn last_event_and_positions_are_found() {
             Some(sync.key().as_bytes()),
             &sync.encode(sync_id),
         );
-        writer.commit_transaction(TIMEOUT).unwrap();
+        commit_transaction(&writer, TIMEOUT).unwrap();
     }
     let event = last_change(&kafka, &registry, &topics, SLUG)
         .await
@@ -434,7 +434,7 @@ async fn last_event_and_positions_are_found() {
     );
     let read = last_position(&kafka, &topics, SLUG).await.unwrap().unwrap();
     assert_eq!(read.commit_lsn, Lsn(20));
-    writer.commit_transaction(TIMEOUT).unwrap();
+    commit_transaction(&writer, TIMEOUT).unwrap();
     let event = last_change(&kafka, &registry, &topics, SLUG)
         .await
         .unwrap()

@@ -14,6 +14,7 @@ mod encoder;
 mod names;
 mod numbers;
 mod schema;
+mod shortest;
 #[cfg(test)]
 mod tests;
 

@@ -3,6 +3,8 @@
 
 use std::fmt::{self, Write};
 
+use super::shortest::{self, Decimal};
+
 /// `t` or `f`.
 pub(crate) fn parse_bool(text: &[u8]) -> Option<bool> {
     match text {
@@ -95,25 +97,21 @@ pub(crate) fn print_int(out: &mut Vec<u8>, value: i64) {
     out.extend_from_slice(text.as_bytes());
 }
 
-/// Appends a `real`. Postgres prints it without an exponent from 1e-4 to 999999.
+/// Appends a `real`. Postgres prints it without an exponent from 1e-4 below 1e6.
 pub(crate) fn print_float(out: &mut Vec<u8>, value: f32) {
-    if print_named(out, f64::from(value)) {
-        return;
+    if !print_named(out, f64::from(value)) {
+        print_sign(out, value.is_sign_negative());
+        print_decimal(out, shortest::of_float(value.abs()), 6);
     }
-    let mut text = Short::default();
-    let _ = write!(text, "{value:e}");
-    print_shortest(out, text.as_bytes(), 6);
 }
 
 /// Appends a `double precision`. Postgres prints it without an exponent from 1e-4
-/// to below 1e15.
+/// below 1e15.
 pub(crate) fn print_double(out: &mut Vec<u8>, value: f64) {
-    if print_named(out, value) {
-        return;
+    if !print_named(out, value) {
+        print_sign(out, value.is_sign_negative());
+        print_decimal(out, shortest::of_double(value.abs()), 15);
     }
-    let mut text = Short::default();
-    let _ = write!(text, "{value:e}");
-    print_shortest(out, text.as_bytes(), 15);
 }
 
 /// Appends a `bytea` in its hex form.
@@ -142,22 +140,21 @@ fn print_named(out: &mut Vec<u8>, value: f64) -> bool {
     true
 }
 
-/// Lays out `[-]d[.ddd]e[-]x`, the shortest digits, as `to_chars` of Postgres'
-/// `d2s.c` and `f2s.c` do: fixed from 1e-4 below `1e<fixed_below>`, else with a
-/// signed exponent of at least two digits.
-fn print_shortest(out: &mut Vec<u8>, scientific: &[u8], fixed_below: i64) {
-    let mark = scientific.iter().position(|&byte| byte == b'e');
-    let (mantissa, exponent) = scientific.split_at(mark.unwrap_or(scientific.len()));
-    let exponent = exponent.get(1..).and_then(parse_int).unwrap_or(0);
-    let mantissa = match mantissa.strip_prefix(b"-") {
-        Some(mantissa) => {
-            out.push(b'-');
-            mantissa
-        }
-        None => mantissa,
-    };
-    let (first, rest) = mantissa.split_at(1);
-    let rest = rest.strip_prefix(b".").unwrap_or(rest);
+fn print_sign(out: &mut Vec<u8>, negative: bool) {
+    if negative {
+        out.push(b'-');
+    }
+}
+
+/// Lays digits out as `to_chars` of Postgres' `d2s.c` and `f2s.c` do: fixed from
+/// 1e-4 below `1e<fixed_below>`, else with a signed exponent of at least two digits.
+fn print_decimal(out: &mut Vec<u8>, decimal: Decimal, fixed_below: i32) {
+    let mut text = Short::default();
+    let _ = write!(text, "{}", decimal.digits);
+    let digits = text.as_bytes();
+    // Power of ten of the first digit.
+    let exponent = decimal.exponent + digits.len() as i32 - 1;
+    let (first, rest) = digits.split_at(1);
     if exponent < -4 || exponent >= fixed_below {
         out.extend_from_slice(first);
         if !rest.is_empty() {
@@ -171,8 +168,7 @@ fn print_shortest(out: &mut Vec<u8>, scientific: &[u8], fixed_below: i64) {
     } else if exponent < 0 {
         out.extend_from_slice(b"0.");
         out.extend(std::iter::repeat_n(b'0', (-exponent - 1) as usize));
-        out.extend_from_slice(first);
-        out.extend_from_slice(rest);
+        out.extend_from_slice(digits);
     } else {
         let whole = exponent as usize;
         out.extend_from_slice(first);
@@ -187,14 +183,19 @@ fn print_shortest(out: &mut Vec<u8>, scientific: &[u8], fixed_below: i64) {
 
 /// Text on the stack; the longest number takes 24 bytes.
 #[derive(Default)]
-struct Short {
+pub(super) struct Short {
     bytes: [u8; 32],
     length: usize,
 }
 
 impl Short {
-    fn as_bytes(&self) -> &[u8] {
+    pub(super) fn as_bytes(&self) -> &[u8] {
         &self.bytes[..self.length]
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        // Only whole `str`s were written.
+        std::str::from_utf8(self.as_bytes()).unwrap_or_default()
     }
 }
 

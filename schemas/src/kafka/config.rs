@@ -78,7 +78,9 @@ const CONSUMER: [(&str, &str); 7] = [
     // The default of 1 s stalls a consumer that drains its queue.
     ("fetch.queue.backoff.ms", "5"),
     ("fetch.error.backoff.ms", "200"),
-    ("fetch.wait.max.ms", "100"),
+    // The end of a partition is signalled after an empty answer, which a broker
+    // holds back for so long.
+    ("fetch.wait.max.ms", "25"),
     // Soft limits: a broker sends a larger batch whole when it stands first.
     ("fetch.message.max.bytes", "8388608"),
     ("fetch.max.bytes", "16777216"),

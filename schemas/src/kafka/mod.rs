@@ -5,11 +5,13 @@
 
 mod config;
 mod topic;
+mod transaction;
 
 use std::time::Duration;
 
 pub use config::KafkaConfig;
 pub use topic::TopicKind;
+pub use transaction::commit_transaction;
 
 /// Largest event in bytes that capture publishes whole; a larger one becomes a
 /// `TableGap`.

@@ -6,7 +6,7 @@ use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedPr
 
 use super::Shared;
 use super::state::Registered;
-use crate::kafka::CALL_TIMEOUT;
+use crate::kafka::{CALL_TIMEOUT, commit_transaction};
 use crate::{Error, Result};
 
 /// How long an abort may take before the producer is given up as it is; who
@@ -114,9 +114,7 @@ fn send_and_commit(
                 source,
             })?;
     }
-    producer
-        .commit_transaction(CALL_TIMEOUT)
-        .map_err(Error::kafka(doing()))?;
+    commit_transaction(producer, CALL_TIMEOUT).map_err(Error::kafka(doing()))?;
     tracing::info!(
         topic = shared.topic,
         schemas = records.len(),
