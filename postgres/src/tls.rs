@@ -1,16 +1,9 @@
-//! TLS for both clients of this crate, in every `sslmode`.
-//!
-//! The SQL client takes a rustls configuration; the replication client builds its
-//! own from a file of trusted roots. Both get the same roots and the same rules, so
-//! a peer that accepts one session accepts the other. The crypto provider is always
-//! named, never the process default, except in the replication client, for which it
-//! is installed as the default first.
+//! TLS in every `sslmode`, for SQL and replication sessions alike: a peer that accepts
+//! one accepts the other. The crypto provider is named here, so nothing depends on a
+//! process default.
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use base64::Engine;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -54,32 +47,6 @@ pub(crate) fn client_config(options: &ConnectOptions) -> Result<Option<ClientCon
     Ok(Some(config))
 }
 
-/// The trusted roots as a PEM file for the replication client, which must live until
-/// it has connected; `None` where nothing is verified.
-pub(crate) fn root_file(options: &ConnectOptions) -> Result<Option<RootFile>> {
-    let verified = matches!(
-        options.effective_ssl_mode(),
-        SslMode::VerifyCa | SslMode::VerifyFull
-    );
-    if !verified {
-        return Ok(None);
-    }
-    let pem = match &options.ssl_root_cert {
-        Some(pem) => {
-            parse_roots(pem)?; // so that a bad one gives the same error as elsewhere
-            pem.clone()
-        }
-        None => system_certificates()?.iter().map(to_pem).collect(),
-    };
-    RootFile::write(&pem).map(Some)
-}
-
-/// Makes the provider used here the process default, unless there is one already.
-pub(crate) fn install_default_provider() {
-    // An error means that another was installed before, which is as good.
-    let _ = aws_lc_rs::default_provider().install_default();
-}
-
 fn roots(options: &ConnectOptions) -> Result<RootCertStore> {
     let certificates = match &options.ssl_root_cert {
         Some(pem) => return parse_roots(pem),
@@ -115,48 +82,6 @@ fn system_certificates() -> Result<Vec<CertificateDer<'static>>> {
         ));
     }
     Ok(found.certs)
-}
-
-fn to_pem(certificate: &CertificateDer<'static>) -> String {
-    let base64 = base64::engine::general_purpose::STANDARD.encode(certificate);
-    format!("-----BEGIN CERTIFICATE-----\n{base64}\n-----END CERTIFICATE-----\n")
-}
-
-/// A temporary file of root certificates, removed on drop.
-#[derive(Debug)]
-pub(crate) struct RootFile {
-    path: PathBuf,
-}
-
-impl RootFile {
-    fn write(pem: &str) -> Result<RootFile> {
-        let path = std::env::temp_dir().join(format!("bunny-roots-{}.pem", uuid::Uuid::new_v4()));
-        let failed = |error| {
-            Error::Tls(format!(
-                "cannot write root certificates to {path:?}: {error}"
-            ))
-        };
-        // `create_new` does not follow what somebody else may have put there.
-        let mut file = std::fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .map_err(failed)?;
-        let written = file.write_all(pem.as_bytes());
-        let root_file = RootFile { path: path.clone() };
-        written.map_err(failed)?;
-        Ok(root_file)
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl Drop for RootFile {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
-    }
 }
 
 /// `prefer` and `require`: encryption against listeners, no identity.
@@ -285,12 +210,11 @@ mod tests {
         );
         for mode in [SslMode::Prefer, SslMode::Require] {
             assert!(client_config(&options(mode, None)).unwrap().is_some());
-            assert!(root_file(&options(mode, None)).unwrap().is_none());
         }
     }
 
     #[test]
-    fn a_bad_root_certificate_is_refused_by_both() {
+    fn a_bad_root_certificate_is_refused() {
         for pem in [
             "",
             "hello",
@@ -302,17 +226,7 @@ mod tests {
                     matches!(client_config(&options), Err(Error::Tls(_))),
                     "{pem:?}"
                 );
-                assert!(matches!(root_file(&options), Err(Error::Tls(_))), "{pem:?}");
             }
         }
-    }
-
-    #[test]
-    fn a_root_file_vanishes_with_its_owner() {
-        let file = RootFile::write("text").unwrap();
-        let path = file.path().to_owned();
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "text");
-        drop(file);
-        assert!(!path.exists());
     }
 }

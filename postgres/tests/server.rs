@@ -392,7 +392,7 @@ async fn a_slot_streams_what_was_committed_and_remembers_what_was_confirmed() {
     .await;
     assert!((now_us - commit_ts_us).abs() < 60_000_000, "{commit_ts_us}");
     assert!(final_lsn >= consistent_point && xid > 0);
-    let WalEvent::Change(bytes) = next_change(&mut stream).await else {
+    let WalEvent::Change { message: bytes, .. } = next_change(&mut stream).await else {
         panic!("no relation");
     };
     let Ok(Message::Relation(relation)) = decode(&bytes) else {
@@ -404,7 +404,7 @@ async fn a_slot_streams_what_was_committed_and_remembers_what_was_confirmed() {
     );
     let keys: Vec<_> = relation.columns.iter().map(|c| c.key).collect();
     assert_eq!(keys, [true, false, false]);
-    let WalEvent::Change(bytes) = next_change(&mut stream).await else {
+    let WalEvent::Change { message: bytes, .. } = next_change(&mut stream).await else {
         panic!("no insert");
     };
     let Ok(Message::Insert { new, .. }) = decode(&bytes) else {
@@ -429,7 +429,7 @@ async fn a_slot_streams_what_was_committed_and_remembers_what_was_confirmed() {
         next_change(&mut stream).await,
         WalEvent::Begin { .. }
     ));
-    let WalEvent::Change(bytes) = next_change(&mut stream).await else {
+    let WalEvent::Change { message: bytes, .. } = next_change(&mut stream).await else {
         panic!("no update");
     };
     let Ok(Message::Update {
@@ -484,7 +484,7 @@ async fn a_slot_streams_what_was_committed_and_remembers_what_was_confirmed() {
     assert!(in_use.is_transient(), "{in_use}");
     let mut seen = Vec::new();
     while seen.len() < 2 {
-        let WalEvent::Change(bytes) = next_change(&mut stream).await else {
+        let WalEvent::Change { message: bytes, .. } = next_change(&mut stream).await else {
             continue;
         };
         match decode(&bytes).unwrap() {

@@ -86,12 +86,6 @@ pub(super) fn error(doing: &str, error: PgWireError) -> Error {
             (message, sqlstate, false)
         }
         PgWireError::Io(io) => (io.to_string(), None, true),
-        // A handshake breaks off with the network; a certificate stays what it is.
-        PgWireError::Tls(text) => {
-            let lost =
-                text.contains("handshake failed") && !text.to_lowercase().contains("certificate");
-            (text, None, lost)
-        }
         // Its worker ended before it could say why.
         other @ (PgWireError::Task(_) | PgWireError::Internal(_)) => {
             (other.to_string(), None, true)
@@ -195,17 +189,6 @@ mod tests {
         assert!(lost.is_transient());
         assert_eq!(lost.sqlstate(), None);
 
-        for (text, transient) in [
-            ("TLS handshake failed: unexpected end of file", true),
-            (
-                "TLS handshake failed: invalid peer certificate: Expired",
-                false,
-            ),
-            ("server does not support TLS (SSLRequest rejected)", false),
-        ] {
-            let error = error("connecting", PgWireError::Tls(text.to_owned()));
-            assert_eq!(error.is_transient(), transient, "{text}");
-        }
         let malformed = error("streaming", PgWireError::Protocol("bad".to_owned()));
         assert!(!malformed.is_transient());
     }

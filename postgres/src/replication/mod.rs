@@ -5,35 +5,31 @@
 //! a stream ([`WalStream`]) or kept for its snapshot ([`ExportedSnapshot`]). Each
 //! closes its connection when dropped.
 //!
-//! **Silence.** The replication link has no TCP keepalives, and an idle walsender may
-//! rightly say nothing for long. So a peer that vanished is not noticed here: hold an
-//! ordinary [`crate::Session`] to the same server, which does notice within 15 s, and
-//! take its loss for the stream's.
+//! **Memory.** Between the socket and [`WalStream::next`] wait at most 4 MiB and one
+//! event (the server's own limit on one is 1 GiB), plus a few fixed buffers.
 //!
-//! **Memory.** Between the socket and [`WalStream::next`] lie at most
-//! [`BUFFERED_EVENTS`] events. The bound counts events, not bytes, so with rows of
-//! 1 MiB it is 64 MiB. The server's own limit on one message is 1 GiB.
+//! **Silence.** A peer that vanished ends the stream within 15 s. A peer that lives and
+//! says nothing is taken to have nothing to say.
 
 mod commands;
+mod link;
 mod stream;
 
 use std::time::Duration;
 
-use pgwire_replication::{
-    Lsn as WireLsn, QueryRow, ReplicationClient, ReplicationConfig, SslMode as WireSslMode,
-    TlsConfig,
-};
+use pgwire_replication::{Lsn as WireLsn, QueryRow, ReplicationClient, ReplicationConfig};
 use secrecy::ExposeSecret;
 
 pub use stream::{WalEvent, WalStream};
 
 use crate::session::{CONNECT_TIMEOUT, TRANSACTION_TIMEOUT_SINCE};
-use crate::{ConnectOptions, Error, Lsn, Result, SslMode, pinned_options, tls};
+use crate::{ConnectOptions, Error, Lsn, Result, pinned_options};
 use commands::Snapshot;
+use link::Link;
 
-/// Events that may wait between the socket and the consumer. Enough that the two
-/// rarely wait for each other with small rows, little enough with large ones.
-pub const BUFFERED_EVENTS: usize = 64;
+/// Events that may wait between the socket and the consumer. From 16 on, more of them
+/// did not make a stream of small rows faster; their bytes are bounded by the link.
+const BUFFERED_EVENTS: usize = 64;
 
 /// How long a command that only looks something up may take.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -58,6 +54,7 @@ pub struct SystemId {
 /// An open replication session that does not stream yet.
 pub struct Replication {
     wire: Wire,
+    link: Link,
     target: Target,
     backend_pid: i32,
     server_version_num: i32,
@@ -111,29 +108,33 @@ impl Replication {
             "opening a replication session to {}",
             target.options.target()
         );
-        let roots = tls::root_file(&target.options)?;
-        tls::install_default_provider();
-        let config = wire_config(&target, roots.as_ref(), start_lsn);
-        let client = ReplicationClient::connect_gated(config)
-            .await
-            .map_err(|error| commands::error(&doing, error))?;
-        let mut session = Replication {
-            wire: Wire(client),
-            target,
-            backend_pid: 0,
-            server_version_num: 0,
-            identity: None,
-        };
-        // Connecting runs in the background; the first command is what waits for it.
-        let introduced = tokio::time::timeout(CONNECT_TIMEOUT, session.introduce(&doing)).await;
-        drop(roots);
-        match introduced {
-            Ok(result) => result.map(|()| session),
+        let opening = Box::pin(Self::open_link(target, start_lsn, &doing));
+        match tokio::time::timeout(CONNECT_TIMEOUT, opening).await {
+            Ok(opened) => opened,
             Err(_) => Err(Error::Timeout {
                 doing,
                 seconds: CONNECT_TIMEOUT.as_secs(),
             }),
         }
+    }
+
+    async fn open_link(target: Target, start_lsn: Lsn, doing: &str) -> Result<Replication> {
+        let link = Link::open(&target.options, doing).await?;
+        let config = wire_config(&target, &link, start_lsn);
+        let client = ReplicationClient::connect_gated(config)
+            .await
+            .map_err(|error| commands::error(doing, error))?;
+        let mut session = Replication {
+            wire: Wire(client),
+            link,
+            target,
+            backend_pid: 0,
+            server_version_num: 0,
+            identity: None,
+        };
+        // The wire client logs in in the background; the first command waits for it.
+        session.introduce(doing).await?;
+        Ok(session)
     }
 
     /// Learns who serves the session, and pins what the start-up packet could not.
@@ -251,11 +252,13 @@ impl Replication {
         }
         let Replication {
             wire,
+            link,
             target,
             identity,
             ..
         } = self;
         drop(wire);
+        drop(link);
         let mut session = Self::open(target, start_lsn).await?;
         if let Some(before) = identity {
             let now = session.identify_system().await?;
@@ -333,41 +336,23 @@ fn within<T>(
 
 /// The wire client's configuration. It prints the password in its `Debug`, so it must
 /// not leave this function's caller.
-fn wire_config(
-    target: &Target,
-    roots: Option<&tls::RootFile>,
-    start_lsn: Lsn,
-) -> ReplicationConfig {
+fn wire_config(target: &Target, link: &Link, start_lsn: Lsn) -> ReplicationConfig {
     let options = &target.options;
-    let tls = TlsConfig {
-        mode: match options.effective_ssl_mode() {
-            SslMode::Disable => WireSslMode::Disable,
-            SslMode::Prefer => WireSslMode::Prefer,
-            SslMode::Require => WireSslMode::Require,
-            SslMode::VerifyCa => WireSslMode::VerifyCa,
-            SslMode::VerifyFull => WireSslMode::VerifyFull,
-        },
-        ca_pem_path: roots.map(|file| file.path().to_owned()),
-        // Named so that it also verifies an address, which it refuses to do unasked.
-        sni_hostname: Some(options.host.clone()),
-        ..TlsConfig::default()
-    };
     // It puts slot and publications into its command as they are.
     let publications: Vec<String> = target
         .publications
         .iter()
         .map(|name| crate::quote_ident(name))
         .collect();
-    ReplicationConfig::new(
-        &options.host,
+    ReplicationConfig::unix(
+        link.socket_directory(),
+        options.port,
         &options.user,
         options.password.expose_secret(),
         &options.database,
         crate::quote_ident(&target.slot),
         publications,
     )
-    .with_port(options.port)
-    .with_tls(tls)
     .with_start_lsn(WireLsn::from_u64(start_lsn.0))
     .with_options(pinned_options())
     .with_application_name(&target.application_name)

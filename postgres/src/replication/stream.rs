@@ -1,5 +1,7 @@
 //! The running stream.
 
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -35,8 +37,13 @@ pub enum WalEvent {
         /// Commit time.
         commit_ts_us: i64,
     },
-    /// Any other message, for [`crate::pgoutput::decode`].
-    Change(Bytes),
+    /// Any other message.
+    Change {
+        /// Where the log holds the change itself, before the transaction's commit.
+        lsn: Lsn,
+        /// For [`crate::pgoutput::decode`].
+        message: Bytes,
+    },
     /// The server has sent every transaction that commits before `wal_end`. It may
     /// come in the middle of a transaction, whose commit then lies beyond.
     Keepalive {
@@ -57,6 +64,7 @@ pub struct WalStream {
 
 impl WalStream {
     pub(super) fn new(session: Replication, doing: String, start_lsn: Lsn) -> Self {
+        session.link.flow().gate();
         WalStream {
             session,
             doing,
@@ -69,9 +77,25 @@ impl WalStream {
     /// # Errors
     /// Any error ends the stream; what had arrived before it is handed out first.
     pub async fn next(&mut self) -> Result<WalEvent> {
-        let received = self.session.wire.0.recv().await;
+        let Replication { wire, link, .. } = &mut self.session;
+        let flow = link.flow();
+        let received = {
+            let mut starving = None;
+            let mut receiving = pin!(wire.0.recv());
+            poll_fn(|context| {
+                let polled = receiving.as_mut().poll(context);
+                if polled.is_pending() && starving.is_none() {
+                    starving = Some(flow.starve());
+                }
+                polled
+            })
+            .await
+        };
         match received {
-            Ok(Some(event)) => self.translate(event),
+            Ok(Some(event)) => {
+                flow.took(wire_bytes(&event));
+                self.translate(event)
+            }
             Ok(None) => Err(self.ended()),
             Err(error) => Err(commands::error(&self.doing, error)),
         }
@@ -79,7 +103,12 @@ impl WalStream {
 
     fn translate(&self, event: ReplicationEvent) -> Result<WalEvent> {
         Ok(match event {
-            ReplicationEvent::XLogData { data, .. } => WalEvent::Change(data),
+            ReplicationEvent::XLogData {
+                wal_start, data, ..
+            } => WalEvent::Change {
+                lsn: Lsn(wal_start.as_u64()),
+                message: data,
+            },
             ReplicationEvent::Begin {
                 final_lsn,
                 xid,
@@ -132,10 +161,13 @@ impl WalStream {
         self.session.backend_pid()
     }
 
-    /// Tells the server the last confirmed position, then ends the stream in order.
-    /// Events that have not been taken are dropped. Takes at most 4 s.
-    pub async fn stop(mut self) {
-        let client = &mut self.session.wire.0;
+    /// Tells the server the last confirmed position, then ends the stream in order and
+    /// waits for the server to close it. Events that have not been taken are dropped.
+    /// Takes at most 4 s.
+    pub async fn stop(self) {
+        let Replication { mut wire, link, .. } = self.session;
+        link.flow().lift();
+        let client = &mut wire.0;
         let metrics = client.metrics();
         let confirmed = self.confirmed.load(Ordering::Acquire);
         let told = async {
@@ -145,6 +177,26 @@ impl WalStream {
             }
         };
         let _ = tokio::time::timeout(STOP_TIMEOUT, told).await;
-        let _ = tokio::time::timeout(STOP_TIMEOUT, client.shutdown()).await;
+        let ended = async {
+            let _ = client.shutdown().await;
+            link.closed().await;
+        };
+        let _ = tokio::time::timeout(STOP_TIMEOUT, ended).await;
+    }
+}
+
+/// How many bytes of the server's an event was: the CopyData frame (5), the header of
+/// the WAL data in it (25), and the message.
+fn wire_bytes(event: &ReplicationEvent) -> u64 {
+    const FRAME: u64 = 30;
+    match event {
+        ReplicationEvent::XLogData { data, .. } => FRAME + data.len() as u64,
+        ReplicationEvent::Begin { .. } => FRAME + 21,
+        ReplicationEvent::Commit { .. } => FRAME + 26,
+        ReplicationEvent::Message {
+            prefix, content, ..
+        } => FRAME + 15 + (prefix.len() + content.len()) as u64,
+        ReplicationEvent::KeepAlive { .. } => 23,
+        ReplicationEvent::StoppedAt { .. } => 0,
     }
 }
