@@ -14,7 +14,7 @@ pub mod context;
 pub mod crash_points;
 mod error;
 pub mod event;
-mod main_stream;
+pub mod main_stream;
 mod mirror;
 pub mod net_effect;
 mod quarantine;

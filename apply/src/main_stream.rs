@@ -36,7 +36,7 @@ const END_EVERY: Duration = Duration::from_secs(1);
 
 /// Follows the change topic until another generation begins in it (then every table has
 /// left main), or an error.
-pub(crate) async fn follow(run: &MirrorRun, stats: &Arc<Stats>, budget: Budget) -> Result<()> {
+pub async fn follow(run: &MirrorRun, stats: &Arc<Stats>, budget: Budget) -> Result<()> {
     let session = run.connect().await?;
     let client: &tokio_postgres::Client = &session;
     let progress = bookkeeping::progress(client, run.mirror_id())
