@@ -5,6 +5,7 @@
 //! ```
 //!
 //! Each test uses a mirror, a schema and topics of its own.
+#![allow(clippy::unwrap_used)]
 
 use std::fmt::Write as _;
 use std::sync::Arc;
