@@ -6,6 +6,9 @@
 //! SOURCE_URL=… cargo test -p bunny-postgres --test server -- --ignored --test-threads=1
 //! ```
 
+// The whole file is tests and what they share.
+#![allow(clippy::unwrap_used)]
+
 use std::time::Duration;
 
 use bunny_postgres::introspect::{list_tables, server_info, table_definition};

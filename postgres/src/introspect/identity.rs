@@ -128,8 +128,11 @@ mod tests {
             let leaves = [by_id.clone(), bad.clone()];
             assert_eq!(in_force(&by_id, &leaves), (Nothing, vec![]), "{bad:?}");
         }
-        assert_eq!(in_force(&full, &[full.clone()]), (Full, vec![]));
-        assert_eq!(in_force(&full, &[by_id.clone()]), (Nothing, vec![]));
+        assert_eq!(in_force(&full, std::slice::from_ref(&full)), (Full, vec![]));
+        assert_eq!(
+            in_force(&full, std::slice::from_ref(&by_id)),
+            (Nothing, vec![])
+        );
         // A root without a key labels the row with none, whatever its leaves log.
         assert_eq!(in_force(&keyless, &[full]), (Default, vec![]));
     }
