@@ -31,6 +31,8 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 const PARTITIONS: i32 = 4;
+const CHUNK_ROWS: i64 = 1_000;
+const CHUNK_PARTS: i32 = 3;
 
 fn destination() -> ConnectOptions {
     let url =
@@ -205,27 +207,19 @@ impl Stage {
         self.produce(0, &started.encode(self.ids[0])).await;
     }
 
-    /// Rows `first..first + rows` in `parts` parts, of which `parts_sent` are sent.
-    async fn chunk(
-        &self,
-        table: usize,
-        attempt: i32,
-        chunk: i32,
-        first: i64,
-        rows: i64,
-        parts: i32,
-        parts_sent: i32,
-    ) {
+    /// [`CHUNK_ROWS`] rows from `first` on, in [`CHUNK_PARTS`] parts of which the first
+    /// `parts_sent` are sent.
+    async fn chunk(&self, table: usize, attempt: i32, chunk: i32, first: i64, parts_sent: i32) {
         let columns = names();
         let partition = (chunk + table as i32) % PARTITIONS;
         for part in 0..parts_sent {
-            let from = first + rows * i64::from(part) / i64::from(parts);
-            let to = first + rows * i64::from(part + 1) / i64::from(parts);
+            let from = first + CHUNK_ROWS * i64::from(part) / i64::from(CHUNK_PARTS);
+            let to = first + CHUNK_ROWS * i64::from(part + 1) / i64::from(CHUNK_PARTS);
             let mut data = String::new();
             for row in from..to {
                 writeln!(data, "{row}\tvalue {row} of {attempt} \\\\ ü\t\\N").unwrap();
             }
-            let last = part + 1 == parts;
+            let last = part + 1 == CHUNK_PARTS;
             let record = SnapshotChunk {
                 request_id: self.mirror.tables[table].request_id.unwrap(),
                 attempt,
@@ -233,7 +227,7 @@ impl Stage {
                 part,
                 last,
                 rows: to - from,
-                chunk_rows: if last { rows } else { 0 },
+                chunk_rows: if last { CHUNK_ROWS } else { 0 },
                 columns: match part {
                     0 => columns.iter().map(String::as_str).collect(),
                     _ => Vec::new(),
@@ -264,7 +258,7 @@ impl Stage {
     async fn sync(&self, table: usize, attempt: i32, chunks: i32) {
         self.start(table, attempt).await;
         for chunk in 0..chunks {
-            self.chunk(table, attempt, chunk, i64::from(chunk) * 1_000, 1_000, 3, 3)
+            self.chunk(table, attempt, chunk, i64::from(chunk) * 1_000, 3)
                 .await;
         }
         self.finish(table, attempt, chunks, i64::from(chunks) * 1_000)
@@ -420,9 +414,9 @@ async fn a_load_cut_off_anywhere_goes_on() {
     let stage = Stage::new("cut", &["a", "b"], MirrorConfig::default()).await;
     // An attempt whose capture died in the middle, with chunks left open.
     stage.start(0, 1).await;
-    stage.chunk(0, 1, 0, 0, 1_000, 3, 3).await;
-    stage.chunk(0, 1, 1, 1_000, 1_000, 3, 2).await;
-    stage.chunk(0, 1, 2, 2_000, 1_000, 3, 1).await;
+    stage.chunk(0, 1, 0, 0, 3).await;
+    stage.chunk(0, 1, 1, 1_000, 2).await;
+    stage.chunk(0, 1, 2, 2_000, 1).await;
     let run = stage.run().await;
     let cut =
         tokio::time::timeout(Duration::from_secs(3), load(&run, &LoadProgress::default())).await;
@@ -475,7 +469,7 @@ async fn a_higher_attempt_takes_over_from_open_chunks() {
         stage.start(0, 1).await;
         for chunk in 0..PARTITIONS {
             let first = i64::from(chunk) * 1_000;
-            stage.chunk(0, 1, chunk, first, 1_000, 3, 2).await;
+            stage.chunk(0, 1, chunk, first, 2).await;
         }
         tokio::time::sleep(Duration::from_secs(2)).await;
         stage.sync(0, 2, 8).await;
@@ -514,8 +508,8 @@ async fn a_refused_table_does_not_stop_the_others() {
         .unwrap();
     stage.start(1, 1).await;
     // The same rows in two chunks: the primary key refuses the second.
-    stage.chunk(1, 1, 0, 0, 1_000, 3, 3).await;
-    stage.chunk(1, 1, 1, 0, 1_000, 3, 3).await;
+    stage.chunk(1, 1, 0, 0, 3).await;
+    stage.chunk(1, 1, 1, 0, 3).await;
     stage.finish(1, 1, 2, 2_000).await;
     stage.sync(2, 1, 2).await;
     stage.sync(3, 1, 2).await;
