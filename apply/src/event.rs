@@ -64,7 +64,8 @@ impl Row {
         row
     }
 
-    pub fn len(&self) -> usize {
+    /// How many cells it has.
+    pub fn width(&self) -> usize {
         self.ends.len()
     }
 
@@ -87,15 +88,15 @@ impl Row {
         self.cell(index) == copy_text::NULL
     }
 
-    /// This row with the cells that `unchanged` marks taken from `former`.
+    /// This row with the cells that `unchanged` (one flag a cell) marks taken from `former`.
     pub fn filled_from(&self, former: &Row, unchanged: &[bool]) -> Row {
         let mut row = Row {
             text: Vec::with_capacity(self.text.len() + former.text.len()),
             ends: Vec::with_capacity(self.ends.len()),
         };
-        for index in 0..self.len() {
+        for (index, &is_unchanged) in unchanged.iter().enumerate() {
             row.begin_cell();
-            let from = if unchanged[index] { former } else { self };
+            let from = if is_unchanged { former } else { self };
             row.text.extend_from_slice(from.cell(index));
             row.end_cell();
         }
@@ -184,7 +185,7 @@ impl Change {
         };
         // Of an old key only the identity's cells mean anything; they are never NULL.
         // Postgres sends it with an unchanged key too, when the key itself is out of line.
-        let from_old: Vec<bool> = (0..after.len())
+        let from_old: Vec<bool> = (0..after.width())
             .map(|index| {
                 unchanged[index] && (matches!(old, Before::Row(_)) || !old.row().is_null(index))
             })
@@ -276,7 +277,7 @@ mod tests {
     #[test]
     fn cells_are_found_again() {
         let row = row(&[Some("1"), None, Some("a\tb"), Some(""), Some("\\N")]);
-        assert_eq!(row.len(), 5);
+        assert_eq!(row.width(), 5);
         assert_eq!(row.text(), b"1\t\\N\ta\\tb\t\t\\\\N");
         assert_eq!(row.cell(0), b"1");
         assert!(row.is_null(1));

@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 use crate::reader::{self, Flush, PARTITION, Reader, Work};
 use crate::routes::Routes;
 use crate::stats::Stats;
-use crate::writer::Writer;
+use crate::writer::{Policy, Writer};
 
 /// The consumer group's offset only shows the lag in Kafka tools: often enough is enough.
 const GROUP_COMMIT_EVERY: Duration = Duration::from_millis(200);
@@ -57,7 +57,10 @@ pub async fn follow(run: &MirrorRun, stats: &Arc<Stats>, budget: Budget) -> Resu
         run.mirror_id(),
         run.epoch,
         routes.clone(),
-        config.do_initial_snapshot,
+        Policy {
+            has_initial_snapshot: config.do_initial_snapshot,
+            creates_tables: config.create_destination_tables,
+        },
     )
     .await?;
     let consumer = reader::open(run, progress.next_offset).await?;

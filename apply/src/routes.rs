@@ -15,6 +15,8 @@ pub struct Route {
     pub lsn: Lsn,
     /// Of the source's table when it was synced; empty if unknown or none.
     pub primary_key: Vec<String>,
+    /// A sync has created or checked the destination table.
+    pub is_synced: bool,
 }
 
 /// The tables in main, by source name.
@@ -65,6 +67,7 @@ fn route(table: &TableState) -> Route {
         destination: table.destination.clone(),
         lsn: table.lsn.unwrap_or_default(),
         primary_key,
+        is_synced: table.definition.is_some(),
     }
 }
 

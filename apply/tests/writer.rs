@@ -15,7 +15,7 @@ use bunny_apply::batch::{Assembler, Limits, Part};
 use bunny_apply::bookkeeping::{self, Epoch, Progress, State, TableState};
 use bunny_apply::event::{Before, Body, Change, Event, Row, TableVersion};
 use bunny_apply::routes::Routes;
-use bunny_apply::writer::Writer;
+use bunny_apply::writer::{Policy, Writer};
 use bunny_postgres::{Lsn, Session, TableName};
 use bunny_schemas::Position;
 use bunny_schemas::envelope::ColumnSchema;
@@ -99,7 +99,10 @@ impl Stage {
             self.mirror_id,
             self.epoch,
             Arc::new(Routes::of(&self.tables)),
-            self.has_initial_snapshot,
+            Policy {
+                has_initial_snapshot: self.has_initial_snapshot,
+                creates_tables: !self.has_initial_snapshot,
+            },
         )
         .await
         .unwrap()
@@ -744,4 +747,22 @@ async fn triggers_and_foreign_keys_do_not_act() {
     ];
     stage.apply(vec![transaction], 100).await.unwrap();
     assert_eq!(stage.rows("SELECT id::text FROM {s}.child").await, ["1"]);
+}
+
+#[tokio::test]
+#[ignore = "needs a server"]
+async fn a_table_without_a_snapshot_is_created_from_its_first_event() {
+    let mut stage = Stage::new("", &[("made", &[])]).await;
+    stage.tables[0].definition = None;
+    let made = version(1, "made", &[("id", true), ("note", false)]);
+    let insert = || vec![body(&made, Change::Insert(some(&["1", "a"])))];
+    let error = stage.apply(vec![insert()], 100).await.unwrap_err();
+    assert!(error.to_string().contains("does not exist"), "{error}");
+    stage.has_initial_snapshot = false;
+    stage.apply(vec![insert()], 100).await.unwrap();
+    assert_eq!(stage.rows("SELECT id || note FROM {s}.made").await, ["1a"]);
+    let key = stage
+        .rows("SELECT pg_get_indexdef(indexrelid) FROM pg_index WHERE indrelid = '{s}.made'::regclass AND indisprimary")
+        .await;
+    assert!(key[0].ends_with("(id)"), "{key:?}");
 }

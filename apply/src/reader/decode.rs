@@ -21,7 +21,7 @@ pub(super) enum Record {
 
 enum Plan {
     Envelope {
-        decoder: Decoder,
+        decoder: Box<Decoder>,
         version: Arc<TableVersion>,
     },
     Gap,
@@ -59,7 +59,10 @@ impl Decoding {
                     source: decoder.table().clone(),
                     columns: decoder.columns().to_vec(),
                 });
-                Plan::Envelope { decoder, version }
+                Plan::Envelope {
+                    decoder: Box::new(decoder),
+                    version,
+                }
             }
             SchemaKind::TableGap => Plan::Gap,
             SchemaKind::GenerationStarted => Plan::Generation,

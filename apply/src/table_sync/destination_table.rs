@@ -17,29 +17,29 @@ const IDENTIFIER_BYTES_MAX: usize = 63;
 
 /// What a table must be like.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Wanted<'a> {
+pub(crate) struct Wanted<'a> {
     /// The source's table at the sync's point.
-    pub(super) definition: &'a TableDefinition,
-    pub(super) destination: &'a TableName,
-    pub(super) excluded: &'a [String],
+    pub(crate) definition: &'a TableDefinition,
+    pub(crate) destination: &'a TableName,
+    pub(crate) excluded: &'a [String],
     /// The columns that the chunks carry.
-    pub(super) columns: &'a [String],
+    pub(crate) columns: &'a [String],
     /// Create the table if it is missing.
-    pub(super) may_create: bool,
+    pub(crate) may_create: bool,
     /// Add columns that the table lacks: it was filled by us, and is emptied next.
-    pub(super) may_extend: bool,
+    pub(crate) may_extend: bool,
 }
 
 /// What was found or done.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Ensured {
-    pub(super) created: bool,
+pub(crate) struct Ensured {
+    pub(crate) created: bool,
     /// What the source's table has and this one hasn't, for the mirror's log.
-    pub(super) left_out: Vec<String>,
+    pub(crate) left_out: Vec<String>,
 }
 
 /// Makes sure that the destination table is there and can take the sync's columns.
-pub(super) async fn ensure<C: GenericClient + Sync>(
+pub(crate) async fn ensure<C: GenericClient + Sync>(
     client: &C,
     wanted: Wanted<'_>,
 ) -> Result<Ensured> {

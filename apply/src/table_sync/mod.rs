@@ -19,7 +19,7 @@
 mod board;
 mod chunk_copy;
 mod create_table;
-mod destination_table;
+pub(crate) mod destination_table;
 mod expression;
 mod lane;
 mod loader;

@@ -4,11 +4,11 @@ use std::io::Write as _;
 
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use super::Care;
 use super::copy::CopyIn;
 use super::drift::{self, Drift};
 use super::sql::Op;
 use super::target::Target;
+use super::{Care, Policy};
 use crate::error::{Error, Result};
 use crate::event::{Change, Row};
 use crate::net_effect::keyed::{self, Effect, Rename, Segment};
@@ -61,7 +61,7 @@ pub(super) async fn write(
     target: &mut Target,
     changes: &[&Change],
     care: Care,
-    missing_rows_are_not_ours: bool,
+    policy: Policy,
 ) -> Result<()> {
     let segments = keyed::fold(changes, &target.key, target.key_change)
         .map_err(|error| failed(target, error.to_string()))?;
@@ -78,7 +78,7 @@ pub(super) async fn write(
                     }
                     copied?;
                 } else {
-                    write_set(client, target, effects, missing_rows_are_not_ours).await?;
+                    write_set(client, target, effects, policy).await?;
                 }
             }
             Segment::Renames(renames) => write_renames(client, target, renames).await?,
@@ -92,7 +92,7 @@ pub(super) async fn replay(
     client: &Client,
     target: &mut Target,
     changes: &[&Change],
-    missing_rows_are_not_ours: bool,
+    policy: Policy,
 ) -> Result<()> {
     let mut masks = Masks::default();
     let mut staged = Vec::with_capacity(changes.len());
@@ -137,7 +137,7 @@ pub(super) async fn replay(
                     .await?
                     .first()
                     .map_or(0, |done| done.value(0));
-                if met == 0 && !missing_rows_are_not_ours {
+                if met == 0 && policy.has_initial_snapshot {
                     let key = keyed::show(&keyed::key_of(row.row, &target.key));
                     return Err(missing(target, &key));
                 }
@@ -180,7 +180,7 @@ async fn write_set(
     client: &Client,
     target: &mut Target,
     effects: &[Effect<'_>],
-    missing_rows_are_not_ours: bool,
+    policy: Policy,
 ) -> Result<()> {
     let mut masks = Masks::default();
     let staged: Vec<Staged<'_>> = (0..)
@@ -246,7 +246,7 @@ async fn write_set(
     }
     let met_patches: u64 = (0..masks.0.len()).map(|_| next().value(0)).sum();
     if met_patches < patches {
-        if !missing_rows_are_not_ours {
+        if policy.has_initial_snapshot {
             let found = query(client, target, &target.sql.missing_patches(KEYS_SHOWN_MAX)).await?;
             let keys: Vec<String> = found
                 .into_iter()

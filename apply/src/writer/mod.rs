@@ -9,6 +9,7 @@
 //! be used afterwards: dropping it rolls everything back.
 
 mod copy;
+mod create;
 mod drift;
 mod keyed;
 mod keyless;
@@ -44,11 +45,20 @@ pub struct Writer {
     epoch: Epoch,
     prepared: Prepared,
     routes: Arc<Routes>,
-    /// Without an initial snapshot, an update may be of a row that was never ours.
-    missing_rows_are_not_ours: bool,
+    policy: Policy,
     /// By value schema id.
     targets: HashMap<u32, Target>,
     open: Option<Open>,
+}
+
+/// What the mirror's options say to the writer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Without an initial snapshot, an update may be of a row that was never here: it is
+    /// left out and counted. Otherwise such a row is missing, and the table stops.
+    pub has_initial_snapshot: bool,
+    /// Missing tables are created that no sync has created before.
+    pub creates_tables: bool,
 }
 
 /// The open destination transaction.
@@ -73,7 +83,7 @@ impl Writer {
         mirror_id: Uuid,
         epoch: Epoch,
         routes: Arc<Routes>,
-        has_initial_snapshot: bool,
+        policy: Policy,
     ) -> Result<Writer> {
         session
             .batch_execute(&format!(
@@ -89,7 +99,7 @@ impl Writer {
             epoch,
             prepared,
             routes,
-            missing_rows_are_not_ours: !has_initial_snapshot,
+            policy,
             targets: HashMap::new(),
             open: None,
         })
@@ -231,6 +241,11 @@ impl Writer {
                         version.source
                     ))
                 })?;
+                if self.policy.creates_tables && !route.is_synced {
+                    create::if_missing(&self.session, version, &route.destination)
+                        .await
+                        .map_err(|error| of_table(&version.source, error))?;
+                }
                 let target = Target::find(
                     &self.session,
                     version,
@@ -259,14 +274,8 @@ impl Writer {
                     let Some(target) = self.targets.get_mut(&version.schema_id) else {
                         continue;
                     };
-                    let written = write_rows(
-                        &self.session,
-                        target,
-                        changes,
-                        care,
-                        self.missing_rows_are_not_ours,
-                    )
-                    .await;
+                    let written =
+                        write_rows(&self.session, target, changes, care, self.policy).await;
                     written.map_err(|error| of_table(&version.source, error))?;
                 }
                 Step::Truncate {
@@ -325,23 +334,23 @@ async fn write_rows(
     target: &mut Target,
     changes: &[&Change],
     care: Care,
-    missing_rows_are_not_ours: bool,
+    policy: Policy,
 ) -> Result<()> {
     if target.key.is_empty() {
         return keyless::write(client, target, changes).await;
     }
     if care == Care::Quick {
-        return keyed::write(client, target, changes, care, missing_rows_are_not_ours).await;
+        return keyed::write(client, target, changes, care, policy).await;
     }
     target.ensure_staging(client).await?;
     savepoint(client, "SAVEPOINT one_table").await?;
-    match keyed::write(client, target, changes, care, missing_rows_are_not_ours).await {
+    match keyed::write(client, target, changes, care, policy).await {
         Ok(()) => {}
         Err(error) if is_constraint_violation(&error) => {
             savepoint(client, "ROLLBACK TO SAVEPOINT one_table").await?;
             target.staged = true;
             tracing::info!(table = %target.source, %error, "replaying a batch row by row, in source order");
-            keyed::replay(client, target, changes, missing_rows_are_not_ours).await?;
+            keyed::replay(client, target, changes, policy).await?;
         }
         Err(error) => return Err(error),
     }
