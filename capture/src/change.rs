@@ -1,15 +1,15 @@
 //! From a row message to the bytes of an event.
 
-use bunny_postgres::pgoutput::{OldTuple, Tuple};
 use bunny_postgres::TableName;
+use bunny_postgres::pgoutput::{OldTuple, Tuple};
 use bunny_schemas::control::TableGap;
-use bunny_schemas::kafka::EVENT_BYTES_MAX;
 use bunny_schemas::envelope::{self, BeforeKind, Op, Source, Value};
+use bunny_schemas::kafka::EVENT_BYTES_MAX;
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
 use crate::publisher::Published;
-use crate::slot::OpenTransaction;
+use crate::slot::Place;
 
 /// An event as it goes to Kafka.
 pub(crate) struct Encoded {
@@ -58,8 +58,7 @@ impl EventEncoder {
     pub(crate) fn row(
         &self,
         table: &Published,
-        transaction: &OpenTransaction,
-        seq: u64,
+        place: &Place,
         change: &RowChange<'_, '_>,
     ) -> Result<Encoded> {
         let (op, old, new) = match *change {
@@ -84,7 +83,7 @@ impl EventEncoder {
             table.keep(tuple, &mut after)?;
             take_over_unchanged(&before, &mut after);
         }
-        let source = self.source(&table.table, transaction, seq);
+        let source = self.source(&table.table, place);
         let has_before = before_kind != BeforeKind::None;
         let mut value = Vec::new();
         table.encoder.change(
@@ -96,7 +95,7 @@ impl EventEncoder {
         )?;
         if value.len() > EVENT_BYTES_MAX {
             // What cannot travel leaves a visible hole, and the stream goes on.
-            return Ok(self.gap(&table.table, transaction, seq, value.len()));
+            return Ok(self.gap(&table.table, place, value.len()));
         }
         let key = if table.has_key() {
             let values = if new.is_some() { &after } else { &before };
@@ -115,34 +114,27 @@ impl EventEncoder {
         tables: &[&Published],
         cascade: bool,
         restart_identity: bool,
-        transaction: &OpenTransaction,
-        seq: u64,
+        place: &Place,
     ) -> Result<Encoded> {
         let first = tables
             .first()
             .ok_or_else(|| Error::transient("a truncate of no table"))?;
         let names: Vec<TableName> = tables.iter().map(|table| table.table.clone()).collect();
         let mut value = Vec::new();
-        let source = self.source(&first.table, transaction, seq);
+        let source = self.source(&first.table, place);
         first
             .encoder
             .truncate(&mut value, &names, cascade, restart_identity, &source)?;
         Ok(Encoded { key: None, value })
     }
 
-    fn gap(
-        &self,
-        table: &TableName,
-        transaction: &OpenTransaction,
-        seq: u64,
-        bytes: usize,
-    ) -> Encoded {
+    fn gap(&self, table: &TableName, place: &Place, bytes: usize) -> Encoded {
         let reason = format!(
             "a change of {bytes} bytes is over the limit of {EVENT_BYTES_MAX} bytes an event may have"
         );
         let gap = TableGap {
             reason: &reason,
-            source: self.source(table, transaction, seq),
+            source: self.source(table, place),
             last: false,
         };
         Encoded {
@@ -151,22 +143,17 @@ impl EventEncoder {
         }
     }
 
-    fn source<'a>(
-        &'a self,
-        table: &'a TableName,
-        transaction: &OpenTransaction,
-        seq: u64,
-    ) -> Source<'a> {
+    fn source<'a>(&'a self, table: &'a TableName, place: &Place) -> Source<'a> {
         Source {
             generation: self.generation,
             mirror: &self.mirror,
             schema: &table.schema,
             table: &table.name,
-            xid: transaction.xid,
-            lsn: transaction.commit_lsn,
-            commit_lsn: transaction.commit_lsn,
-            commit_ts_us: transaction.commit_ts_us,
-            seq,
+            xid: place.xid,
+            lsn: place.lsn,
+            commit_lsn: place.commit_lsn,
+            commit_ts_us: place.commit_ts_us,
+            seq: place.seq,
         }
     }
 }

@@ -136,7 +136,11 @@ impl SyncView {
                 ..waiting.clone()
             }
         });
-        self.finished_before.iter().cloned().chain(present).collect()
+        self.finished_before
+            .iter()
+            .cloned()
+            .chain(present)
+            .collect()
     }
 
     /// What a round waits for, in words.
@@ -145,7 +149,11 @@ impl SyncView {
             let reason = table.waiting_for?;
             Some(format!("{}: {reason}", table.source))
         });
-        self.progress.waiting_for().into_iter().chain(tables).collect()
+        self.progress
+            .waiting_for()
+            .into_iter()
+            .chain(tables)
+            .collect()
     }
 }
 

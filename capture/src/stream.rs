@@ -11,7 +11,6 @@ use bunny_postgres::{Lsn, Session};
 use bunny_schemas::Position;
 use bunny_schemas::control::{PositionRecord, SyncRecord};
 use bunny_schemas::registry::Registry;
-use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -145,12 +144,7 @@ impl Stream {
         self.reached.confirm_lsn > self.recorded.confirm_lsn
     }
 
-    async fn take(
-        &mut self,
-        event: WalEvent,
-        source: &Session,
-        registry: &Registry,
-    ) -> Result<()> {
+    async fn take(&mut self, event: WalEvent, source: &Session, registry: &Registry) -> Result<()> {
         match event {
             WalEvent::Begin {
                 final_lsn,
@@ -164,7 +158,9 @@ impl Stream {
                     first
                 });
             }
-            WalEvent::Change(message) => self.change(message, source, registry).await?,
+            WalEvent::Change { lsn, message } => {
+                self.change(lsn, &message, source, registry).await?;
+            }
             WalEvent::Commit {
                 commit_lsn,
                 end_lsn,
@@ -199,11 +195,12 @@ impl Stream {
 
     async fn change(
         &mut self,
-        message: Bytes,
+        lsn: Lsn,
+        message: &[u8],
         source: &Session,
         registry: &Registry,
     ) -> Result<()> {
-        let message = pgoutput::decode(&message).map_err(bunny_postgres::Error::from)?;
+        let message = pgoutput::decode(message).map_err(bunny_postgres::Error::from)?;
         let relation = match &message {
             Message::Relation(_) => {
                 if let Message::Relation(relation) = message {
@@ -218,7 +215,7 @@ impl Stream {
                 let Some(position) = self.sequencer.row()? else {
                     return Ok(());
                 };
-                return self.truncate(&message, relations, position).await;
+                return self.truncate(&message, relations, lsn, position).await;
             }
             _ => return Ok(()),
         };
@@ -238,7 +235,9 @@ impl Stream {
             Message::Delete { old, .. } => RowChange::Delete(old),
             _ => return Ok(()),
         };
-        let event = self.encoder.row(table, &open, position.seq, &change)?;
+        let event = self
+            .encoder
+            .row(table, &open.at(lsn, position.seq), &change)?;
         self.hold(Held { event, position }).await
     }
 
@@ -246,6 +245,7 @@ impl Stream {
         &mut self,
         message: &Message<'_>,
         relations: &[u32],
+        lsn: Lsn,
         position: Position,
     ) -> Result<()> {
         let Message::Truncate {
@@ -268,9 +268,12 @@ impl Stream {
         if tables.is_empty() {
             return Ok(());
         }
-        let event =
-            self.encoder
-                .truncate(&tables, *cascade, *restart_identity, &open, position.seq)?;
+        let event = self.encoder.truncate(
+            &tables,
+            *cascade,
+            *restart_identity,
+            &open.at(lsn, position.seq),
+        )?;
         self.hold(Held { event, position }).await
     }
 

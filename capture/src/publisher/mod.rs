@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bunny_schemas::control::{PositionRecord, SchemaKind, SyncRecord};
-use bunny_schemas::kafka::KafkaConfig;
+use bunny_schemas::kafka::{KafkaConfig, commit_transaction};
 use bunny_schemas::registry::Registry;
 use bunny_schemas::topics::Topics;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -128,7 +128,7 @@ impl Publisher {
         }
         crash_point(BEFORE_KAFKA_COMMIT);
         self.blocking("committing a transaction", |producer| {
-            producer.commit_transaction(KAFKA_PATIENCE)
+            commit_transaction(producer, KAFKA_PATIENCE)
         })
         .await?;
         self.open = None;

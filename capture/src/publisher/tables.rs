@@ -158,7 +158,11 @@ async fn publish(
             not_null: facts.not_null,
             // Under FULL every column is flagged; the primary key, where there is one, is
             // what names a row.
-            key: if full { facts.in_primary_key } else { column.key },
+            key: if full {
+                facts.in_primary_key
+            } else {
+                column.key
+            },
         })
         .collect();
     let has_key = columns.iter().any(|column| column.key);

@@ -128,9 +128,7 @@ async fn start_generation(
         .registry
         .register_control(SchemaKind::GenerationStarted)
         .await?;
-    publisher
-        .send_event(None, &event.encode(schema_id))
-        .await?;
+    publisher.send_event(None, &event.encode(schema_id)).await?;
     let record = PositionRecord {
         generation: mirror.generation,
         system_id: system.system_id.clone(),

@@ -6,5 +6,5 @@ mod start;
 
 pub(crate) use generation::{Places, drop_slot, prepare};
 pub use sequence::SequenceError;
-pub(crate) use sequence::{OpenTransaction, Sequencer};
+pub(crate) use sequence::{Place, Sequencer};
 pub use start::Refusal;

@@ -20,6 +20,31 @@ pub(crate) struct OpenTransaction {
     next_seq: u64,
 }
 
+impl OpenTransaction {
+    /// The place of the row message numbered `seq`, which the log holds at `lsn`.
+    pub(crate) fn at(&self, lsn: Lsn, seq: u64) -> Place {
+        Place {
+            lsn,
+            commit_lsn: self.commit_lsn,
+            commit_ts_us: self.commit_ts_us,
+            xid: self.xid,
+            seq,
+        }
+    }
+}
+
+/// Where one change stands at the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// LSN of the change itself.
+    pub(crate) lsn: Lsn,
+    pub(crate) commit_lsn: Lsn,
+    /// µs since the Unix epoch.
+    pub(crate) commit_ts_us: i64,
+    pub(crate) xid: u32,
+    pub(crate) seq: u64,
+}
+
 /// Follows Begin, row and Commit messages of one replication session.
 #[derive(Debug)]
 pub(crate) struct Sequencer {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bunny_schemas::kafka::KafkaConfig;
 use rdkafka::ClientContext;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -20,6 +20,9 @@ use crate::error::{Error, Result};
 /// Bytes sent and not yet answered for, of one round.
 const BUDGET_KIB: u32 = 32 * 1024;
 
+/// How long Kafka may take to tell where one partition ends.
+const ENDS_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Pause before a record that found librdkafka's queue full is offered again.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(5);
 /// How long a full queue may stay full: by then its records have timed out.
@@ -27,7 +30,7 @@ const QUEUE_FULL_PATIENCE: Duration = Duration::from_secs(120);
 
 /// The way into one mirror's snapshot topic.
 pub(super) struct Outlet {
-    producer: Option<ThreadedProducer<Acknowledgements>>,
+    producer: Option<Arc<ThreadedProducer<Acknowledgements>>>,
     topic: String,
     budget: Arc<Semaphore>,
 }
@@ -125,14 +128,39 @@ impl Outlet {
                 error,
             })?;
         Ok(Self {
-            producer: Some(producer),
+            producer: Some(Arc::new(producer)),
             topic,
             budget: Arc::new(Semaphore::new(BUDGET_KIB as usize)),
         })
     }
 
-    pub(super) fn topic(&self) -> &str {
-        &self.topic
+    /// The present end of each of the topic's first `partitions` partitions.
+    pub(super) async fn ends(&self, partitions: usize) -> Result<Vec<i64>> {
+        let producer = self.producer()?.clone();
+        let topic = self.topic.clone();
+        // Over the producer's own connection: this is asked once a table.
+        tokio::task::spawn_blocking(move || {
+            let client = producer.client();
+            (0..partitions)
+                .map(|partition| {
+                    let (_, end) =
+                        client.fetch_watermarks(&topic, partition as i32, ENDS_TIMEOUT)?;
+                    Ok(end)
+                })
+                .collect::<rdkafka::error::KafkaResult<Vec<i64>>>()
+        })
+        .await
+        .map_err(|error| Error::transient(format!("reading the snapshot topic's end: {error}")))?
+        .map_err(|error| Error::Kafka {
+            doing: "reading the snapshot topic's end",
+            error,
+        })
+    }
+
+    fn producer(&self) -> Result<&Arc<ThreadedProducer<Acknowledgements>>> {
+        self.producer
+            .as_ref()
+            .ok_or_else(|| Error::transient("the snapshot producer is closed"))
     }
 
     /// Takes `record` on its way; records to one partition keep their order. Waits while
@@ -148,9 +176,7 @@ impl Outlet {
     ) -> Result<()> {
         let budget = self.take_budget(record.len()).await?;
         consignment.check()?;
-        let Some(producer) = &self.producer else {
-            return Err(Error::transient("the snapshot producer is closed"));
-        };
+        let producer = self.producer()?;
 
         consignment.state.under_way.fetch_add(1, Ordering::AcqRel);
         let ticket = Box::new(Ticket {

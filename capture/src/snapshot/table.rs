@@ -86,23 +86,10 @@ async fn announce(round: &Round, table: &TableSync, survey: &Survey) -> Result<(
         changes_offset: round.changes_offset,
         columns: survey.columns.clone(),
         definition,
-        start_offsets: partition_ends(round).await?,
+        // Before anything of this sync is there.
+        start_offsets: round.outlet.ends(round.partitions.count()).await?,
     };
     frame(round, &started.encode(round.ids.started)).await
-}
-
-/// The end of each partition, before anything of this sync is in it.
-async fn partition_ends(round: &Round) -> Result<Vec<i64>> {
-    let mut ends = Vec::with_capacity(round.partitions.count());
-    for partition in 0..round.partitions.count() {
-        let (_, end) = round
-            .context
-            .kafka
-            .watermarks(round.outlet.topic(), partition as i32)
-            .await?;
-        ends.push(end);
-    }
-    Ok(ends)
 }
 
 /// Waits until the main stream has passed L, and writes `TableSyncFinished`.

@@ -1,0 +1,142 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+use crate::config::{Layers, Problem, SETTINGS};
+
+/// What the process is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Task {
+    /// The source side.
+    Capture,
+    /// The destination side.
+    Apply,
+    /// The REST API.
+    Api,
+    /// All three in one process.
+    Up,
+    /// Make or update the catalog's schema.
+    Migrate,
+    /// Print a new encryption key.
+    Keygen,
+}
+
+const TASKS: [(&str, Task, &str); 6] = [
+    (
+        "capture",
+        Task::Capture,
+        "Read sources and write their changes to Kafka",
+    ),
+    (
+        "apply",
+        Task::Apply,
+        "Read changes from Kafka and write them to destinations",
+    ),
+    ("api", Task::Api, "Serve the REST API"),
+    (
+        "up",
+        Task::Up,
+        "Capture, apply and api in one process, for small installations",
+    ),
+    (
+        "migrate",
+        Task::Migrate,
+        "Make or update the catalog's schema (api and up do so by themselves)",
+    ),
+    ("keygen", Task::Keygen, "Print a new BUNNY_ENCRYPTION_KEY"),
+];
+
+const PLACES: &str = "Every option can also be a variable or a key of bunny.toml: --catalog-url is \
+BUNNY_CATALOG_URL and catalog_url. A flag wins over a variable, a variable over the file. \
+Secrets belong in variables or the file: other users of the machine can read flags.\n\n\
+Exit codes: 0 stopped as asked, 1 failed, 2 a setting is missing or wrong.";
+
+/// The command line's shape.
+pub(crate) fn command() -> Command {
+    let mut command = Command::new("bunny")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Replicates Postgres to Postgres through Kafka, exactly once")
+        .after_help(PLACES)
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .arg(
+            Arg::new("config")
+                .long("config")
+                .global(true)
+                .value_name("FILE")
+                .help("Settings file, also BUNNY_CONFIG [default: ./bunny.toml if it is there]"),
+        );
+    for setting in SETTINGS {
+        command = command.arg(
+            Arg::new(setting.key)
+                .long(setting.flag)
+                .global(true)
+                .action(ArgAction::Set)
+                .value_name(setting.value)
+                .help(setting.help),
+        );
+    }
+    for (name, _, about) in TASKS {
+        command = command.subcommand(Command::new(name).about(about).after_help(PLACES));
+    }
+    command
+}
+
+/// The task that was asked for and the matches that hold its flags.
+pub(crate) fn task(matches: &ArgMatches) -> Option<(Task, &ArgMatches)> {
+    let (name, matches) = matches.subcommand()?;
+    let (_, task, _) = TASKS.iter().find(|(known, _, _)| *known == name)?;
+    Some((*task, matches))
+}
+
+/// Reads flags, environment and file.
+pub(crate) fn layers(matches: &ArgMatches) -> Result<Layers, Problem> {
+    let variable = |name: &str| std::env::var(name).ok();
+    let layers = Layers::new(|key| matches.get_one::<String>(key).cloned(), variable);
+    let named = matches
+        .get_one::<String>("config")
+        .cloned()
+        .or_else(|| variable("BUNNY_CONFIG").filter(|name| !name.is_empty()));
+    let path = PathBuf::from(named.as_deref().unwrap_or("bunny.toml"));
+    match std::fs::read_to_string(&path) {
+        Ok(text) => layers.with_file(&path, &text),
+        Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => Ok(layers),
+        Err(error) => Err(Problem::new(format!(
+            "the settings file {} cannot be read: {error}",
+            path.display()
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn flags_stand_before_or_after_the_task() {
+        for line in [
+            ["bunny", "--listen", "1.1.1.1:1", "api"],
+            ["bunny", "api", "--listen", "1.1.1.1:1"],
+        ] {
+            let matches = command().try_get_matches_from(line).unwrap();
+            let (found, matches) = task(&matches).unwrap();
+            assert_eq!(found, Task::Api);
+            assert_eq!(matches.get_one::<String>("listen").unwrap(), "1.1.1.1:1");
+        }
+    }
+
+    #[test]
+    fn every_task_has_its_name() {
+        for (name, expected, _) in TASKS {
+            let matches = command().try_get_matches_from(["bunny", name]).unwrap();
+            assert_eq!(task(&matches).unwrap().0, expected);
+        }
+    }
+}

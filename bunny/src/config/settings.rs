@@ -1,0 +1,54 @@
+//! Every setting, once.
+
+/// A setting: `catalog_url` in the file, `BUNNY_CATALOG_URL` in the
+/// environment, `--catalog-url` as a flag.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Setting {
+    /// The key in the file, from which the other two follow.
+    pub(crate) key: &'static str,
+    /// Its variable.
+    pub(crate) variable: &'static str,
+    /// Its flag, without the dashes.
+    pub(crate) flag: &'static str,
+    /// What a value looks like.
+    pub(crate) value: &'static str,
+    /// What it is for.
+    pub(crate) help: &'static str,
+}
+
+macro_rules! settings {
+    ($($name:ident: $key:literal, $variable:literal, $flag:literal, $value:literal, $help:literal;)*) => {
+        $(
+            pub(crate) static $name: Setting = Setting {
+                key: $key,
+                variable: $variable,
+                flag: $flag,
+                value: $value,
+                help: $help,
+            };
+        )*
+        /// All of them, in the order in which `--help` shows them.
+        pub(crate) static SETTINGS: &[&Setting] = &[$(&$name),*];
+    };
+}
+
+settings! {
+    CATALOG_URL: "catalog_url", "BUNNY_CATALOG_URL", "catalog-url", "URL", "The catalog database, postgres://user:password@host:port/database";
+    CATALOG_HOST: "catalog_host", "BUNNY_CATALOG_HOST", "catalog-host", "HOST", "Its host, instead of a URL";
+    CATALOG_PORT: "catalog_port", "BUNNY_CATALOG_PORT", "catalog-port", "PORT", "Its port [default: 5432]";
+    CATALOG_USER: "catalog_user", "BUNNY_CATALOG_USER", "catalog-user", "USER", "Its user [default: bunny]";
+    CATALOG_PASSWORD: "catalog_password", "BUNNY_CATALOG_PASSWORD", "catalog-password", "PASSWORD", "Its password";
+    CATALOG_DATABASE: "catalog_database", "BUNNY_CATALOG_DATABASE", "catalog-database", "DATABASE", "Its database [default: bunny]";
+    ENCRYPTION_KEY: "encryption_key", "BUNNY_ENCRYPTION_KEY", "encryption-key", "KEY", "Seals secrets in the catalog; made by \"bunny keygen\"";
+    KAFKA_BROKERS: "kafka_brokers", "BUNNY_KAFKA_BROKERS", "kafka-brokers", "HOST:PORT,...", "Kafka's brokers";
+    KAFKA_CONFIG: "kafka_config", "BUNNY_KAFKA_CONFIG", "kafka-config", "KEY=VALUE,...", "librdkafka settings, also as a JSON object; in the file a table [kafka]";
+    TOPIC_PREFIX: "topic_prefix", "BUNNY_TOPIC_PREFIX", "topic-prefix", "PREFIX", "Begins the names of topics, slots and publications [default: bunny]";
+    LISTEN: "listen", "BUNNY_LISTEN", "listen", "ADDRESS:PORT", "Where the REST API listens [default: 0.0.0.0:8112]";
+    METRICS_LISTEN: "metrics_listen", "BUNNY_METRICS_LISTEN", "metrics-listen", "ADDRESS:PORT", "Where Prometheus metrics are served [default: nowhere]";
+    JWT_SECRET: "jwt_secret", "BUNNY_JWT_SECRET", "jwt-secret", "SECRET", "Signs tokens [default: generated into the catalog]";
+    ADMIN_USER: "admin_user", "BUNNY_ADMIN_USER", "admin-user", "NAME", "The first administrator [default: admin]";
+    ADMIN_PASSWORD: "admin_password", "BUNNY_ADMIN_PASSWORD", "admin-password", "PASSWORD", "The first administrator's password [default: generated and printed once]";
+    LEASE_TTL_SECONDS: "lease_ttl_seconds", "BUNNY_LEASE_TTL_SECONDS", "lease-ttl-seconds", "SECONDS", "After so long without a sign of life a worker's mirrors go to others [default: 10]";
+    LOG: "log", "BUNNY_LOG", "log", "FILTER", "What is logged, as \"info\" or \"info,bunny_capture=debug\"";
+    LOG_FORMAT: "log_format", "BUNNY_LOG_FORMAT", "log-format", "FORMAT", "How log lines look: text or json [default: text]";
+}

@@ -1,0 +1,65 @@
+//! Log and metrics of the process.
+
+use std::future::Future;
+use std::io::IsTerminal as _;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use metrics_exporter_prometheus::{BuildError, PrometheusBuilder};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+use crate::config::{LogFormat, Logging};
+use crate::exit::Exit;
+
+/// Buckets of latency histograms, in seconds: from a quick statement to a load.
+const SECONDS_BUCKETS: [f64; 14] = [
+    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0,
+];
+
+/// Sends log lines to stderr.
+pub(crate) fn log(logging: &Logging) -> Result<(), Exit> {
+    let filter = EnvFilter::try_new(&logging.filter).map_err(|error| {
+        Exit::setting(format!(
+            "BUNNY_LOG \"{}\" is no log filter: {error}",
+            logging.filter
+        ))
+    })?;
+    let registry = tracing_subscriber::registry().with(filter);
+    let started = match logging.format {
+        LogFormat::Json => registry
+            .with(fmt::layer().json().with_writer(std::io::stderr))
+            .try_init(),
+        LogFormat::Text => registry
+            .with(
+                fmt::layer()
+                    .with_ansi(std::io::stderr().is_terminal())
+                    .with_writer(std::io::stderr),
+            )
+            .try_init(),
+    };
+    started.map_err(|error| Exit::failed(format!("the log cannot be started: {error}")))
+}
+
+/// Installs the recorder; the future serves it until it is dropped.
+pub(crate) fn metrics(
+    address: SocketAddr,
+) -> Result<impl Future<Output = Result<(), Exit>> + Send + 'static, Exit> {
+    let failed =
+        |error: BuildError| Exit::failed(format!("cannot serve metrics on {address}: {error}"));
+    let (recorder, exporter) = PrometheusBuilder::new()
+        .with_http_listener(address)
+        .upkeep_timeout(Duration::from_secs(5))
+        .set_buckets(&SECONDS_BUCKETS)
+        .and_then(PrometheusBuilder::build)
+        .map_err(failed)?;
+    metrics::set_global_recorder(recorder)
+        .map_err(|error| Exit::failed(format!("metrics cannot be recorded: {error}")))?;
+    Ok(async move {
+        exporter
+            .await
+            .map_err(|error| Exit::failed(format!("metrics are no longer served: {error:?}")))
+    })
+}
