@@ -147,7 +147,7 @@ impl Outlet {
                         client.fetch_watermarks(&topic, partition as i32, ENDS_TIMEOUT)?;
                     Ok(end)
                 })
-                .collect::<rdkafka::error::KafkaResult<Vec<i64>>>()
+                .collect::<KafkaResult<Vec<i64>>>()
         })
         .await
         .map_err(|error| Error::transient(format!("reading the snapshot topic's end: {error}")))?
