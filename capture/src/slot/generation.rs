@@ -67,6 +67,8 @@ pub(crate) async fn prepare(
             position: event.position,
         });
     let mut record = check_log(mirror.generation, record.as_ref(), last)?;
+    // Asked again: a slot just created stands beyond what the first answer knew.
+    let system = replication.identify_system().await?;
     let facts = source_facts(places, replication, &system).await?;
     check_source(&record, &facts)?;
     record.timeline = facts.timeline;
