@@ -21,7 +21,7 @@ use crate::telemetry;
 const WAIT_MIN: Duration = Duration::from_millis(250);
 const WAIT_MAX: Duration = Duration::from_secs(5);
 /// How long Kafka may take to answer once.
-const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
+const KAFKA_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the roles of a process share.
 #[derive(Clone)]
@@ -104,6 +104,7 @@ pub(crate) async fn migrate(layers: &Layers, cancel: CancellationToken) -> Resul
     if !prepared(&catalog, check, &cancel).await? {
         return Err(Exit::failed("stopped before the catalog was migrated"));
     }
+    tracing::info!("the catalog's schema is up to date");
     Ok(())
 }
 
@@ -329,8 +330,7 @@ mod tests {
     async fn a_wait_ends_when_the_process_shall() {
         let cancel = CancellationToken::new();
         cancel.cancel();
-        let answer: Result<Option<()>, Exit> =
-            wait_for("it", &cancel, || std::future::pending()).await;
+        let answer: Result<Option<()>, Exit> = wait_for("it", &cancel, std::future::pending).await;
         assert_eq!(answer, Ok(None));
     }
 

@@ -14,6 +14,10 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use crate::config::{LogFormat, Logging};
 use crate::exit::Exit;
 
+/// Two libraries log errors that they also return, and the first also every end of a
+/// partition as an error. librdkafka's own lines have another target and stay.
+const QUIET: &str = "rdkafka::client=off,pgwire_replication=off";
+
 /// Buckets of latency histograms, in seconds: from a quick statement to a load.
 const SECONDS_BUCKETS: [f64; 14] = [
     0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0,
@@ -21,7 +25,8 @@ const SECONDS_BUCKETS: [f64; 14] = [
 
 /// Sends log lines to stderr.
 pub(crate) fn log(logging: &Logging) -> Result<(), Exit> {
-    let filter = EnvFilter::try_new(&logging.filter).map_err(|error| {
+    let filter = format!("{QUIET},{}", logging.filter);
+    let filter = EnvFilter::try_new(filter).map_err(|error| {
         Exit::setting(format!(
             "BUNNY_LOG \"{}\" is no log filter: {error}",
             logging.filter

@@ -146,7 +146,8 @@ impl SyncView {
     /// What a round waits for, in words.
     pub(crate) fn messages(&self) -> Vec<String> {
         let tables = self.progress.tables().into_iter().filter_map(|table| {
-            let reason = table.waiting_for?;
+            let failure = table.failure.map(|cause| cause.to_string());
+            let reason = failure.or(table.waiting_for)?;
             Some(format!("{}: {reason}", table.source))
         });
         self.progress

@@ -314,8 +314,12 @@ impl Stream {
             commit_lsn: self.recorded.commit_lsn,
             seq: self.recorded.seq,
         };
-        self.passed
-            .send_modify(|passed| passed.published = published);
+        let confirmed = self.recorded.confirm_lsn;
+        self.passed.send_modify(|passed| {
+            passed.published = published;
+            // Holds also inside a source transaction: those before it are published whole.
+            passed.lsn = passed.lsn.max(confirmed);
+        });
         let sent = std::mem::take(&mut self.sent);
         self.status
             .send_modify(|status| status.events_published += sent);

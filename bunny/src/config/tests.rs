@@ -206,3 +206,29 @@ fn log_settings() {
     let problem = logging(&layers(&[], wrong, "")).unwrap_err().to_string();
     assert!(problem.contains("text or json"), "{problem}");
 }
+
+#[test]
+fn the_example_file_holds_every_setting_and_is_valid() {
+    let example = include_str!("../../bunny.example.toml");
+    let uncommented: String = example
+        .lines()
+        .map(|line| {
+            line.strip_prefix("# ")
+                .filter(|line| line.contains(" = "))
+                .unwrap_or(line)
+        })
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let layers = layers(&[], &[], &uncommented);
+    for setting in SETTINGS {
+        // The file has a table for these, and parts instead of a URL.
+        if ["kafka_config", "catalog_url"].contains(&setting.key) {
+            continue;
+        }
+        assert!(layers.text(setting).is_some(), "{}", setting.key);
+    }
+    common(&layers).unwrap();
+    api(&layers).unwrap();
+    logging(&layers).unwrap();
+    assert_eq!(common(&layers).unwrap().kafka.overrides.len(), 4);
+}
