@@ -30,7 +30,13 @@ impl Catalog {
     /// than the one the catalog was set up with.
     pub async fn check_key(&self) -> Result<()> {
         let known = SecretString::from("bunny");
-        self.setting_or(KEY_CHECK, &known).await.map(|_| ())
+        match self.setting_or(KEY_CHECK, &known).await {
+            Ok(_) => Ok(()),
+            Err(Error::Invalid(_)) => Err(Error::Invalid(
+                "BUNNY_ENCRYPTION_KEY is not the key that this catalog was set up with".into(),
+            )),
+            Err(error) => Err(error),
+        }
     }
 
     /// The stored setting, or `fresh` if nobody has stored one before.

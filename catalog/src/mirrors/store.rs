@@ -311,10 +311,12 @@ impl Catalog {
     }
 }
 
+/// The last step of each side of a `delete` command. Capture's comes after the
+/// topics are gone, so that the mirror's row outlives them.
 fn removed_step(role: Role) -> &'static str {
     match role {
-        Role::Capture => "source side removed",
-        Role::Apply => "destination side removed",
+        Role::Capture => "topics_clean",
+        Role::Apply => "destination_clean",
     }
 }
 
