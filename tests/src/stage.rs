@@ -19,6 +19,8 @@ use crate::topic;
 
 /// How long a test waits for anything to converge.
 pub const CONVERGE: Duration = Duration::from_secs(120);
+/// A mirror that is FAILED that long waits for a person.
+const FAILED_FOR_GOOD: Duration = Duration::from_secs(10);
 /// Short, so that a killed worker's mirrors are soon taken over.
 const LEASE_TTL_SECONDS: u32 = 2;
 const ADMIN_PASSWORD: &str = "correct horse battery staple";
@@ -342,7 +344,8 @@ impl Mirror {
         limit: Duration,
         done: impl Fn(&Value, &Value) -> bool,
     ) -> anyhow::Result<()> {
-        let deadline = Instant::now() + limit;
+        let started = Instant::now();
+        let mut failed_since: Option<Instant> = None;
         loop {
             let seen = (self.get().await, self.metrics().await);
             if let (Ok(mirror), Ok(metrics)) = &seen
@@ -350,15 +353,24 @@ impl Mirror {
             {
                 return Ok(());
             }
-            if Instant::now() > deadline {
+            failed_since = match &seen.0 {
+                Ok(mirror) if mirror["status"] == "FAILED" => {
+                    Some(failed_since.unwrap_or_else(Instant::now))
+                }
+                Ok(_) => None,
+                Err(_) => failed_since,
+            };
+            let given_up = failed_since.is_some_and(|since| since.elapsed() > FAILED_FOR_GOOD);
+            if given_up || started.elapsed() > limit {
                 let (mirror, metrics) = seen;
                 let show = |answer: anyhow::Result<Value>| match answer {
                     Ok(value) => serde_json::to_string_pretty(&value).unwrap_or_default(),
                     Err(error) => format!("{error:#}"),
                 };
                 bail!(
-                    "mirror {} is not '{what}' after {limit:?}\nmirror: {}\nmetrics: {}\nlogs: {}{}",
+                    "mirror {} is not '{what}' after {:?}\nmirror: {}\nmetrics: {}\nlogs: {}{}",
                     self.name,
+                    started.elapsed(),
                     show(mirror),
                     show(metrics),
                     show(self.mirror_log().await),
