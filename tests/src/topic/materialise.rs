@@ -153,8 +153,17 @@ impl Tables {
 
 impl Table {
     async fn describe(source: &Session, pair: &TablePair) -> anyhow::Result<Table> {
-        let names = content::columns(source, pair).await?;
         let table = qualified(&pair.source);
+        // Neither COPY nor a stream carries generated columns; the destination computes them.
+        let generated = source
+            .query(
+                "SELECT attname::text FROM pg_attribute
+                 WHERE attrelid = $1::text::regclass AND attgenerated <> ''",
+                &[&table],
+            )
+            .await?;
+        let mut names = content::columns(source, pair).await?;
+        names.retain(|name| generated.iter().all(|row| row.get::<_, &str>(0) != name));
         let floats = source
             .query(
                 "SELECT attname::text, atttypid = 700 FROM pg_attribute

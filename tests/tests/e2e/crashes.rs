@@ -20,7 +20,7 @@ const CAPTURE_SETUP_AND_SNAPSHOT: [(&str, u32); 9] = [
     ("capture::generation_recorded", 1),
     ("capture::sync_slot_created", 1),
     ("capture::sync_started", 2),
-    ("capture::chunk_mid_copy", 3),
+    ("capture::chunk_mid_copy", 1),
     ("capture::chunk_delivered", 5),
     ("capture::before_sync_finished", 1),
     ("capture::after_sync_finished", 2),

@@ -16,7 +16,7 @@ CREATE TABLE by_time (id int PRIMARY KEY, at timestamptz); CREATE INDEX ON by_ti
 CREATE TABLE unindexed (id int PRIMARY KEY, k int);
 CREATE TABLE empty (id int PRIMARY KEY, v text);
 CREATE TABLE sparse (id int PRIMARY KEY, v text);
-INSERT INTO by_int SELECT g * 1000003, md5(g::text) FROM generate_series(-2500, 2500) g;
+INSERT INTO by_int SELECT g * 1000003::bigint, md5(g::text) FROM generate_series(-2500, 2500) g;
 INSERT INTO by_text SELECT CASE WHEN g % 10 = 0 THEN NULL ELSE md5(g::text) END, g FROM generate_series(1, 5000) g;
 INSERT INTO skewed SELECT g, CASE WHEN g % 10 = 0 THEN g END, 'v' FROM generate_series(1, 2000) g;
 UPDATE skewed SET tenant = 7 WHERE id > 500;
