@@ -41,6 +41,13 @@ pub use start::generation_start;
 /// The change topic has one partition: the order of commits.
 pub(crate) const PARTITION: i32 = 0;
 
+/// What librdkafka holds ready. A fetch counts compressed bytes, which unpack to ten
+/// times as much and more, and each message costs it some hundred bytes besides: with the
+/// usual settings the queue alone took 200 MB.
+const QUEUED_KBYTES_MAX: &str = "16384";
+const QUEUED_MESSAGES_MIN: &str = "50000";
+const FETCH_BYTES_MAX: &str = "1048576";
+
 /// After so long without the rest of a transaction that is half written, the
 /// destination transaction is given up: its locks and its snapshot must not stay.
 const UNFINISHED_AFTER: Duration = Duration::from_secs(10);
@@ -104,9 +111,12 @@ pub async fn open(run: &MirrorRun, next_offset: i64) -> Result<Arc<StreamConsume
 
 fn assign(run: &MirrorRun, topic: &str, offset: i64) -> Result<Arc<StreamConsumer>> {
     let group = run.topics.apply_group(&run.mirror.slug);
-    let consumer: StreamConsumer = run
-        .kafka
-        .read_committed_consumer(&group)
+    let mut config = run.kafka.read_committed_consumer(&group);
+    config
+        .set("queued.max.messages.kbytes", QUEUED_KBYTES_MAX)
+        .set("queued.min.messages", QUEUED_MESSAGES_MIN)
+        .set("fetch.message.max.bytes", FETCH_BYTES_MAX);
+    let consumer: StreamConsumer = config
         .create()
         .map_err(Error::kafka(format!("creating a consumer of {topic}")))?;
     let mut assignment = TopicPartitionList::new();
