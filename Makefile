@@ -41,13 +41,14 @@ services-down: ## Stop them
 	@scripts/services stop .local/services
 	@rm -f .local/env
 
+# Some crates have tests of their own against a server, ignored where none is in the environment.
 test: deps ## Unit, property and end-to-end tests on real servers
 	cargo build --workspace --all-targets $(FEATURES)
-	cargo test --workspace $(FEATURES)
+	scripts/with-services cargo test --workspace $(FEATURES) -- --include-ignored
 
 test-full: deps ## Everything: also memory bounds and soak (about half an hour)
 	cargo build --workspace --all-targets $(FEATURES),bunny-tests/full
-	cargo test --workspace $(FEATURES),bunny-tests/full
+	scripts/with-services cargo test --workspace $(FEATURES),bunny-tests/full -- --include-ignored
 
 lint: deps ## rustfmt and clippy, warnings are errors
 	cargo fmt --all --check

@@ -1,9 +1,9 @@
 //! Postgres servers and Kafka for a test run, by way of `scripts/services`.
 //!
-//! One set serves all tests of a process ([`Services::shared`]); tests that stop or
-//! kill servers use a second set, one test at a time ([`Services::outage`]). Both
-//! live in temporary directories. A small shell process per set waits for the end of
-//! this process, however it comes, and then kills and removes everything.
+//! One set serves all tests ([`Services::shared`]); tests that stop or kill servers use
+//! a second set, one test at a time ([`Services::outage`]). Both live in temporary
+//! directories. A small process per set waits for the end of the one that started it,
+//! however it comes, and then kills and removes everything.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -26,8 +26,9 @@ pub struct Services {
     pub catalog: Url,
     /// `host:port` of the broker.
     pub brokers: String,
-    /// Ends the servers once its standard input closes, which happens when we end.
-    reaper: Child,
+    /// `scripts/services reap`: ends the servers once its standard input closes, which
+    /// happens when we end.
+    reaper: Option<Child>,
 }
 
 /// One of the servers of a set.
@@ -50,24 +51,15 @@ impl Server {
     }
 }
 
-/// Kills the bunny processes registered in `$1/processes` (name: pid, content: the
-/// program), then the servers, and removes the directory.
-const REAPER: &str = r#"
-trap '' HUP INT TERM
-while read -r _; do :; done
-for file in "$1"/processes/*; do
-  [ -e "$file" ] || continue
-  pid=${file##*/}
-  [ "$(readlink "/proc/$pid/exe")" = "$(cat "$file")" ] && kill -9 "$pid"
-done
-exec "$2" destroy "$1"
-"#;
-
 impl Services {
-    /// The set all tests of this process share, started on first use.
+    /// The set all tests share: that of `scripts/with-services` if it runs us, else one
+    /// started on first use by this process.
     pub fn shared() -> anyhow::Result<Arc<Services>> {
         static SHARED: OnceLock<Result<Arc<Services>, String>> = OnceLock::new();
-        once(&SHARED)
+        once(&SHARED, || match std::env::var_os("BUNNY_TEST_SERVICES") {
+            Some(directory) => Services::running(directory.into(), None),
+            None => Services::start_in(temporary_directory()?),
+        })
     }
 
     /// The set for tests that stop servers, and the right to be the only one using it.
@@ -75,7 +67,8 @@ impl Services {
         static OUTAGE: OnceLock<Result<Arc<Services>, String>> = OnceLock::new();
         static ALONE: Mutex<()> = Mutex::const_new(());
         let guard = ALONE.lock().await;
-        Ok((once(&OUTAGE)?, guard))
+        let services = once(&OUTAGE, || Services::start_in(temporary_directory()?))?;
+        Ok((services, guard))
     }
 
     /// Starts a set in `directory`, made anew: whatever an earlier run left there goes.
@@ -86,9 +79,9 @@ impl Services {
             .arg(&directory))?;
         std::fs::create_dir_all(&directory)?;
         let reaper = Command::new("setsid")
-            .args(["sh", "-c", REAPER, "reaper"])
-            .arg(&directory)
             .arg(script("services"))
+            .arg("reap")
+            .arg(&directory)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -97,6 +90,11 @@ impl Services {
         run(Command::new(script("services"))
             .arg("start")
             .arg(&directory))?;
+        Services::running(directory, Some(reaper))
+    }
+
+    /// A set that runs; somebody else ends it if there is no reaper.
+    fn running(directory: PathBuf, reaper: Option<Child>) -> anyhow::Result<Services> {
         let env = read_env(&directory.join("env"))?;
         let url = |name: &str| -> anyhow::Result<Url> { env_value(&env, name)?.parse() };
         Ok(Services {
@@ -116,8 +114,9 @@ impl Services {
 
     /// Ends everything now and waits until it is gone.
     pub fn end(mut self) -> anyhow::Result<()> {
-        drop(self.reaper.stdin.take());
-        let status = self.reaper.wait()?;
+        let mut reaper = self.reaper.take().context("these servers are not ours")?;
+        drop(reaper.stdin.take());
+        let status = reaper.wait()?;
         ensure!(status.success(), "the servers' reaper ended with {status}");
         Ok(())
     }
@@ -161,13 +160,14 @@ impl Services {
     }
 }
 
-fn once(cell: &OnceLock<Result<Arc<Services>, String>>) -> anyhow::Result<Arc<Services>> {
-    cell.get_or_init(
-        || match temporary_directory().and_then(Services::start_in) {
-            Ok(services) => Ok(Arc::new(services)),
-            Err(error) => Err(format!("{error:#}")),
-        },
-    )
+fn once(
+    cell: &OnceLock<Result<Arc<Services>, String>>,
+    start: impl FnOnce() -> anyhow::Result<Services>,
+) -> anyhow::Result<Arc<Services>> {
+    cell.get_or_init(|| match start() {
+        Ok(services) => Ok(Arc::new(services)),
+        Err(error) => Err(format!("{error:#}")),
+    })
     .clone()
     .map_err(anyhow::Error::msg)
 }

@@ -28,6 +28,30 @@ pub struct Summary {
     pub generations: u64,
     /// Rows in the snapshot chunks that count.
     pub snapshot_rows: u64,
+    pub inserts: u64,
+    pub updates: u64,
+    pub deletes: u64,
+    pub truncates: u64,
+    /// Updates that carry an old row or key.
+    pub with_before: u64,
+    /// Updates with columns that Postgres did not send.
+    pub with_unchanged: u64,
+}
+
+impl Summary {
+    fn count(&mut self, event: &records::Event) {
+        self.events += 1;
+        self.transactions += u64::from(event.last);
+        match event.op.as_str() {
+            "c" => self.inserts += 1,
+            "u" => self.updates += 1,
+            "d" => self.deletes += 1,
+            _ => self.truncates += 1,
+        }
+        let update = event.op == "u";
+        self.with_before += u64::from(update && event.before.is_some());
+        self.with_unchanged += u64::from(update && !event.unchanged.is_empty());
+    }
 }
 
 /// Reads the topics of the mirror `slug` to their present end and compares what they
@@ -104,8 +128,7 @@ fn replay(
         );
         before = Some(position);
         open_transaction = (!event.last).then_some(event.commit_lsn);
-        summary.events += 1;
-        summary.transactions += u64::from(event.last);
+        summary.count(event);
         if event.generation == last_generation {
             tables
                 .apply(event)

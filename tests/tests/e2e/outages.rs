@@ -1,6 +1,6 @@
 //! Servers that die and come back, connections that are cut or go silent.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use bunny_tests::bunny::Role;
@@ -42,11 +42,18 @@ async fn survives_the_death_of(server: Server, test: &str) -> Result<()> {
         // Long enough for connections to be refused, not only cut.
         tokio::time::sleep(Duration::from_millis(1500)).await;
         services.start_again(server).await?;
+        let back = Instant::now();
         if round == 0 {
             mirror.wait_running().await?;
         } else {
-            load.advance(150).await;
+            let lsn = stage.source.connect().await?.current_lsn().await?;
+            mirror.wait_for_lsn(lsn).await?;
+            load.advance(50).await;
         }
+        println!(
+            "{server:?}: caught up {:?} after its return",
+            back.elapsed()
+        );
     }
     let alive = processes.iter_mut().all(|process| process.is_running());
     assert!(
