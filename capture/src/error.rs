@@ -28,6 +28,8 @@ pub enum Error {
     Refused(#[from] Refusal),
     #[error("replication stream: {0}")]
     Sequence(#[from] SequenceError),
+    #[error("another capture has taken this mirror over")]
+    Superseded,
     #[error("{0}")]
     Fatal(String),
     #[error("{0}")]
@@ -50,16 +52,18 @@ impl Error {
         matches!(self, Self::Refused(_) | Self::Fatal(_))
     }
 
-    /// True when another capture of the mirror has taken over the transactional id.
+    /// True when another capture of the mirror has taken over.
     pub fn is_fenced(&self) -> bool {
         use rdkafka::types::RDKafkaErrorCode as Code;
-        matches!(
-            self,
-            Self::Kafka { error, .. } if matches!(
-                error.rdkafka_error_code(),
-                Some(Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch)
+        let superseded = matches!(self, Self::Superseded);
+        superseded
+            || matches!(
+                self,
+                Self::Kafka { error, .. } if matches!(
+                    error.rdkafka_error_code(),
+                    Some(Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch)
+                )
             )
-        )
     }
 
     /// True when the same attempt may succeed later without anyone's help.

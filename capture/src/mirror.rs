@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bunny_catalog::{Desired, Finished, Mirror, MirrorContext};
 use bunny_postgres::replication::Replication;
-use bunny_postgres::{ConnectOptions, NameMatch, Session, introspect, terminate_sessions};
+use bunny_postgres::{ConnectOptions, Session, introspect, terminate_sessions};
 use bunny_schemas::control::SchemaKind;
 use bunny_schemas::kafka::TopicKind;
 use bunny_schemas::registry::Registry;
@@ -52,6 +52,9 @@ pub(crate) async fn run(
     };
     let source = Session::connect(&run.peer, &run.application_name).await?;
     end_former_sessions(&run, &source).await?;
+    if run.mirror.desired != Desired::Deleted && !run.mirror.generation_ready {
+        claim_names(&run, &source).await?;
+    }
     if run.mirror.desired == Desired::Deleted {
         return removal::run(&run, source).await;
     }
@@ -132,13 +135,52 @@ pub(crate) fn session_prefix(mirror: &Mirror) -> String {
     format!("bunny capture {}", &id[..12])
 }
 
-/// A frozen former capture keeps its sessions and the slot alive: end them first.
+/// A frozen former capture keeps its sessions and the slot alive: end them first. One with
+/// a higher epoch is not former: it has taken over, and this run must not fight it.
 async fn end_former_sessions(run: &Run, source: &Session) -> Result<()> {
     let prefix = session_prefix(&run.mirror);
-    let ended = terminate_sessions(source, NameMatch::Prefix(&prefix)).await?;
-    if !ended.is_empty() {
-        tracing::info!(mirror = %run.mirror.name, pids = ?ended, "ended the former capture's sessions");
+    let rows = source
+        .query(
+            "SELECT DISTINCT application_name FROM pg_stat_activity
+             WHERE starts_with(application_name, $1) AND pid <> pg_backend_pid()",
+            &[&format!("{prefix} ")],
+        )
+        .await?;
+    for row in rows {
+        let name: String = row.get(0);
+        let epoch: Option<i64> = name.rsplit(' ').next().and_then(|text| text.parse().ok());
+        if epoch.is_some_and(|epoch| epoch > run.context.lease_epoch) {
+            return Err(Error::Superseded);
+        }
+        let pids = terminate_sessions(source, &name).await?;
+        tracing::info!(mirror = %run.mirror.name, session = name, ?pids, "ended a former capture's sessions");
     }
+    Ok(())
+}
+
+/// Before the mirror first makes its slot and publications: what already stands under their
+/// names belongs to someone else. The claim is recorded first, so that a crash in between
+/// leaves what a later run may drop.
+async fn claim_names(run: &Run, source: &Session) -> Result<()> {
+    const CLAIMED: &str = "source_names_claimed";
+    let catalog = &run.options.catalog;
+    let mirror = &run.mirror;
+    let Some(command) = catalog.open_command(mirror.id, "create").await? else {
+        return Ok(());
+    };
+    if command.steps.iter().any(|step| step == CLAIMED) {
+        return Ok(());
+    }
+    if slot::exists_foreign(source, mirror).await?
+        || publication::any_exists(source, mirror).await?
+    {
+        return Err(Error::fatal(format!(
+            "the source already has a replication slot {} or publications {}, which this mirror did not make (another BunnyDB installation, or the rest of an older one); drop them, or delete this mirror and create it under another name or topic prefix",
+            mirror.slot_name,
+            publication::names(mirror).join(", ")
+        )));
+    }
+    catalog.mark_step(command.id, CLAIMED).await?;
     Ok(())
 }
 

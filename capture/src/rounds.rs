@@ -12,14 +12,16 @@ use bunny_schemas::control::{SyncRecord, SyncState};
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::mirror::Run;
 use crate::snapshot::{
-    self, LogSink, Loudness, Passed, Progress, SnapshotContext, SyncRecorder, TableSync,
+    self, Cause, LogSink, Loudness, Passed, Progress, SnapshotContext, SyncRecorder, TableSync,
 };
 
 const BACKOFF_FIRST: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// So often may a table change under its snapshot before a person has to look.
+const REWRITES_MAX: u32 = 3;
 const LOG_LINES_MAX: usize = 256;
 
 /// What the position topic and the mirror say about table syncs at the start of a run.
@@ -27,6 +29,8 @@ pub(crate) struct Rounds {
     wanted: Vec<(Uuid, MirrorTable)>,
     attempts: HashMap<Uuid, i32>,
     finished: HashSet<Uuid>,
+    /// How often a table was refused, or had changed under its snapshot, in this run.
+    failures: HashMap<Uuid, u32>,
     progress: Progress,
 }
 
@@ -48,6 +52,7 @@ impl Rounds {
                 .map(|(request, _)| *request)
                 .collect(),
             wanted,
+            failures: HashMap::new(),
             progress: Progress::default(),
         }
     }
@@ -92,6 +97,29 @@ impl Rounds {
             });
         }
         round
+    }
+
+    /// A table that cannot be copied whatever is tried stops the mirror, visibly: each try
+    /// would only fill the log.
+    fn check_refused(&mut self) -> Result<()> {
+        for table in self.progress.tables() {
+            let limit = match &table.failure {
+                Some(Cause::Refused(_)) => 1,
+                Some(Cause::Rewritten(_)) => REWRITES_MAX,
+                Some(Cause::Transient(_)) | None => continue,
+            };
+            let failures = self.failures.entry(table.request_id).or_insert(0);
+            *failures += 1;
+            if *failures >= limit
+                && let Some(cause) = table.failure
+            {
+                return Err(Error::fatal(format!(
+                    "table {} cannot be copied: {cause}; mend that and retry the mirror, or delete it and create it without the table",
+                    table.source
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Takes in what the round that just ended has finished.
@@ -190,9 +218,14 @@ pub(crate) async fn run(
             };
             let ended = snapshot::run(context, run.context.cancel.clone()).await;
             rounds.take_finished();
+            rounds.check_refused()?;
             match ended {
                 Ok(()) => backoff = BACKOFF_FIRST,
                 Err(error) if error.is_fatal() => return Err(error),
+                // The run is ending, and this is only how the round says so.
+                Err(_) if run.context.cancel.is_cancelled() => {
+                    return std::future::pending().await;
+                }
                 Err(error) => {
                     let message = format!(
                         "copying tables was interrupted and starts over for those not finished: {error}"

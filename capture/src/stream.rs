@@ -174,7 +174,16 @@ impl Stream {
                 self.reached.confirm_lsn = end_lsn;
                 self.quiet_up_to(end_lsn);
             }
-            WalEvent::Keepalive { wal_end } => self.quiet_up_to(wal_end),
+            WalEvent::Keepalive {
+                wal_end,
+                reply_requested,
+            } => {
+                self.quiet_up_to(wal_end);
+                // A source that shuts down waits until everything it sent is confirmed.
+                if reply_requested && self.moved() && self.sequencer.open().is_none() {
+                    self.commit().await?;
+                }
+            }
             WalEvent::LogicalMessage => {}
         }
         Ok(())

@@ -519,7 +519,7 @@ async fn a_slot_streams_what_was_committed_and_remembers_what_was_confirmed() {
     )
     .await;
     loop {
-        if let WalEvent::Keepalive { wal_end } = next(&mut stream).await
+        if let WalEvent::Keepalive { wal_end, .. } = next(&mut stream).await
             && wal_end.0 >= flushed as u64
         {
             stream.confirm(wal_end);

@@ -195,3 +195,13 @@ impl Publisher {
             .map_err(|error| Error::Kafka { doing, error })
     }
 }
+
+impl Drop for Publisher {
+    /// Closing a producer waits for its threads, and for the broker; not on an async thread.
+    fn drop(&mut self) {
+        let producer = Arc::clone(&self.producer);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            drop(runtime.spawn_blocking(move || drop(producer)));
+        }
+    }
+}

@@ -72,6 +72,8 @@ enum Known {
 pub(crate) struct Tables {
     mirror: String,
     mappings: HashMap<TableName, MirrorTable>,
+    /// False when the user brought the publication, which may hold more than is mapped.
+    own_publications: bool,
     known: HashMap<u32, Known>,
 }
 
@@ -84,6 +86,7 @@ impl Tables {
                 .iter()
                 .map(|table| (table.source.clone(), table.clone()))
                 .collect(),
+            own_publications: !mirror.publication_given,
             known: HashMap::new(),
         }
     }
@@ -107,6 +110,11 @@ impl Tables {
             name: relation.name.clone(),
         };
         let known = match self.mappings.get(&name) {
+            None if self.own_publications => {
+                return Err(Error::fatal(format!(
+                    "the source publishes {name} to this mirror, which does not map it: a mirrored table was renamed or swapped, or someone altered the publication; rename it back, or delete the mirror and create it again with the new name"
+                )));
+            }
             None => Known::Unmapped,
             Some(mapping) => {
                 let published = publish(&self.mirror, mapping, relation, source, registry).await?;
@@ -200,7 +208,9 @@ async fn column_facts(relation: &Relation, source: &Session) -> Result<Vec<Colum
             "SELECT coalesce(a.attnum, 0)::int2,
                     coalesce(a.attnotnull, false),
                     coalesce(format_type(u.type, u.typmod), 'unknown'),
-                    coalesce(a.attnum = ANY (i.indkey), false)
+                    coalesce(i.indimmediate AND EXISTS (
+                        SELECT FROM unnest(i.indkey) WITH ORDINALITY k (attnum, position)
+                        WHERE k.attnum = a.attnum AND k.position <= i.indnkeyatts), false)
              FROM unnest($1::text[], $2::oid[], $3::int4[])
                   WITH ORDINALITY AS u (name, type, typmod, position)
              LEFT JOIN pg_attribute a

@@ -76,6 +76,11 @@ pub(crate) async fn prepare(
     Ok(record)
 }
 
+/// True when the source holds a slot of the mirror's own name that the user did not bring.
+pub(crate) async fn exists_foreign(source: &Session, mirror: &Mirror) -> Result<bool> {
+    Ok(!mirror.slot_given && slot_facts(source, &mirror.slot_name).await?.is_some())
+}
+
 /// Drops the mirror's own slot; one that the user brought stays.
 pub(crate) async fn drop_slot(source: &Session, mirror: &Mirror) -> Result<()> {
     if mirror.slot_given {

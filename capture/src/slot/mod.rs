@@ -4,7 +4,7 @@ mod generation;
 mod sequence;
 mod start;
 
-pub(crate) use generation::{Places, drop_slot, prepare};
+pub(crate) use generation::{Places, drop_slot, exists_foreign, prepare};
 pub use sequence::SequenceError;
 pub(crate) use sequence::{Place, Sequencer};
 pub use start::Refusal;

@@ -56,6 +56,7 @@ use trouble::Trouble;
 
 pub(crate) use port::{LogSink, Loudness, Passed, SyncRecorder, SyncRequest};
 pub(crate) use progress::Progress;
+pub(crate) use trouble::Cause;
 
 /// One table of a round.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,6 +2,9 @@
 
 use sha2::{Digest, Sha256};
 
+/// Ends the name of the publication of insert-only tables.
+const INSERT_ONLY_SUFFIX: &str = "_ins";
+
 /// The longest mirror name, in bytes; also the longest identifier of Postgres.
 pub const NAME_LENGTH_MAX: usize = 63;
 
@@ -28,7 +31,9 @@ pub fn check_name(what: &str, name: &str) -> Result<(), String> {
 /// or whose plain slug is `taken`, gets a hash of the true name as its suffix.
 pub(crate) fn slug(name: &str, taken: impl Fn(&str) -> bool) -> String {
     let plain = identifier(name);
-    if plain.len() <= SLUG_LENGTH_MAX && !taken(&plain) {
+    // The insert-only publication of mirror `x` has the name that `x_ins` would give its own.
+    let like_another = plain.ends_with(INSERT_ONLY_SUFFIX);
+    if plain.len() <= SLUG_LENGTH_MAX && !like_another && !taken(&plain) {
         return plain;
     }
     let mut salt = 0_u32;
@@ -53,7 +58,7 @@ pub(crate) fn publication_names(prefix: &str, slug: &str) -> (String, String) {
     let prefix = identifier(prefix);
     (
         fit(format!("{prefix}_pub_{slug}")),
-        fit(format!("{prefix}_pub_{slug}_ins")),
+        fit(format!("{prefix}_pub_{slug}{INSERT_ONLY_SUFFIX}")),
     )
 }
 
@@ -90,6 +95,13 @@ fn with_hash(text: &str, true_name: &str, length_max: usize) -> String {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn no_mirror_publishes_into_the_insert_only_publication_of_another() {
+        let (_, insert_only) = publication_names("bunny", &slug("shop", |_| false));
+        let (all, _) = publication_names("bunny", &slug("shop-ins", |_| false));
+        assert_ne!(insert_only, all);
+    }
 
     #[test]
     fn a_plain_name_stays_readable() {

@@ -49,6 +49,8 @@ pub enum WalEvent {
     Keepalive {
         /// How far the server has read its log for this slot.
         wal_end: Lsn,
+        /// The server waits for a confirmation, as one that is shutting down does.
+        reply_requested: bool,
     },
     /// A message from `pg_logical_emit_message`, which nobody here reads.
     LogicalMessage,
@@ -127,8 +129,13 @@ impl WalStream {
                 end_lsn: Lsn(end_lsn.as_u64()),
                 commit_ts_us: unix_from_postgres_us(commit_time_micros),
             },
-            ReplicationEvent::KeepAlive { wal_end, .. } => WalEvent::Keepalive {
+            ReplicationEvent::KeepAlive {
+                wal_end,
+                reply_requested,
+                ..
+            } => WalEvent::Keepalive {
                 wal_end: Lsn(wal_end.as_u64()),
+                reply_requested,
             },
             ReplicationEvent::Message { .. } => WalEvent::LogicalMessage,
             // Only with a stop position, which is never set.
