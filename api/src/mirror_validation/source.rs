@@ -121,6 +121,16 @@ fn slot(request: &CreateRequest, source: &SourceFacts, findings: &mut Findings) 
         );
     }
     let Some(slot) = &source.slot else { return };
+    if source.publication.is_none() {
+        // A publication made after the slot's position makes its decoding fail for good.
+        findings.refuse(
+            "given_slot",
+            format!(
+                "replication slot \"{}\" exists already, so its publication must be older than it: give the publication_name it was made for, or leave replication_slot_name out",
+                slot.name
+            ),
+        );
+    }
     if slot.plugin.as_deref() != Some("pgoutput") || slot.database != source.server.database {
         findings.refuse(
             "given_slot",

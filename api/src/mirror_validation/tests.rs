@@ -343,26 +343,9 @@ fn a_loop_is_found_over_any_number_of_mirrors() {
     assert_eq!(with_others(&chain).problems, []);
 }
 
-#[test]
-fn a_given_slot_must_fit_and_be_free() {
-    let slot = |plugin: &str, active: bool| {
-        spoiled(|_, facts| {
-            facts.source.slot = Some(Slot {
-                name: "mine".into(),
-                plugin: Some(plugin.into()),
-                database: "shop".into(),
-                active,
-            });
-        })
-    };
-    assert_eq!(slot("pgoutput", false).problems, []);
-    assert_eq!(checks_of(&slot("wal2json", false)), ["given_slot"]);
-    assert_eq!(checks_of(&slot("pgoutput", true)), ["given_slot"]);
-}
-
-#[test]
-fn a_given_publication_must_hold_every_table_whole() {
-    let publication = || Publication {
+/// A publication the user brings that holds the table of these tests whole.
+fn fitting_publication() -> Publication {
+    Publication {
         name: "mine".into(),
         inserts: true,
         updates: true,
@@ -371,7 +354,33 @@ fn a_given_publication_must_hold_every_table_whole() {
         via_root: false,
         tables: vec![TableName::new("public", "t")],
         filtered: Vec::new(),
+    }
+}
+
+#[test]
+fn a_given_slot_must_fit_be_free_and_come_with_its_publication() {
+    let slot = |plugin: &str, active: bool, publication: Option<Publication>| {
+        spoiled(|request, facts| {
+            request.publication_name = publication.as_ref().map(|given| given.name.clone());
+            facts.source.publication = publication;
+            facts.source.slot = Some(Slot {
+                name: "mine".into(),
+                plugin: Some(plugin.into()),
+                database: "shop".into(),
+                active,
+            });
+        })
     };
+    let whole = || Some(fitting_publication());
+    assert_eq!(slot("pgoutput", false, whole()).problems, []);
+    assert_eq!(checks_of(&slot("wal2json", false, whole())), ["given_slot"]);
+    assert_eq!(checks_of(&slot("pgoutput", true, whole())), ["given_slot"]);
+    assert_eq!(checks_of(&slot("pgoutput", false, None)), ["given_slot"]);
+}
+
+#[test]
+fn a_given_publication_must_hold_every_table_whole() {
+    let publication = fitting_publication;
     let given = |publication: Publication| {
         spoiled(|request, facts| {
             request.publication_name = Some("mine".into());
