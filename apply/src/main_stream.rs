@@ -20,6 +20,7 @@ use uuid::Uuid;
 use crate::batch::Part;
 use crate::bookkeeping::{self, Progress, State};
 use crate::budget::Budget;
+use crate::closing::Closing;
 use crate::context::MirrorRun;
 use crate::crash_points::{self, reached};
 use crate::error::{Error, Result};
@@ -235,7 +236,7 @@ impl Applier<'_> {
 
 /// The consumer group's offset.
 struct Group {
-    consumer: Arc<StreamConsumer>,
+    consumer: Arc<Closing<StreamConsumer>>,
     topic: String,
     committed: i64,
     wanted: i64,
@@ -266,7 +267,11 @@ impl Group {
     }
 }
 
-async fn watch_end(consumer: Arc<StreamConsumer>, topic: String, stats: Arc<Stats>) -> Result<()> {
+async fn watch_end(
+    consumer: Arc<Closing<StreamConsumer>>,
+    topic: String,
+    stats: Arc<Stats>,
+) -> Result<()> {
     loop {
         let (asked, of) = (consumer.clone(), topic.clone());
         let found = tokio::task::spawn_blocking(move || {

@@ -11,8 +11,9 @@ use bunny_schemas::kafka::KafkaConfig;
 use bunny_schemas::registry::Registry;
 use bunny_schemas::topics::Topics;
 use tokio::sync::OnceCell;
+use tokio::time::Instant;
 
-use crate::bookkeeping::{self, Epoch};
+use crate::bookkeeping::{self, Epoch, State, TableState};
 use crate::budget::{self, Budget};
 use crate::context::{MirrorRun, application_name, application_name_prefix};
 use crate::crash_points::{self, reached};
@@ -26,6 +27,11 @@ const DESTINATION_CLEAN: &str = "destination_clean";
 
 /// How often the log is looked at while the end of a transaction is missing.
 const UNFINISHED_POLL: Duration = Duration::from_secs(1);
+
+/// How long a wait for the end of a transaction lasts at most before the log is read
+/// again: the first one, and the longest.
+const UNFINISHED_WAIT_MIN: Duration = Duration::from_secs(10);
+const UNFINISHED_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// What the mirrors of a process share.
 pub(crate) struct Shared {
@@ -125,6 +131,7 @@ async fn go(
     stats: &Arc<Stats>,
     load: &LoadProgress,
 ) -> Result<Finished> {
+    let mut waited = None;
     loop {
         match load_and_follow(shared, run, stats, load).await {
             Ok(()) => {}
@@ -141,7 +148,9 @@ async fn go(
                     mirror = %run.mirror.name, end_offset,
                     "the end of a large transaction is not in the log yet: rolled back, waiting"
                 );
-                wait_for_more(run).await?;
+                let at_most = wait_at_most(waited, end_offset);
+                waited = Some((end_offset, at_most));
+                wait_for_more(run, at_most).await?;
             }
             Err(error) => return Err(error),
         }
@@ -154,6 +163,9 @@ async fn load_and_follow(
     stats: &Arc<Stats>,
     load: &LoadProgress,
 ) -> Result<()> {
+    if run.mirror.config.on_table_error == OnTableError::Stop {
+        refuse_errored(run).await?;
+    }
     stats.phase("loading tables");
     table_sync::load(run, load).await?;
     reached(crash_points::TABLES_LOADED);
@@ -165,14 +177,49 @@ async fn load_and_follow(
     Box::pin(main_stream::follow(run, stats, budget)).await
 }
 
-/// Waits until the change topic has grown.
-async fn wait_for_more(run: &MirrorRun) -> Result<()> {
+/// A table that failed before stops the mirror still: a start changes nothing about it.
+async fn refuse_errored(run: &MirrorRun) -> Result<()> {
+    let session = run.connect().await?;
+    let client: &tokio_postgres::Client = &session;
+    let tables = bookkeeping::tables(client, run.mirror_id()).await?;
+    stopped_by(&tables).map_or(Ok(()), Err)
+}
+
+/// The error of the first table that is ERRORED. Pure.
+fn stopped_by(tables: &[TableState]) -> Option<Error> {
+    let table = tables.iter().find(|table| table.state == State::Errored)?;
+    let cause = table.error.as_deref().unwrap_or("its reason is not known");
+    Some(Error::Table {
+        table: table.source.clone(),
+        reason: format!(
+            "{cause}. The table is ERRORED and \"on_table_error\" is \"stop\", so the mirror does not go on: \
+             remove the cause, then sync the table again (or delete the mirror and create it anew)"
+        ),
+        restart_offset: table.restart_offset,
+    })
+}
+
+/// How long to wait with the log ending at `end_offset`: longer each time it has not
+/// grown. Pure.
+fn wait_at_most(before: Option<(i64, Duration)>, end_offset: i64) -> Duration {
+    match before {
+        Some((end_before, waited)) if end_before == end_offset => {
+            (waited * 2).min(UNFINISHED_WAIT_MAX)
+        }
+        _ => UNFINISHED_WAIT_MIN,
+    }
+}
+
+/// Waits until the change topic has grown, but not for ever: what was missing may have
+/// come before this began to look.
+async fn wait_for_more(run: &MirrorRun, at_most: Duration) -> Result<()> {
+    let until = Instant::now() + at_most;
     let topic = run.topics.changes(&run.mirror.slug);
     let (_, end_before) = run.kafka.watermarks(&topic, reader::PARTITION).await?;
     loop {
         tokio::time::sleep(UNFINISHED_POLL).await;
         let (_, end) = run.kafka.watermarks(&topic, reader::PARTITION).await?;
-        if end != end_before {
+        if end != end_before || Instant::now() >= until {
             return Ok(());
         }
     }
@@ -203,4 +250,37 @@ async fn forget(mirror: &Mirror, context: &MirrorContext) -> Result<Finished> {
     }
     tracing::info!(mirror = %mirror.name, "nothing of the mirror is left in _bunny at the destination");
     Ok(Finished::Deleted)
+}
+
+#[cfg(test)]
+mod tests {
+    use bunny_postgres::TableName;
+
+    use super::*;
+
+    #[test]
+    fn waits_grow_while_the_log_does_not() {
+        let seconds = Duration::from_secs;
+        assert_eq!(wait_at_most(None, 5), seconds(10));
+        assert_eq!(wait_at_most(Some((5, seconds(10))), 5), seconds(20));
+        assert_eq!(wait_at_most(Some((5, seconds(40))), 5), seconds(60));
+        assert_eq!(wait_at_most(Some((5, seconds(60))), 6), seconds(10));
+    }
+
+    #[test]
+    fn an_errored_table_is_named_with_its_cause() {
+        let name = |name: &str| TableName {
+            schema: "public".into(),
+            name: name.into(),
+        };
+        let sound = TableState::wanted(name("a"), name("a"), None);
+        assert!(stopped_by(std::slice::from_ref(&sound)).is_none());
+        let errored = TableState {
+            state: State::Errored,
+            error: Some("column c is missing".into()),
+            ..TableState::wanted(name("b"), name("b"), None)
+        };
+        let error = stopped_by(&[sound, errored]).expect("an error").to_string();
+        assert!(error.contains("public.b: column c is missing. "), "{error}");
+    }
 }

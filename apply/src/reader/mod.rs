@@ -27,6 +27,7 @@ use uuid::Uuid;
 use crate::batch::{Assembler, Part};
 use crate::bookkeeping::Progress;
 use crate::budget::Budget;
+use crate::closing::Closing;
 use crate::context::MirrorRun;
 use crate::error::{Error, Result};
 use crate::event::Event;
@@ -52,8 +53,17 @@ const FETCH_BYTES_MAX: &str = "1048576";
 /// destination transaction is given up: its locks and its snapshot must not stay.
 const UNFINISHED_AFTER: Duration = Duration::from_secs(10);
 
+/// After so long without an event short of the log's end, the same: the broker may take
+/// its time, but not for ever at the destination's cost.
+const STALLED_AFTER: Duration = Duration::from_secs(60);
+
 /// Troubles that librdkafka gets over by itself are errors only when they last.
 const TROUBLE_MAX: Duration = Duration::from_secs(30);
+
+/// A trouble that comes so long after the one before is another one. A log without news
+/// shows in no other way that the first is over; one that lasts is heard of far more
+/// often, at each attempt to connect.
+const TROUBLE_FORGOTTEN_AFTER: Duration = Duration::from_secs(10);
 
 /// What the applier is to do next.
 #[derive(Debug)]
@@ -91,7 +101,10 @@ pub struct Options {
 }
 
 /// Opens the topic at the progress row's offset.
-pub async fn open(run: &MirrorRun, next_offset: i64) -> Result<Arc<StreamConsumer>> {
+pub(crate) async fn open(
+    run: &MirrorRun,
+    next_offset: i64,
+) -> Result<Arc<Closing<StreamConsumer>>> {
     let topic = run.topics.changes(&run.mirror.slug);
     let (low, end) = run.kafka.watermarks(&topic, PARTITION).await?;
     if low > next_offset {
@@ -109,7 +122,7 @@ pub async fn open(run: &MirrorRun, next_offset: i64) -> Result<Arc<StreamConsume
     assign(run, &topic, next_offset)
 }
 
-fn assign(run: &MirrorRun, topic: &str, offset: i64) -> Result<Arc<StreamConsumer>> {
+fn assign(run: &MirrorRun, topic: &str, offset: i64) -> Result<Arc<Closing<StreamConsumer>>> {
     let group = run.topics.apply_group(&run.mirror.slug);
     let mut config = run.kafka.read_committed_consumer(&group);
     config
@@ -119,6 +132,7 @@ fn assign(run: &MirrorRun, topic: &str, offset: i64) -> Result<Arc<StreamConsume
     let consumer: StreamConsumer = config
         .create()
         .map_err(Error::kafka(format!("creating a consumer of {topic}")))?;
+    let consumer = Closing::new(consumer);
     let mut assignment = TopicPartitionList::new();
     assignment
         .add_partition_offset(topic, PARTITION, Offset::Offset(offset))
@@ -144,7 +158,30 @@ pub struct Reader {
     end_offset: i64,
     at_end: bool,
     caught_up_said: bool,
-    trouble_since: Option<Instant>,
+    trouble: Option<Trouble>,
+}
+
+/// Errors of Kafka that follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Trouble {
+    since: Instant,
+    last: Instant,
+}
+
+impl Trouble {
+    /// The trouble that an error at `now` belongs to.
+    fn at(now: Instant, before: Option<Trouble>) -> Trouble {
+        let goes_on =
+            before.filter(|before| now.duration_since(before.last) < TROUBLE_FORGOTTEN_AFTER);
+        Trouble {
+            since: goes_on.map_or(now, |before| before.since),
+            last: now,
+        }
+    }
+
+    fn lasted(&self) -> Duration {
+        self.last.duration_since(self.since)
+    }
 }
 
 impl Reader {
@@ -161,12 +198,12 @@ impl Reader {
             end_offset: options.start.next_offset,
             at_end: false,
             caught_up_said: false,
-            trouble_since: None,
+            trouble: None,
             options,
         }
     }
 
-    pub async fn run(mut self, consumer: Arc<StreamConsumer>) -> Result<()> {
+    pub(crate) async fn run(mut self, consumer: Arc<Closing<StreamConsumer>>) -> Result<()> {
         let mut stream = consumer.stream();
         loop {
             // What librdkafka holds already comes without a detour through the timer.
@@ -190,7 +227,12 @@ impl Reader {
         let is_due = flush_at.is_some_and(|at| at <= now);
         let holds_nothing = !self.assembler.has_whole() && !self.assembler.is_unfinished();
         let says_caught_up = self.at_end && !self.caught_up_said && holds_nothing;
-        let unfinished_at = self.last_event_at + UNFINISHED_AFTER;
+        let patience = if self.at_end {
+            UNFINISHED_AFTER
+        } else {
+            STALLED_AFTER
+        };
+        let give_up_at = self.last_event_at + patience;
         tokio::select! {
             biased;
             received = stream.next() => match received {
@@ -209,11 +251,24 @@ impl Reader {
                 }
             }
             () = sleep_until(flush_at.unwrap_or(now)), if flush_at.is_some() && !is_due => Ok(()),
-            () = sleep_until(unfinished_at), if self.assembler.is_streaming() => {
-                Err(Error::Unfinished { end_offset: self.end_offset })
-            }
+            () = sleep_until(give_up_at), if self.assembler.is_streaming() => Err(self.unfinished()),
             () = self.options.work.closed() => Ok(()),
         }
+    }
+
+    /// Only at the end of the log is it sure that the rest of a transaction is not there.
+    fn unfinished(&self) -> Error {
+        if self.at_end {
+            return Error::Unfinished {
+                end_offset: self.end_offset,
+            };
+        }
+        Error::NotYet(format!(
+            "{} gave nothing for {} s in the middle of a transaction, at offset {}, though its end is not reached",
+            self.topic,
+            STALLED_AFTER.as_secs(),
+            self.end_offset
+        ))
     }
 
     /// When what is gathered is to be handed over; None while nothing is.
@@ -229,14 +284,14 @@ impl Reader {
         let message = match received {
             Ok(message) => message,
             Err(KafkaError::PartitionEOF(_)) => {
-                self.trouble_since = None;
+                self.trouble = None;
                 self.at_end = true;
                 self.options.stats.at_end();
                 return Ok(());
             }
             Err(error) => return self.trouble(error),
         };
-        self.trouble_since = None;
+        self.trouble = None;
         self.at_end = false;
         let offset = message.offset();
         let payload = message.payload().ok_or_else(|| {
@@ -325,8 +380,9 @@ impl Reader {
             )));
         }
         let error = Error::kafka(format!("reading {}", self.topic))(error);
-        let since = *self.trouble_since.get_or_insert_with(Instant::now);
-        if !error.is_transient() || since.elapsed() >= TROUBLE_MAX {
+        let trouble = Trouble::at(Instant::now(), self.trouble);
+        self.trouble = Some(trouble);
+        if !error.is_transient() || trouble.lasted() >= TROUBLE_MAX {
             return Err(error);
         }
         tracing::warn!(topic = %self.topic, %error, "Kafka is in trouble, going on");
@@ -337,4 +393,18 @@ impl Reader {
 /// Waits until the applier waits; false when it is gone.
 async fn is_wanted(demand: &mut watch::Receiver<bool>) -> bool {
     demand.wait_for(|wanted| *wanted).await.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn troubles_far_apart_are_not_one() {
+        let first = Trouble::at(Instant::now(), None);
+        let close = Trouble::at(first.last + Duration::from_secs(9), Some(first));
+        assert_eq!(close.lasted(), Duration::from_secs(9));
+        let far = Trouble::at(close.last + TROUBLE_FORGOTTEN_AFTER, Some(close));
+        assert_eq!(far.lasted(), Duration::ZERO);
+    }
 }

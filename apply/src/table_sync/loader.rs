@@ -108,7 +108,6 @@ async fn load_all(run: &MirrorRun, progress: &LoadProgress) -> Result<()> {
         () = all_settled(&shared, &mut changed) => Ok(()),
     };
     tasks.shutdown().await;
-    driver.close().await;
     ended
 }
 

@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use super::board::{Announced, SyncId};
 use super::lane::{Head, PartHead};
+use crate::closing::Closing;
 use crate::context::MirrorRun;
 use crate::error::{Error, Result};
 
@@ -127,7 +128,7 @@ pub(super) async fn open(run: &MirrorRun) -> Result<(Driver, Vec<PartitionReader
     let consumer: StreamConsumer = config
         .create()
         .map_err(Error::kafka(format!("creating a consumer of {topic}")))?;
-    let consumer = Arc::new(consumer);
+    let consumer = Closing::new(Arc::new(consumer));
     let mut assignment = TopicPartitionList::new();
     for partition in 0..partitions {
         assignment
@@ -147,7 +148,7 @@ pub(super) async fn open(run: &MirrorRun) -> Result<(Driver, Vec<PartitionReader
         readers.push(PartitionReader {
             topic: topic.clone(),
             partition,
-            queue,
+            queue: Closing::new(queue),
             registry: run.registry.clone(),
             kinds: HashMap::new(),
         });
@@ -158,7 +159,7 @@ pub(super) async fn open(run: &MirrorRun) -> Result<(Driver, Vec<PartitionReader
 /// Serves the consumer's own events: the partitions' queues stand still without it.
 pub(super) struct Driver {
     topic: String,
-    consumer: Arc<StreamConsumer>,
+    consumer: Closing<Arc<StreamConsumer>>,
 }
 
 impl Driver {
@@ -184,21 +185,14 @@ impl Driver {
             }
         }
     }
-
-    /// Closes the consumer where blocking is allowed.
-    pub(super) async fn close(self) {
-        let closed = tokio::task::spawn_blocking(move || drop(self.consumer)).await;
-        if let Err(error) = closed {
-            tracing::warn!(%error, "closing the consumer of the snapshot topic failed");
-        }
-    }
 }
 
 /// Reads one partition from its beginning, in order.
 pub(super) struct PartitionReader {
     topic: String,
     partition: i32,
-    queue: StreamPartitionQueue<DefaultConsumerContext>,
+    /// Holds the consumer too.
+    queue: Closing<StreamPartitionQueue<DefaultConsumerContext>>,
     registry: Registry,
     /// What each schema id met so far stands for.
     kinds: HashMap<u32, SchemaKind>,

@@ -81,7 +81,7 @@ pub(super) async fn write(
                     write_set(client, target, effects, policy).await?;
                 }
             }
-            Segment::Renames(renames) => write_renames(client, target, renames).await?,
+            Segment::Renames(renames) => write_renames(client, target, renames, policy).await?,
         }
     }
     Ok(())
@@ -141,8 +141,11 @@ pub(super) async fn replay(
                     let key = keyed::show(&keyed::key_of(row.row, &target.key));
                     return Err(missing(target, &key));
                 }
+                if met == 0 {
+                    drift::report(target, Drift::UpdateNotOurs, 1);
+                }
             }
-            Op::Rename => rename(client, target, row.n, masks.get(row.mask), row.row).await?,
+            Op::Rename => rename(client, target, row, &masks, policy).await?,
             Op::OldKey | Op::Replace | Op::DeleteAny => {}
         }
     }
@@ -266,7 +269,12 @@ async fn write_set(
     Ok(())
 }
 
-async fn write_renames(client: &Client, target: &mut Target, renames: &[Rename<'_>]) -> Result<()> {
+async fn write_renames(
+    client: &Client,
+    target: &mut Target,
+    renames: &[Rename<'_>],
+    policy: Policy,
+) -> Result<()> {
     let mut masks = Masks::default();
     let mut staged = Vec::with_capacity(renames.len() * 2);
     for (n, change) in (0..).zip(renames) {
@@ -285,7 +293,7 @@ async fn write_renames(client: &Client, target: &mut Target, renames: &[Rename<'
     }
     stage_rows(client, target, &staged).await?;
     for row in staged.iter().filter(|row| row.op == Op::Rename) {
-        rename(client, target, row.n, masks.get(row.mask), row.row).await?;
+        rename(client, target, row, &masks, policy).await?;
     }
     Ok(())
 }
@@ -293,25 +301,38 @@ async fn write_renames(client: &Client, target: &mut Target, renames: &[Rename<'
 async fn rename(
     client: &Client,
     target: &Target,
-    n: i64,
-    unchanged: &[bool],
-    after: &Row,
+    row: &Staged<'_>,
+    masks: &Masks,
+    policy: Policy,
 ) -> Result<()> {
+    let (n, unchanged) = (row.n, masks.get(row.mask));
     let (clear, update) = target.sql.rename(n, unchanged);
     let done = query(client, target, &format!("{clear}; {update}")).await?;
     if done.get(1).is_some_and(|update| update.count > 0) {
         return Ok(());
     }
     if !unchanged.is_empty() {
-        return Err(missing(
-            target,
-            &keyed::show(&keyed::key_of(after, &target.key)),
-        ));
+        if policy.has_initial_snapshot {
+            return Err(missing(
+                target,
+                &keyed::show(&keyed::key_of(row.row, &target.key)),
+            ));
+        }
+        let patch = format!(
+            "{}; {}",
+            target.sql.rename_to(n, Op::Patch),
+            target.sql.patch(row.mask, unchanged, Some(n))
+        );
+        let done = query(client, target, &patch).await?;
+        if done.get(1).map_or(0, |patched| patched.value(0)) == 0 {
+            drift::report(target, Drift::UpdateNotOurs, 1);
+        }
+        return Ok(());
     }
     drift::report(target, Drift::UpdateInserted, 1);
     let insert = format!(
         "{}; {}",
-        target.sql.rename_to_insert(n),
+        target.sql.rename_to(n, Op::Insert),
         target.sql.insert(Some(n))
     );
     query(client, target, &insert).await?;

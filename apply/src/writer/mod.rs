@@ -156,6 +156,7 @@ impl Writer {
             return Ok(());
         }
         self.find_targets(&steps).await?;
+        self.clear_staging().await?;
         self.run("SAVEPOINT part").await?;
         if let Err(error) = self.write_steps(&steps, Care::Quick).await {
             if error.is_transient() {
@@ -267,6 +268,23 @@ impl Writer {
         Ok(())
     }
 
+    /// Empties what earlier parts of the transaction staged. Outside the savepoint: there
+    /// Postgres empties the table in place, inside it gives it new files each time.
+    async fn clear_staging(&mut self) -> Result<()> {
+        let staged = self.targets.values_mut().filter(|target| target.staged);
+        for target in staged {
+            self.session
+                .batch_execute(&target.sql.clear_staging())
+                .await
+                .map_err(Error::sql(format!(
+                    "clearing the staging table of {}",
+                    target.destination
+                )))?;
+            target.staged = false;
+        }
+        Ok(())
+    }
+
     async fn write_steps(&mut self, steps: &[Step<'_>], care: Care) -> Result<()> {
         for step in steps {
             match step {
@@ -282,23 +300,18 @@ impl Writer {
                     tables,
                     restart_identity,
                 } => {
-                    let destinations: Vec<&TableName> = tables
+                    let routes = tables
                         .iter()
-                        .filter_map(|table| self.routes.get(table))
-                        .map(|route| &route.destination)
-                        .collect();
-                    let truncated = truncate::truncate(
-                        &self.session,
-                        &destinations,
-                        *restart_identity,
-                        care == Care::Careful,
-                    )
-                    .await;
-                    if let Err(error) = truncated {
-                        return Err(match tables.first() {
-                            Some(table) => of_table(table, error),
-                            None => error,
-                        });
+                        .filter_map(|table| Some((table, self.routes.get(table)?)));
+                    let targets = truncate::present(&self.session, routes).await?;
+                    match care {
+                        Care::Quick => {
+                            truncate::truncate(&self.session, &targets, *restart_identity).await?;
+                        }
+                        Care::Careful => {
+                            truncate::one_by_one(&self.session, &targets, *restart_identity)
+                                .await?;
+                        }
                     }
                 }
             }

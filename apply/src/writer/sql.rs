@@ -203,14 +203,25 @@ impl Sql {
 
     /// Two statements: clears the way for the row `n` that changes its key (a row under
     /// the new key is drift), then updates it where its old key is. The second counts.
+    /// If not all of the row is known the way is cleared only when its old row is here:
+    /// nothing could take the place of what is cleared.
     pub(super) fn rename(&self, n: i64, unchanged: &[bool]) -> (String, String) {
         let clear = format!(
             "DELETE FROM {table} AS t USING {staging} AS s, {staging} AS o \
-             WHERE s.op = 'K' AND s.n = {n} AND o.op = 'O' AND o.n = {n} AND {is_new} AND NOT ({is_old})",
+             WHERE s.op = 'K' AND s.n = {n} AND o.op = 'O' AND o.n = {n} AND {is_new} AND NOT ({is_old}){old_is_here}",
             table = self.table,
             staging = self.staging,
             is_new = self.same_key("t", "s"),
             is_old = self.same_key("t", "o"),
+            old_is_here = if unchanged.is_empty() {
+                String::new()
+            } else {
+                format!(
+                    " AND EXISTS (SELECT FROM {} AS old WHERE {})",
+                    self.table,
+                    self.same_key("old", "o")
+                )
+            },
         );
         let assignments: Vec<String> = self
             .columns
@@ -233,11 +244,13 @@ impl Sql {
         (clear, update)
     }
 
-    /// Turns the rename `n`, whose row is missing but wholly known, into an insert.
-    pub(super) fn rename_to_insert(&self, n: i64) -> String {
+    /// Turns the rename `n`, whose old row is missing, into what is left to do: an insert
+    /// if it is wholly known, else a patch.
+    pub(super) fn rename_to(&self, n: i64, op: Op) -> String {
         format!(
-            "UPDATE {} SET op = 'I' WHERE op = 'K' AND n = {n}",
-            self.staging
+            "UPDATE {} SET op = '{}' WHERE op = 'K' AND n = {n}",
+            self.staging,
+            op.letter()
         )
     }
 
@@ -413,6 +426,19 @@ mod tests {
                 .delete(None)
                 .contains("t.\"mail\" OPERATOR(\"ext\".=) s.c0")
         );
+    }
+
+    #[test]
+    fn a_rename_of_half_a_row_clears_nothing_it_cannot_replace() {
+        let sql = sql(vec![column("id", true), column("big", false)]);
+        let (clear, _) = sql.rename(1, &[false, true]);
+        assert!(
+            clear.contains("EXISTS (SELECT FROM \"public\".\"t\" AS old"),
+            "{clear}"
+        );
+        let (clear, _) = sql.rename(1, &[]);
+        assert!(!clear.contains("EXISTS"), "{clear}");
+        assert!(sql.rename_to(1, Op::Patch).contains("op = 'P'"));
     }
 
     #[test]
