@@ -5,7 +5,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -144,6 +144,8 @@ async fn create_mirror_and_watch(api: &Api) -> Result<InitialLoad> {
     let body = json!({
         "name": MIRROR, "source_peer": "source_db", "destination_peer": "dest_db",
         "table_mappings": mappings,
+        // Small chunks, so that there is progress to watch.
+        "snapshot_num_rows_per_partition": 50_000,
     });
     let started = Instant::now();
     let answer = api.post("/v1/mirrors", body).await?.expect(201)?;
@@ -251,15 +253,20 @@ fn say(text: &str) {
     println!("==> {text}");
 }
 
-/// A line that the next one overwrites on a terminal; a plain line elsewhere.
+/// A line that the next one overwrites on a terminal; elsewhere a plain line, unless it
+/// says what the last one said.
 fn show(text: &str) {
+    static LAST: Mutex<String> = Mutex::new(String::new());
     let mut out = std::io::stdout();
     // A closed pipe must not end the demo half way.
-    let _ = if out.is_terminal() {
-        write!(out, "\r\x1b[K    {text}")
-    } else {
-        writeln!(out, "    {text}")
-    };
+    if out.is_terminal() {
+        let _ = write!(out, "\r\x1b[K    {text}");
+    } else if let Ok(mut last) = LAST.lock()
+        && *last != text
+    {
+        let _ = writeln!(out, "    {text}");
+        text.clone_into(&mut last);
+    }
     let _ = out.flush();
 }
 
@@ -270,14 +277,13 @@ fn end_line() {
 }
 
 fn show_progress(status: &str, rows: u64, estimate: u64) {
-    const WIDTH: u64 = 40;
-    let share = (rows * 100).checked_div(estimate).unwrap_or(0).min(100);
-    let filled = (share * WIDTH / 100) as usize;
-    let bar = format!(
-        "{}{}",
-        "#".repeat(filled),
-        ".".repeat(WIDTH as usize - filled)
-    );
+    const WIDTH: usize = 40;
+    let Some(share) = (rows * 100).checked_div(estimate) else {
+        return show(status);
+    };
+    let share = share.min(100) as usize;
+    let filled = share * WIDTH / 100;
+    let bar = format!("{}{}", "#".repeat(filled), ".".repeat(WIDTH - filled));
     show(&format!(
         "{status:<8} [{bar}] {share:>3} %  {rows} of about {estimate} rows"
     ));
