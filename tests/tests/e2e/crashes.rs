@@ -1,13 +1,15 @@
 //! Deaths at named points of capture and apply, while the source is written to.
 //!
-//! Each test asserts that the process died at that very point, starts it again, and ends
-//! with both oracles: contents equal, and topics that are the source's history once.
+//! Each test asserts that the process died at that very point and in which phase of the
+//! mirror, starts it again, and ends with both oracles: contents equal, and topics that are the source's history once.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bunny_tests::bunny::Bunny;
 use bunny_tests::load::{self, Load};
+use bunny_tests::services::repository;
 use bunny_tests::stage::{Mirror, Stage};
 use serde_json::{Value, json};
 
@@ -39,7 +41,7 @@ const CAPTURE_STREAMING: [(&str, u32); 12] = [
     ("capture::after_kafka_commit", 9),
     ("capture::after_confirm", 2),
 ];
-const APPLY_SNAPSHOT: [(&str, u32); 8] = [
+const APPLY_SNAPSHOT: [(&str, u32); 9] = [
     ("apply::after_take_over", 1),
     ("apply::sync_started", 2),
     ("apply::chunk_mid_copy", 1),
@@ -47,6 +49,7 @@ const APPLY_SNAPSHOT: [(&str, u32); 8] = [
     ("apply::chunk_after_commit", 2),
     ("apply::chunk_mid_copy", 4),
     ("apply::chunk_before_commit", 1),
+    ("apply::table_loaded", 1),
     ("apply::tables_loaded", 1),
 ];
 const APPLY_STREAMING: [(&str, u32); 14] = [
@@ -150,26 +153,68 @@ impl Scene {
     }
 }
 
+/// Where in its life the mirror is to be at every death.
+const BEFORE_CDC: [&str; 2] = ["SETUP", "SNAPSHOT"];
+const IN_CDC: [&str; 1] = ["CDC"];
+
+/// Lets the process die at each point in turn, started again for the next one. Each time
+/// it is checked that it died there and in which phase. It is dead at the end.
 async fn crash_in_turn(
     process: &mut Bunny,
+    mirror: &Mirror,
     points: &[(&str, u32)],
     armed_first: bool,
+    phases: &[&str],
 ) -> Result<()> {
     for (index, &(point, pass)) in points.iter().enumerate() {
         if index > 0 || !armed_first {
             process.restart_to_crash(point, pass)?;
         }
+        let crash = format!(
+            "crash {} of {}: {point}, pass {pass}",
+            index + 1,
+            points.len()
+        );
         process
             .wait_crash_point(point, CRASH_LIMIT)
             .await
-            .with_context(|| {
-                format!(
-                    "crash {} of {}: {point}, pass {pass}",
-                    index + 1,
-                    points.len()
-                )
-            })?;
+            .with_context(|| crash.clone())?;
+        let phase = mirror.get().await?["current_phase"].clone();
+        assert!(
+            phases.iter().any(|&expected| phase == expected),
+            "{crash}: in phase {phase}, not in {phases:?}"
+        );
     }
+    Ok(())
+}
+
+/// A crash point that is added has to be added here, too.
+#[test]
+fn every_crash_point_is_in_a_suite() -> Result<()> {
+    let suites = [
+        &CAPTURE_SETUP_AND_SNAPSHOT[..],
+        &CAPTURE_STREAMING,
+        &APPLY_SNAPSHOT,
+        &APPLY_STREAMING,
+    ];
+    let covered: BTreeSet<&str> = suites
+        .concat()
+        .into_iter()
+        .map(|(point, _)| point)
+        .collect();
+    let mut defined = BTreeSet::new();
+    for role in ["capture", "apply"] {
+        let path = repository().join(role).join("src/crash_points.rs");
+        let text = std::fs::read_to_string(path)?;
+        let quoted = text.split('"').filter(|part| {
+            part.strip_prefix(role)
+                .and_then(|rest| rest.strip_prefix("::"))
+                .is_some_and(|name| name.chars().all(|c| c == '_' || c.is_ascii_lowercase()))
+        });
+        defined.extend(quoted.map(str::to_owned));
+    }
+    let defined: BTreeSet<&str> = defined.iter().map(String::as_str).collect();
+    assert_eq!(covered, defined);
     Ok(())
 }
 
@@ -180,7 +225,14 @@ async fn capture_dies_at_every_point_of_setup_and_snapshot() -> Result<()> {
         capture.restart_to_crash(points[0].0, points[0].1)
     })
     .await?;
-    crash_in_turn(&mut scene.capture, &points, true).await?;
+    crash_in_turn(
+        &mut scene.capture,
+        &scene.mirror,
+        &points,
+        true,
+        &BEFORE_CDC,
+    )
+    .await?;
     scene.capture.restart()?;
     scene.mirror.wait_running().await?;
     scene.settle().await
@@ -191,7 +243,14 @@ async fn capture_dies_at_every_point_of_streaming() -> Result<()> {
     let mut scene = scene("cap_stream", |_, _| Ok(())).await?;
     scene.mirror.wait_running().await?;
     let large = large_transactions(&scene.stage).await?;
-    crash_in_turn(&mut scene.capture, &CAPTURE_STREAMING, false).await?;
+    crash_in_turn(
+        &mut scene.capture,
+        &scene.mirror,
+        &CAPTURE_STREAMING,
+        false,
+        &IN_CDC,
+    )
+    .await?;
     large.abort();
     let _ = large.await;
     scene.capture.restart()?;
@@ -205,7 +264,7 @@ async fn apply_dies_at_every_point_of_snapshot() -> Result<()> {
         apply.restart_to_crash(points[0].0, points[0].1)
     })
     .await?;
-    crash_in_turn(&mut scene.apply, &points, true).await?;
+    crash_in_turn(&mut scene.apply, &scene.mirror, &points, true, &BEFORE_CDC).await?;
     scene.apply.restart()?;
     scene.mirror.wait_running().await?;
     scene.settle().await
@@ -216,7 +275,14 @@ async fn apply_dies_at_every_point_of_streaming() -> Result<()> {
     let mut scene = scene("app_stream", |_, _| Ok(())).await?;
     scene.mirror.wait_running().await?;
     let large = large_transactions(&scene.stage).await?;
-    crash_in_turn(&mut scene.apply, &APPLY_STREAMING, false).await?;
+    crash_in_turn(
+        &mut scene.apply,
+        &scene.mirror,
+        &APPLY_STREAMING,
+        false,
+        &IN_CDC,
+    )
+    .await?;
     large.abort();
     let _ = large.await;
     scene.apply.restart()?;
