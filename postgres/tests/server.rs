@@ -3,7 +3,7 @@
 //! logical`, nothing else using the schema `bunny_postgres_test`):
 //!
 //! ```text
-//! SOURCE_URL=… cargo test -p bunny-postgres --test server -- --ignored --test-threads=1
+//! SOURCE_URL=… cargo test -p bunny-postgres --test server -- --ignored
 //! ```
 
 // The whole file is tests and what they share.
@@ -40,8 +40,26 @@ fn options() -> ConnectOptions {
     }
 }
 
-/// A session with an empty test schema.
-async fn fresh() -> Session {
+/// The tests share a schema, and a slot being created waits for everybody's transactions:
+/// one at a time.
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+/// A session with an empty test schema, and the turn of its test.
+struct Fresh {
+    session: Session,
+    _turn: tokio::sync::MutexGuard<'static, ()>,
+}
+
+impl std::ops::Deref for Fresh {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        &self.session
+    }
+}
+
+async fn fresh() -> Fresh {
+    let turn = TURN.lock().await;
     let session = Session::connect(&options(), "bunny test").await.unwrap();
     session
         .batch(&format!(
@@ -49,7 +67,10 @@ async fn fresh() -> Session {
         ))
         .await
         .unwrap();
-    session
+    Fresh {
+        session,
+        _turn: turn,
+    }
 }
 
 async fn connect(slot: &str, publications: &[&str]) -> Replication {
@@ -139,7 +160,7 @@ async fn sessions_are_pinned_and_named() {
     assert_eq!(ended, [pid]);
     let error = pinned.batch("SELECT 1").await.unwrap_err();
     assert!(error.is_transient(), "{error}");
-    session.close().await;
+    session.session.close().await;
 }
 
 #[tokio::test]
