@@ -17,21 +17,27 @@ const EVERY: Duration = Duration::from_secs(1);
 /// Reports until it is dropped. Trouble with the destination is the run's to tell.
 pub(crate) async fn report_forever(run: &MirrorRun, stats: &Stats, load: &LoadProgress) {
     let mut session: Option<Session> = None;
-    let mut tables: Vec<TableState> = Vec::new();
+    let mut known: Option<Vec<TableState>> = None;
     loop {
         match read_tables(run, session.take()).await {
             Ok((still_good, read)) => {
                 session = Some(still_good);
-                tables = read;
+                known = Some(read);
             }
             Err(error) => {
                 tracing::debug!(mirror = %run.mirror.name, %error, "no table states for the report")
             }
         }
+        // A report without tables would say that nothing has been copied yet: the former
+        // one is nearer to the truth.
+        let Some(tables) = &known else {
+            tokio::time::sleep(EVERY).await;
+            continue;
+        };
         let topic = run.topics.changes(&run.mirror.slug);
         let report = report(
             &stats.moment(),
-            &tables,
+            tables,
             &load.tables(),
             topic,
             SystemTime::now(),
@@ -85,7 +91,10 @@ fn report(
         .collect();
     ApplyReport {
         phase: moment.phase.clone(),
-        generation: moment.generation,
+        // Before main has begun, the tables tell which generation they are of.
+        generation: moment
+            .generation
+            .or_else(|| tables.iter().find_map(|table| table.generation)),
         applied: Point::from((moment.applied.commit_lsn, moment.applied.seq)),
         // Transaction markers stand behind the last event: nothing waits in them.
         offset: if is_caught_up {
