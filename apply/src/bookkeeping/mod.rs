@@ -1,0 +1,56 @@
+//! The schema `_bunny` at the destination: who owns a mirror there, how far it is
+//! applied, and in which state each table is. It is the truth about these (the catalog
+//! only caches it), because it commits together with the rows.
+//!
+//! Every destination transaction begins with [`fence`]. The functions take whatever can
+//! run statements, a session or a transaction; those that must share the caller's
+//! transaction say so.
+
+mod chunks;
+mod install;
+mod owner;
+mod prepared;
+mod progress;
+mod tables;
+
+use bunny_postgres::Lsn;
+use tokio_postgres::GenericClient;
+use tokio_postgres::types::PgLsn;
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+
+pub use chunks::{forget_chunks, loaded_chunks, record_chunk};
+pub use install::{install, is_installed};
+pub use owner::{Epoch, fence, take_over};
+pub use prepared::{Counts, Prepared};
+pub use progress::{Progress, progress, set_progress};
+pub use tables::{
+    State, TableState, leave_main, put_table, quarantine_table, remove_table, set_state, table,
+    tables,
+};
+
+/// Removes every trace of a mirror from `_bunny`, the owner row last; destination
+/// tables are never touched.
+pub async fn forget_mirror<C: GenericClient + Sync>(client: &C, mirror_id: Uuid) -> Result<()> {
+    for table in ["chunks", "tables", "progress", "owner"] {
+        client
+            .execute(
+                &format!("DELETE FROM _bunny.{table} WHERE mirror_id = $1"),
+                &[&mirror_id],
+            )
+            .await
+            .map_err(Error::sql(format!(
+                "removing the mirror from _bunny.{table}"
+            )))?;
+    }
+    Ok(())
+}
+
+fn lsn_to(lsn: Lsn) -> PgLsn {
+    PgLsn::from(lsn.0)
+}
+
+fn lsn_from(lsn: PgLsn) -> Lsn {
+    Lsn(u64::from(lsn))
+}
