@@ -14,11 +14,13 @@ mod publisher;
 mod removal;
 mod report;
 mod rounds;
+mod run;
 mod service;
 mod slot;
 mod snapshot;
 mod stream;
 
 pub use error::{Error, Result};
-pub use service::{Options, Service};
+pub use run::Options;
+pub use service::Service;
 pub use slot::{Refusal, SequenceError};

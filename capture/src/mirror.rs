@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bunny_catalog::{Desired, Finished, Mirror, MirrorContext};
 use bunny_postgres::replication::Replication;
-use bunny_postgres::{ConnectOptions, Session, introspect, terminate_sessions};
+use bunny_postgres::{Session, introspect, terminate_sessions};
 use bunny_schemas::control::SchemaKind;
 use bunny_schemas::kafka::TopicKind;
 use bunny_schemas::registry::Registry;
@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::publisher::{Publisher, Tables};
 use crate::report::{self, Reporting};
 use crate::rounds::{self, Rounds};
-use crate::service::Options;
+use crate::run::{Options, Run};
 use crate::slot::{self, Places};
 use crate::snapshot::SyncRecorder;
 use crate::stream::{Parts, Stream};
@@ -27,29 +27,13 @@ use crate::{publication, removal};
 /// Sync records and log lines under way between the tasks of one run.
 const SYNC_REQUESTS_MAX: usize = 16;
 
-/// What every step of a run knows.
-pub(crate) struct Run {
-    pub(crate) mirror: Arc<Mirror>,
-    pub(crate) options: Arc<Options>,
-    pub(crate) context: MirrorContext,
-    pub(crate) peer: ConnectOptions,
-    /// `bunny capture <12-hex mirror id> <epoch>`: what a later owner looks for.
-    pub(crate) application_name: String,
-}
-
 /// Captures `mirror` until cancelled, deleted, or the first error.
 pub(crate) async fn run(
     mirror: Mirror,
     context: MirrorContext,
     options: Arc<Options>,
 ) -> Result<Finished> {
-    let run = Run {
-        peer: context.source.connect_options(),
-        application_name: format!("{} {}", session_prefix(&mirror), context.lease_epoch),
-        mirror: Arc::new(mirror),
-        options,
-        context,
-    };
+    let run = Run::new(mirror, context, options);
     let source = Session::connect(&run.peer, &run.application_name).await?;
     end_former_sessions(&run, &source).await?;
     if run.mirror.desired != Desired::Deleted && !run.mirror.generation_ready {
@@ -129,16 +113,10 @@ async fn capture(run: &Run, source: Session) -> Result<Finished> {
     Ok(Finished::Idle)
 }
 
-/// What all sessions of all captures of this mirror are named after.
-pub(crate) fn session_prefix(mirror: &Mirror) -> String {
-    let id = mirror.id.simple().to_string();
-    format!("bunny capture {}", &id[..12])
-}
-
 /// A frozen former capture keeps its sessions and the slot alive: end them first. One with
 /// a higher epoch is not former: it has taken over, and this run must not fight it.
 async fn end_former_sessions(run: &Run, source: &Session) -> Result<()> {
-    let prefix = session_prefix(&run.mirror);
+    let prefix = run.session_prefix();
     let rows = source
         .query(
             "SELECT DISTINCT application_name FROM pg_stat_activity

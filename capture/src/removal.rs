@@ -9,7 +9,7 @@ use bunny_catalog::Finished;
 use bunny_postgres::Session;
 
 use crate::error::{Error, Result};
-use crate::mirror::Run;
+use crate::run::Run;
 use crate::{publication, slot};
 
 /// The steps of a `delete` command, in the catalog's words.

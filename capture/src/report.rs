@@ -7,8 +7,8 @@ use bunny_postgres::{Lsn, Session, TableName};
 use tokio::sync::watch;
 
 use crate::error::{Error, Result};
-use crate::mirror::Run;
 use crate::rounds::SyncView;
+use crate::run::Run;
 use crate::snapshot::Passed;
 use crate::stream::Status;
 

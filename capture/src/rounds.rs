@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
-use crate::mirror::Run;
+use crate::run::Run;
 use crate::snapshot::{
     self, Cause, LogSink, Loudness, Passed, Progress, SnapshotContext, SyncRecorder, TableSync,
 };

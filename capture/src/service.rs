@@ -1,27 +1,13 @@
 //! The capture role: as many mirrors as it holds leases for.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use bunny_catalog::{Catalog, Role, SuperviseOptions, TaskFailure, supervise};
-use bunny_schemas::kafka::KafkaConfig;
-use bunny_schemas::topics::Topics;
+use bunny_catalog::{Role, SuperviseOptions, TaskFailure, supervise};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Error;
 use crate::mirror;
-
-/// What a capture process is given.
-#[derive(Clone)]
-pub struct Options {
-    pub catalog: Catalog,
-    pub kafka: KafkaConfig,
-    pub topics: Topics,
-    /// Names this process among all that take leases.
-    pub holder: String,
-    /// How long a lease outlives its holder's last sign of life.
-    pub lease_ttl: Duration,
-}
+use crate::run::Options;
 
 /// The capture role, ready to run.
 pub struct Service {

@@ -1,0 +1,221 @@
+//! Rows, keys and truncates of every kind.
+
+use bunny_apply::event::{Before, Body, Change};
+use bunny_postgres::TableName;
+
+use crate::stage::{KEYED, Stage, body, keyed, old_key, row, some, version};
+
+#[tokio::test]
+#[ignore = "needs a server"]
+async fn a_column_of_the_destinations_own_stays_with_its_row() {
+    let ddl = format!("{KEYED} ALTER TABLE {{s}}.keyed ADD COLUMN own text DEFAULT 'fresh';");
+    let mut stage = Stage::new(&ddl, &[("keyed", &["ID"])]).await;
+    stage
+        .execute(r#"INSERT INTO {s}.keyed ("ID", code, own) VALUES (1, 'a', 'mine'), (2, 'b', 'mine'), (3, 'c', 'mine')"#)
+        .await;
+    let table = keyed();
+    let changes = vec![
+        body(
+            &table,
+            Change::update(None, some(&["1", "a2", "1", "x"]), Vec::new()),
+        ),
+        body(
+            &table,
+            Change::update(Some(old_key(2)), some(&["20", "b2", "1", "x"]), Vec::new()),
+        ),
+        body(&table, Change::Delete(old_key(3))),
+        body(&table, Change::Insert(some(&["3", "c2", "1", "x"]))),
+    ];
+    stage.apply(vec![changes], 100).await.unwrap();
+    assert_eq!(
+        stage
+            .rows(r#"SELECT concat_ws('|', "ID", code, own) FROM {s}.keyed ORDER BY "ID""#)
+            .await,
+        ["1|a2|mine", "3|c2|fresh", "20|b2|mine"]
+    );
+}
+
+#[tokio::test]
+#[ignore = "needs a server"]
+async fn rows_without_a_key_are_a_multiset() {
+    let ddl = "CREATE TABLE {s}.bag (a int, b text); CREATE TABLE {s}.log (a int, b text);";
+    let mut stage = Stage::new(ddl, &[("bag", &[]), ("log", &[])]).await;
+    let bag = version(1, "bag", &[("a", false), ("b", false)]);
+    let log = version(2, "log", &[("a", false), ("b", false)]);
+    let one = || some(&["1", "x\ty"]);
+    let null = || row(&[Some("1"), None]);
+    let mut transactions = vec![
+        vec![
+            body(&bag, Change::Insert(one())),
+            body(&bag, Change::Insert(one())),
+            body(&log, Change::Insert(one())),
+        ],
+        vec![
+            body(&bag, Change::Insert(null())),
+            body(&bag, Change::Insert(one())),
+            body(&log, Change::Insert(one())),
+        ],
+    ];
+    transactions.push(vec![
+        body(&bag, Change::Delete(Before::Row(one()))),
+        body(
+            &bag,
+            Change::update(Some(Before::Row(one())), some(&["2", "z"]), Vec::new()),
+        ),
+        body(
+            &bag,
+            Change::update(
+                Some(Before::Row(null())),
+                row(&[Some("3"), None]),
+                vec![false, true],
+            ),
+        ),
+    ]);
+    for batch in [1, 3, 100] {
+        stage.execute("TRUNCATE {s}.bag, {s}.log").await;
+        stage.apply(transactions.clone(), batch).await.unwrap();
+        assert_eq!(
+            stage
+                .rows("SELECT concat_ws('|', a, coalesce(b, 'NULL')) FROM {s}.bag ORDER BY 1")
+                .await,
+            ["1|x\ty", "2|z", "3|NULL"],
+            "batches of {batch}"
+        );
+        assert_eq!(stage.rows("SELECT a::text FROM {s}.log").await.len(), 2);
+    }
+    assert_eq!(stage.counts("bag").await, (12, 6, 3));
+}
+
+#[tokio::test]
+#[ignore = "needs a server"]
+async fn truncate_empties_in_order_and_keeps_to_its_tables() {
+    let ddl = "CREATE TABLE {s}.parent (id serial PRIMARY KEY);
+               CREATE TABLE {s}.child (id int PRIMARY KEY, parent int REFERENCES {s}.parent);
+               CREATE TABLE {s}.plain (id int PRIMARY KEY);
+               INSERT INTO {s}.parent SELECT nextval('{s}.parent_id_seq') FROM generate_series(1, 9);
+               INSERT INTO {s}.plain VALUES (1);";
+    let mut stage = Stage::new(
+        ddl,
+        &[("parent", &["id"]), ("child", &["id"]), ("plain", &["id"])],
+    )
+    .await;
+    let parent = version(1, "parent", &[("id", true)]);
+    let plain = version(2, "plain", &[("id", true)]);
+    let truncate = |tables: &[&str], restart_identity| Body::Truncate {
+        tables: tables
+            .iter()
+            .map(|name| TableName::new("public", *name))
+            .collect(),
+        restart_identity,
+    };
+    let transaction = vec![
+        body(&plain, Change::Insert(some(&["2"]))),
+        truncate(&["plain"], false),
+        body(&plain, Change::Insert(some(&["3"]))),
+        // The child's foreign key forbids TRUNCATE of the parent.
+        truncate(&["parent"], true),
+        body(&parent, Change::Insert(some(&["77"]))),
+    ];
+    stage.apply(vec![transaction], 100).await.unwrap();
+    assert_eq!(stage.rows("SELECT id::text FROM {s}.plain").await, ["3"]);
+    assert_eq!(stage.rows("SELECT id::text FROM {s}.parent").await, ["77"]);
+    assert_eq!(
+        stage
+            .rows("SELECT nextval('{s}.parent_id_seq')::text")
+            .await,
+        ["1"]
+    );
+}
+
+#[tokio::test]
+#[ignore = "needs a server"]
+async fn identities_keys_and_types_of_every_kind() {
+    let ddl = r#"
+        CREATE TYPE {s}.mood AS ENUM ('sad', 'ok');
+        CREATE DOMAIN {s}.percent AS int NOT NULL CHECK (VALUE <= 100);
+        CREATE TABLE {s}.kinds (
+            id int GENERATED ALWAYS AS IDENTITY,
+            mood {s}.mood,
+            share {s}.percent,
+            name text COLLATE "C",
+            n bigint, op text, mask text,
+            PRIMARY KEY (mood, name, id));"#;
+    let mut stage = Stage::new(ddl, &[("kinds", &["id", "mood", "name"])]).await;
+    let columns = [
+        ("id", true),
+        ("mood", true),
+        ("share", false),
+        ("name", true),
+        ("n", false),
+        ("op", false),
+        ("mask", false),
+    ];
+    let kinds = version(1, "kinds", &columns);
+    let key = |id: &str, mood: &str, name: &str| {
+        Before::Key(row(&[
+            Some(id),
+            Some(mood),
+            None,
+            Some(name),
+            None,
+            None,
+            None,
+        ]))
+    };
+    let transaction = vec![
+        body(
+            &kinds,
+            Change::Insert(some(&["5", "sad", "10", "é", "1", "o", "m"])),
+        ),
+        body(
+            &kinds,
+            Change::Insert(some(&["6", "ok", "20", "", "1", "o", "m"])),
+        ),
+    ];
+    let second = vec![
+        body(
+            &kinds,
+            Change::update(
+                None,
+                some(&["5", "sad", "11", "é", "2", "p", "m"]),
+                Vec::new(),
+            ),
+        ),
+        body(&kinds, Change::Delete(key("6", "ok", ""))),
+        body(
+            &kinds,
+            Change::Insert(some(&["7", "ok", "30", "7", "1", "o", "m"])),
+        ),
+        body(
+            &kinds,
+            Change::update(
+                Some(key("7", "ok", "7")),
+                some(&["8", "sad", "31", "8", "1", "o", "m"]),
+                Vec::new(),
+            ),
+        ),
+    ];
+    stage.apply(vec![transaction, second], 2).await.unwrap();
+    assert_eq!(
+        stage.rows("SELECT concat_ws('|', id, mood, share, name, n, op, mask) FROM {s}.kinds ORDER BY id").await,
+        ["5|sad|11|é|2|p|m", "8|sad|31|8|1|o|m"]
+    );
+}
+
+#[tokio::test]
+#[ignore = "needs a server"]
+async fn triggers_and_foreign_keys_do_not_act() {
+    let ddl = "CREATE TABLE {s}.parent (id int PRIMARY KEY);
+               CREATE TABLE {s}.child (id int PRIMARY KEY, parent int REFERENCES {s}.parent);
+               CREATE FUNCTION {s}.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'fired'; END $$;
+               CREATE TRIGGER refuse BEFORE INSERT ON {s}.child FOR EACH ROW EXECUTE FUNCTION {s}.refuse();";
+    let mut stage = Stage::new(ddl, &[("parent", &["id"]), ("child", &["id"])]).await;
+    let parent = version(1, "parent", &[("id", true)]);
+    let child = version(2, "child", &[("id", true), ("parent", false)]);
+    let transaction = vec![
+        body(&child, Change::Insert(some(&["1", "10"]))),
+        body(&parent, Change::Insert(some(&["10"]))),
+    ];
+    stage.apply(vec![transaction], 100).await.unwrap();
+    assert_eq!(stage.rows("SELECT id::text FROM {s}.child").await, ["1"]);
+}

@@ -1,0 +1,53 @@
+//! What one mirror's run is given, and what its sessions are called.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bunny_catalog::{Catalog, Mirror, MirrorContext};
+use bunny_postgres::ConnectOptions;
+use bunny_schemas::kafka::KafkaConfig;
+use bunny_schemas::topics::Topics;
+
+/// What a capture process is given.
+#[derive(Clone)]
+pub struct Options {
+    pub catalog: Catalog,
+    pub kafka: KafkaConfig,
+    pub topics: Topics,
+    /// Names this process among all that take leases.
+    pub holder: String,
+    /// How long a lease outlives its holder's last sign of life.
+    pub lease_ttl: Duration,
+}
+
+/// What every step of a run knows.
+pub(crate) struct Run {
+    pub(crate) mirror: Arc<Mirror>,
+    pub(crate) options: Arc<Options>,
+    pub(crate) context: MirrorContext,
+    pub(crate) peer: ConnectOptions,
+    /// `bunny capture <12-hex mirror id> <epoch>`: what a later owner looks for.
+    pub(crate) application_name: String,
+}
+
+impl Run {
+    pub(crate) fn new(mirror: Mirror, context: MirrorContext, options: Arc<Options>) -> Run {
+        Run {
+            peer: context.source.connect_options(),
+            application_name: format!("{} {}", session_prefix(&mirror), context.lease_epoch),
+            mirror: Arc::new(mirror),
+            options,
+            context,
+        }
+    }
+
+    /// What all sessions of all captures of this mirror are named after.
+    pub(crate) fn session_prefix(&self) -> String {
+        session_prefix(&self.mirror)
+    }
+}
+
+fn session_prefix(mirror: &Mirror) -> String {
+    let id = mirror.id.simple().to_string();
+    format!("bunny capture {}", &id[..12])
+}
