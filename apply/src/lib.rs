@@ -22,6 +22,7 @@ mod quarantine;
 pub mod reader;
 mod report;
 pub mod routes;
+mod schema;
 mod service;
 pub mod stats;
 pub mod table_sync;

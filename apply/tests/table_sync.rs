@@ -361,6 +361,7 @@ fn definition(name: &TableName) -> TableDefinition {
         size_bytes: 0,
         pages: 0,
         leaves: Vec::new(),
+        objects: None,
     }
 }
 

@@ -22,7 +22,7 @@ mod tls;
 pub use error::{Error, Result, ResultExt, describe};
 pub use introspect::{
     ColumnDefinition, IdentityKind, Leaf, ReplicaIdentity, ServerInfo, TableDefinition, TableKind,
-    TableSummary,
+    TableObjects, TableSummary,
 };
 pub use lsn::{Lsn, ParseLsnError};
 pub use name::{ParseTableNameError, TableName, quote_ident, quote_literal};

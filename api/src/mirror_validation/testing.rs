@@ -84,6 +84,7 @@ pub(crate) fn definition(name: &TableName) -> TableDefinition {
         size_bytes: 65_536,
         pages: 8,
         leaves: Vec::new(),
+        objects: None,
     }
 }
 

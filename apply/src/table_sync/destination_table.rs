@@ -9,8 +9,8 @@ use bunny_postgres::{TableDefinition, TableName, quote_ident};
 use tokio_postgres::GenericClient;
 use tokio_postgres::error::SqlState;
 
-use super::create_table::{self, TablePlan};
 use crate::error::{Error, Result};
+use crate::schema::table::{self as create_table, TablePlan};
 
 /// Bytes of an identifier that Postgres keeps (`NAMEDATALEN - 1`); it cuts longer ones.
 const IDENTIFIER_BYTES_MAX: usize = 63;

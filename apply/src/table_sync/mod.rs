@@ -11,16 +11,14 @@
 //! - `loader`, `partition_task`: carry the decisions out, one task per partition.
 //! - `snapshot_topic`: reading; `start`, `chunk_copy`, `outcome`: the three kinds of
 //!   destination transactions.
-//! - `destination_table`, `create_table`, `expression`: the table that is loaded.
+//! - `destination_table`: the table that is loaded (its SQL is built in `crate::schema`).
 //!
 //! An error about one table's data or definition sets that table aside and the others go
 //! on; every other error ends the load, and the caller starts it again.
 
 mod board;
 mod chunk_copy;
-mod create_table;
 pub(crate) mod destination_table;
-mod expression;
 mod lane;
 mod loader;
 mod outcome;

@@ -77,6 +77,7 @@ fn definition(version: &TableVersion) -> TableDefinition {
         size_bytes: 0,
         pages: 0,
         leaves: Vec::new(),
+        objects: None,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bunny_postgres::{
-    Leaf, ResultExt, Session, TableDefinition, TableKind, TableName, quote_ident,
+    Leaf, ResultExt, Session, TableDefinition, TableKind, TableName, introspect, quote_ident,
 };
 use tokio_postgres::SimpleQueryMessage;
 
@@ -57,9 +57,10 @@ pub(super) async fn survey(
         .await
         .map_err(|trouble| missing_table(trouble, &table.source))?;
 
-    let definition = bunny_postgres::introspect::table_definition(&session, &table.source)
+    let mut definition = introspect::table_definition(&session, &table.source)
         .await?
         .ok_or_else(|| Cause::Rewritten(format!("{} was created", table.source)))?;
+    definition.objects = Some(introspect::table_objects(&session, definition.oid).await?);
     let relations = relations_with_rows(&definition);
     // Leaves detached since the snapshot are not locked with the root; their rows count.
     if definition.kind == TableKind::Partitioned && !relations.is_empty() {

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use tokio_postgres::types::Json;
 
+use super::TableObjects;
 use super::identity::{self, RawIdentity};
 use crate::{Result, ResultExt, Session, TableName};
 
@@ -44,6 +45,10 @@ pub struct TableDefinition {
     pub pages: i64,
     /// The leaves of a partition tree, by oid; empty for an ordinary table.
     pub leaves: Vec<Leaf>,
+    /// What belongs to it beside columns and rows, where that was asked for too
+    /// ([`super::table_objects`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub objects: Option<TableObjects>,
 }
 
 impl TableDefinition {
@@ -198,7 +203,11 @@ const DEFINITION: &str = "
                 'type_name', format_type(a.atttypid, a.atttypmod),
                 'typmod', a.atttypmod,
                 'type_schema', tn.nspname,
-                'not_null', a.attnotnull,
+                'not_null', a.attnotnull AND NOT EXISTS (
+                    -- Not valid (18): rows from before may hold NULL.
+                    SELECT FROM pg_constraint k
+                    WHERE k.conrelid = a.attrelid AND k.contype = 'n'
+                      AND k.conkey = ARRAY[a.attnum] AND NOT k.convalidated),
                 'default', CASE a.attgenerated WHEN '' THEN pg_get_expr(d.adbin, d.adrelid) END,
                 'identity', CASE a.attidentity WHEN 'a' THEN 'always'
                                                WHEN 'd' THEN 'by_default' END,
@@ -285,6 +294,7 @@ impl RawDefinition {
             size_bytes: self.size_bytes,
             pages: self.pages,
             leaves,
+            objects: None,
         }
     }
 }

@@ -6,12 +6,18 @@
 
 mod definition;
 mod identity;
+mod objects;
 mod server;
 mod tables;
 
 pub use definition::{
     ColumnDefinition, IdentityKind, Leaf, ReplicaIdentity, TableDefinition, TableKind,
     table_definition,
+};
+pub use objects::{
+    Attribute, ColumnTraits, ConstraintDefinition, ConstraintKind, DomainCheck, Extension,
+    ForeignKeyDefinition, IndexDefinition, IndexKey, SequenceDefinition, SequenceRole,
+    TableObjects, TypeDefinition, TypeShape, table_objects,
 };
 pub use server::{ServerInfo, server_info};
 pub use tables::{TableSummary, list_tables};

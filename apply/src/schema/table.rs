@@ -6,12 +6,12 @@ use super::expression;
 
 /// How a destination table is created.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct TablePlan {
+pub(crate) struct TablePlan {
     /// To be run in order, in one transaction; the schema exists by then.
-    pub(super) statements: Vec<String>,
+    pub(crate) statements: Vec<String>,
     /// What the source's table has and this one won't, one sentence each, for the
     /// mirror's log.
-    pub(super) left_out: Vec<String>,
+    pub(crate) left_out: Vec<String>,
 }
 
 /// Plans the table `destination` like `definition` without the `excluded` columns.
@@ -19,7 +19,7 @@ pub(super) struct TablePlan {
 /// Taken over: types, collations, not null, identity, generated columns, defaults that
 /// need nothing but Postgres itself, and the primary key. A partitioned table becomes an
 /// ordinary one. Whatever touches an excluded column is left out and named.
-pub(super) fn plan(
+pub(crate) fn plan(
     definition: &TableDefinition,
     destination: &TableName,
     excluded: &[String],
@@ -60,7 +60,7 @@ pub(super) fn plan(
 }
 
 /// Plans a column that the destination table lacks.
-pub(super) fn plan_column(
+pub(crate) fn plan_column(
     column: &ColumnDefinition,
     destination: &TableName,
     excluded: &[String],
@@ -155,5 +155,5 @@ fn first_mention(expression: &str, excluded: &[String]) -> Option<String> {
 }
 
 #[cfg(test)]
-#[path = "create_table_tests.rs"]
+#[path = "table_tests.rs"]
 mod tests;

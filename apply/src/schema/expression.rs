@@ -18,7 +18,7 @@ struct Word {
 }
 
 /// Whether a column of that name may be meant somewhere in the expression.
-pub(super) fn mentions_column(expression: &str, column: &str) -> bool {
+pub(crate) fn mentions_column(expression: &str, column: &str) -> bool {
     words(expression)
         .iter()
         .any(|word| !word.is_type && !word.is_function && word.text == column)
@@ -26,7 +26,7 @@ pub(super) fn mentions_column(expression: &str, column: &str) -> bool {
 
 /// Why a default can't be taken over to another server as it stands, if so.
 /// `own_type` is the column's type, whose casts are as good there as the column.
-pub(super) fn not_portable(expression: &str, own_type: &str) -> Option<&'static str> {
+pub(crate) fn not_portable(expression: &str, own_type: &str) -> Option<&'static str> {
     let without_own_casts = expression.replace(&format!("::{own_type}"), "");
     for word in words(&without_own_casts) {
         if word.is_function

@@ -34,6 +34,7 @@ fn definition(columns: Vec<ColumnDefinition>, primary_key: &[&str]) -> TableDefi
         size_bytes: 0,
         pages: 0,
         leaves: Vec::new(),
+        objects: None,
     }
 }
 
