@@ -90,7 +90,7 @@ pub fn lag(reports: &Reports, now: DateTime<Utc>) -> LagView {
     let capture_caught_up = capture.caught_up && capture_age <= FRESH_SECONDS;
     let same_generation = capture.generation.is_some() && capture.generation == apply.generation;
     let all_published_is_applied = same_generation && apply.applied >= capture.published;
-    let caught_up = capture_caught_up && all_published_is_applied;
+    let caught_up = capture_caught_up && all_published_is_applied && !is_first_load(apply);
 
     let published_lsn = capture.published_lsn;
     // What capture published last may lie well below what it has looked at:
@@ -107,13 +107,17 @@ pub fn lag(reports: &Reports, now: DateTime<Utc>) -> LagView {
         lag_bytes: if capture_caught_up {
             0
         } else {
-            bytes_between(published_lsn, current_lsn)
+            bytes_outstanding(published_lsn, current_lsn)
         },
         lag_seconds: lag_seconds(capture_caught_up, capture.lag_seconds, capture_age),
     };
     let apply_lag = ApplyLag {
         applied_lsn: known(applied_lsn),
-        lag_bytes: bytes_between(applied_lsn, published_lsn),
+        lag_bytes: if all_published_is_applied {
+            0
+        } else {
+            bytes_outstanding(applied_lsn, published_lsn)
+        },
         lag_seconds: lag_seconds(all_published_is_applied, apply.lag_seconds, apply_age),
         topic: apply.topic.clone(),
         offset: apply.offset,
@@ -130,7 +134,8 @@ pub fn lag(reports: &Reports, now: DateTime<Utc>) -> LagView {
         lag_bytes: if caught_up {
             0
         } else {
-            bytes_between(applied_lsn, current_lsn)
+            // Before anything is applied, what is captured is all there is to count from.
+            bytes_outstanding(known(applied_lsn).unwrap_or(published_lsn), current_lsn)
         },
         lag_seconds: capture_lag.lag_seconds.max(apply_lag.lag_seconds),
         caught_up,
@@ -173,18 +178,27 @@ fn known(lsn: Lsn) -> Option<Lsn> {
     (lsn != Lsn::default()).then_some(lsn)
 }
 
-/// WAL bytes from `from` to `to`; 0 when `from` is unknown or not before `to`.
-fn bytes_between(from: Lsn, to: Lsn) -> i64 {
+/// Main has not begun: there are tables to load, and none follows the stream yet.
+fn is_first_load(apply: &ApplyReport) -> bool {
+    let to_load = |state: &str| ["PENDING", "SYNCING", "CATCHING_UP"].contains(&state);
+    let mut tables = apply.tables.iter();
+    !apply.tables.iter().any(|table| table.in_main) && tables.any(|table| to_load(&table.state))
+}
+
+/// WAL bytes from `from` to `to` of a mirror that is not known to be caught up. The source's
+/// position is only known as of its last reading and may lie below what was captured since,
+/// or nothing is known yet: never 0 then, because 0 says that all is there.
+fn bytes_outstanding(from: Lsn, to: Lsn) -> i64 {
     if from == Lsn::default() {
-        return 0;
+        return 1;
     }
-    i64::try_from(to.0.saturating_sub(from.0)).unwrap_or(i64::MAX)
+    i64::try_from(to.0.saturating_sub(from.0)).map_or(i64::MAX, |bytes| bytes.max(1))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reports::{Point, RoleState};
+    use crate::reports::{Point, RoleState, TableReport};
     use chrono::TimeDelta;
     use uuid::Uuid;
 
@@ -293,6 +307,45 @@ mod tests {
     }
 
     #[test]
+    fn an_old_reading_of_the_source_does_not_hide_what_is_outstanding() {
+        let mut reports = both(point(2_000, 2), point(1_500, 9));
+        if let Some(capture) = reports.capture.report.as_mut() {
+            capture.published_lsn = Lsn(2_100);
+        }
+        let view = lag(&reports, reports.read_at);
+        assert!(!view.caught_up);
+        assert_eq!(view.lag_bytes, 1);
+    }
+
+    #[test]
+    fn a_mirror_whose_tables_are_being_loaded_is_behind() {
+        let mut reports = both(point(0, 0), point(0, 0));
+        let named = |name: &str, state: &str| {
+            let name = bunny_postgres::TableName {
+                schema: "public".into(),
+                name: name.into(),
+            };
+            TableReport::new(name, state)
+        };
+        let table = named("a", "SYNCING");
+        if let Some(apply) = reports.apply.report.as_mut() {
+            apply.tables = vec![table.clone()];
+        }
+        let view = lag(&reports, reports.read_at);
+        assert!(!view.caught_up);
+        assert_eq!(view.lag_bytes, 100);
+        // One that is added later leaves the others' lag as it is.
+        let in_main = TableReport {
+            in_main: true,
+            ..named("b", "LIVE")
+        };
+        if let Some(apply) = reports.apply.report.as_mut() {
+            apply.tables = vec![table, in_main];
+        }
+        assert!(lag(&reports, reports.read_at).caught_up);
+    }
+
+    #[test]
     fn without_reports_nothing_is_claimed() {
         let reports = Reports {
             read_at: DateTime::from_timestamp(1_700_000_000, 0).unwrap(),
@@ -301,7 +354,7 @@ mod tests {
         };
         let view = lag(&reports, reports.read_at);
         assert!(!view.caught_up);
-        assert_eq!(view.lag_bytes, 0);
+        assert_eq!(view.lag_bytes, 1, "0 would say that all is there");
         assert_eq!(view.apply.applied_lsn, None);
     }
 }
