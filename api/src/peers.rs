@@ -1,6 +1,9 @@
 //! Peers: the databases that mirrors connect. Passwords go in and never come out.
 
+mod change;
 mod readiness;
+
+pub(crate) use change::replace;
 
 use std::sync::Arc;
 
@@ -11,6 +14,7 @@ use bunny_catalog::{NewPeer, Peer, check_name};
 use bunny_postgres::{SslMode, TableSummary, introspect};
 use serde_json::{Value, json};
 
+use crate::auth::Caller;
 use crate::mirror_validation::facts::{PeerFacts, open};
 use crate::refusal::{Refusal, Result};
 use crate::request::{Body, Fields, Path};
@@ -36,10 +40,11 @@ pub(crate) async fn get(
 /// `POST /v1/peers`. The server is not asked: it may still be on its way up.
 pub(crate) async fn create(
     State(api): State<Arc<Api>>,
+    caller: Caller,
     Body(fields): Body,
 ) -> Result<(StatusCode, Json<Value>)> {
-    let wanted = read(fields)?;
-    let peer = api.catalog.create_peer(&wanted).await?;
+    let wanted = read(fields, None)?;
+    let peer = api.catalog.create_peer(&wanted, &caller.username).await?;
     let mut body = json!({ "message": format!("Peer '{}' created successfully", peer.name) });
     if let (Value::Object(body), Value::Object(fields)) = (&mut body, view(&peer)) {
         body.extend(fields);
@@ -51,8 +56,9 @@ pub(crate) async fn create(
 pub(crate) async fn delete(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
+    caller: Caller,
 ) -> Result<Json<Value>> {
-    match api.catalog.delete_peer(&name).await {
+    match api.catalog.delete_peer(&name, &caller.username).await {
         Ok(()) => Ok(Json(
             json!({ "message": format!("Peer '{name}' deleted successfully") }),
         )),
@@ -109,8 +115,20 @@ fn view(peer: &Peer) -> Value {
     })
 }
 
-fn read(mut fields: Fields) -> Result<NewPeer> {
-    let name = fields.required_text("name");
+/// Reads a peer; `known` is its name where the path tells it, and the body may leave it out.
+fn read(mut fields: Fields, known: Option<&str>) -> Result<NewPeer> {
+    let name = match known {
+        None => fields.required_text("name"),
+        Some(known) => {
+            if fields.text("name").is_some_and(|name| name != known) {
+                fields.problem(
+                    "name",
+                    format!("a peer keeps its name; give '{known}' or leave it out"),
+                );
+            }
+            known.to_owned()
+        }
+    };
     if !name.is_empty()
         && let Err(why) = check_name("name", &name)
     {
@@ -149,6 +167,7 @@ fn read(mut fields: Fields) -> Result<NewPeer> {
         database,
         ssl_mode,
         ssl_root_cert,
+        identity: None,
     })
 }
 
@@ -159,12 +178,14 @@ mod tests {
     #[test]
     fn a_peer_needs_little_and_says_all_that_is_wrong() {
         let body = br#"{"name": "a", "host": "h", "user": "u", "password": "", "database": "d"}"#;
-        let peer = read(Fields::parse(body).unwrap()).unwrap();
+        let peer = read(Fields::parse(body).unwrap(), None).unwrap();
         assert_eq!((peer.port, peer.ssl_mode), (5432, SslMode::Prefer));
 
         let body = br#"{"name": "a b", "port": 0, "password": 1, "ssl_mode": "on",
                         "ssl_root_cert": "/etc/ca.pem", "sslmode": "x"}"#;
-        let message = read(Fields::parse(body).unwrap()).unwrap_err().message;
+        let message = read(Fields::parse(body).unwrap(), None)
+            .unwrap_err()
+            .message;
         for expected in [
             "a b",
             "host: is required",

@@ -170,10 +170,24 @@ impl Fields {
         range: RangeInclusive<u32>,
         default: u32,
     ) -> u32 {
+        self.small_if_given(name, range).unwrap_or(default)
+    }
+
+    /// A `u32` within `range`, if it is there.
+    pub(crate) fn small_if_given(
+        &mut self,
+        name: &'static str,
+        range: RangeInclusive<u32>,
+    ) -> Option<u32> {
         let wide = u64::from(*range.start())..=u64::from(*range.end());
         self.integer(name, wide)
             .and_then(|number| u32::try_from(number).ok())
-            .unwrap_or(default)
+    }
+
+    /// Whether a field is there and says null, which elsewhere counts as left out. Ask
+    /// before its value is taken.
+    pub(crate) fn is_null(&self, name: &str) -> bool {
+        self.values.get(name).is_some_and(Value::is_null)
     }
 
     /// One of a few words, if it is there.

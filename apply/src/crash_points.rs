@@ -32,6 +32,10 @@ pub const SYNC_STARTED: &str = "apply::sync_started";
 pub const TABLE_LOADED: &str = "apply::table_loaded";
 /// All tables are loaded; they are not in main yet.
 pub const TABLES_LOADED: &str = "apply::tables_loaded";
+/// A pause has fenced every writer off; the catalog does not know yet.
+pub const PAUSE_FENCED: &str = "apply::pause_fenced";
+/// The catalog knows that apply is paused.
+pub const PAUSE_RECORDED: &str = "apply::pause_recorded";
 
 /// Every crash point of this crate, for tests that walk through them.
 pub const ALL: &[&str] = &[
@@ -49,6 +53,8 @@ pub const ALL: &[&str] = &[
     SYNC_STARTED,
     TABLE_LOADED,
     TABLES_LOADED,
+    PAUSE_FENCED,
+    PAUSE_RECORDED,
 ];
 
 /// Dies here, as by `kill -9`, when the point is armed.

@@ -18,6 +18,7 @@ pub mod event;
 pub mod main_stream;
 mod mirror;
 pub mod net_effect;
+mod paused;
 mod quarantine;
 pub mod reader;
 mod report;

@@ -20,7 +20,7 @@ use crate::crash_points::{self, reached};
 use crate::error::{Error, Result};
 use crate::stats::Stats;
 use crate::table_sync::{self, LoadProgress};
-use crate::{main_stream, quarantine, reader, report, wanted};
+use crate::{main_stream, paused, quarantine, reader, report, wanted};
 
 /// The delete command's step that says that nothing of the mirror is left in `_bunny`.
 const DESTINATION_CLEAN: &str = "destination_clean";
@@ -40,6 +40,17 @@ pub(crate) struct Shared {
     pub(crate) registry: OnceCell<Registry>,
     /// Mirrors that follow their stream now.
     pub(crate) followers: Arc<AtomicUsize>,
+}
+
+impl Shared {
+    /// The schemas of the events; Kafka is asked the first time.
+    pub(crate) async fn registry(&self) -> Result<Registry> {
+        let opened = self
+            .registry
+            .get_or_try_init(|| Registry::open(self.kafka.clone(), &self.topics))
+            .await?;
+        Ok(opened.clone())
+    }
 }
 
 /// Runs a mirror until it is told to stop or fails.
@@ -63,7 +74,7 @@ async fn run_as_desired(
     context: MirrorContext,
 ) -> Result<Finished> {
     match mirror.desired {
-        Desired::Paused => Ok(Finished::Idle),
+        Desired::Paused => paused::stand_by(shared, Arc::new(mirror), &context).await,
         Desired::Deleted => forget(&mirror, &context).await,
         Desired::Running => {
             let stats = Arc::new(Stats::default());
@@ -91,11 +102,7 @@ async fn wait_for_generation(mirror: Mirror, context: &MirrorContext) -> Arc<Mir
 
 /// Makes this process the owner at the destination.
 async fn begin(shared: &Shared, mirror: Arc<Mirror>, context: &MirrorContext) -> Result<MirrorRun> {
-    let registry = shared
-        .registry
-        .get_or_try_init(|| Registry::open(shared.kafka.clone(), &shared.topics))
-        .await?
-        .clone();
+    let registry = shared.registry().await?;
     let destination = context.destination.connect_options();
     let session = connect_to_take_over(&mirror, context).await?;
     bookkeeping::install(&session).await?;
@@ -118,7 +125,10 @@ async fn begin(shared: &Shared, mirror: Arc<Mirror>, context: &MirrorContext) ->
     Ok(run)
 }
 
-async fn connect_to_take_over(mirror: &Mirror, context: &MirrorContext) -> Result<Session> {
+pub(crate) async fn connect_to_take_over(
+    mirror: &Mirror,
+    context: &MirrorContext,
+) -> Result<Session> {
     let name = format!("{}takes over", application_name_prefix(mirror.id));
     Ok(Session::connect(&context.destination.connect_options(), &name).await?)
 }

@@ -61,7 +61,7 @@ async fn read_tables(
 }
 
 /// The report of one moment. Pure.
-fn report(
+pub(crate) fn report(
     moment: &Moment,
     tables: &[TableState],
     loading: &[TableProgress],

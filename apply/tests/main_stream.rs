@@ -115,8 +115,11 @@ impl Stage {
             generation,
             generation_ready: true,
             desired: Desired::Running,
+            pause_scope: bunny_catalog::PauseScope::Apply,
             keep_topics: false,
             version: 1,
+            capture_version: 0,
+            apply_version: 0,
             created_at: now,
             updated_at: now,
             tables: vec![MirrorTable {

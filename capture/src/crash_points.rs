@@ -30,6 +30,10 @@ pub const CHUNK_DELIVERED: &str = "capture::chunk_delivered";
 pub const BEFORE_SYNC_FINISHED: &str = "capture::before_sync_finished";
 /// `TableSyncFinished` is delivered, the position topic does not say so.
 pub const AFTER_SYNC_FINISHED: &str = "capture::after_sync_finished";
+/// A pause has ended every session that could still capture; the catalog does not know yet.
+pub const PAUSE_STOPPED: &str = "capture::pause_stopped";
+/// The catalog knows that capture is paused.
+pub const PAUSE_RECORDED: &str = "capture::pause_recorded";
 
 /// Ends the process here when a test has armed `name`; nothing otherwise.
 pub(crate) fn crash_point(name: &'static str) {

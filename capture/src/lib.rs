@@ -9,6 +9,7 @@ mod change;
 pub mod crash_points;
 mod error;
 mod mirror;
+mod paused;
 mod publication;
 mod publisher;
 mod removal;

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use bunny_catalog::{Desired, Finished, Mirror, MirrorContext};
+use bunny_catalog::{Desired, Finished, Mirror, MirrorContext, Role};
 use bunny_postgres::replication::Replication;
 use bunny_postgres::{Session, introspect, terminate_sessions};
 use bunny_schemas::control::SchemaKind;
@@ -22,7 +22,7 @@ use crate::run::{Options, Run};
 use crate::slot::{self, Places};
 use crate::snapshot::SyncRecorder;
 use crate::stream::{Parts, Stream};
-use crate::{publication, removal};
+use crate::{paused, publication, removal};
 
 /// Sync records and log lines under way between the tasks of one run.
 const SYNC_REQUESTS_MAX: usize = 16;
@@ -36,11 +36,13 @@ pub(crate) async fn run(
     let run = Run::new(mirror, context, options);
     let source = Session::connect(&run.peer, &run.application_name).await?;
     end_former_sessions(&run, &source).await?;
-    if run.mirror.desired != Desired::Deleted && !run.mirror.generation_ready {
-        claim_names(&run, &source).await?;
+    match run.mirror.desired_of(Role::Capture) {
+        Desired::Deleted => return removal::run(&run, source).await,
+        Desired::Paused => return paused::stand_by(&run, source).await,
+        Desired::Running => {}
     }
-    if run.mirror.desired == Desired::Deleted {
-        return removal::run(&run, source).await;
+    if !run.mirror.generation_ready {
+        claim_names(&run, &source).await?;
     }
     check_server(&source).await?;
     capture(&run, source).await

@@ -62,21 +62,22 @@ pub(crate) async fn run(run: &Run, source: &Session, reporting: Reporting) -> Re
     }
 }
 
-fn age_seconds(commit_us: i64) -> f64 {
+pub(crate) fn age_seconds(commit_us: i64) -> f64 {
     let now_us = chrono::Utc::now().timestamp_micros();
     (now_us - commit_us).max(0) as f64 / 1e6
 }
 
-struct SlotView {
-    current_lsn: Lsn,
-    confirmed_flush_lsn: Option<Lsn>,
-    restart_lsn: Option<Lsn>,
-    retained_wal_bytes: i64,
-    active: bool,
-    wal_status: Option<String>,
+/// The mirror's slot as the source shows it.
+pub(crate) struct SlotView {
+    pub(crate) current_lsn: Lsn,
+    pub(crate) confirmed_flush_lsn: Option<Lsn>,
+    pub(crate) restart_lsn: Option<Lsn>,
+    pub(crate) retained_wal_bytes: i64,
+    pub(crate) active: bool,
+    pub(crate) wal_status: Option<String>,
 }
 
-async fn slot_view(source: &Session, slot: &str) -> Result<SlotView> {
+pub(crate) async fn slot_view(source: &Session, slot: &str) -> Result<SlotView> {
     let row = source
         .query_one(
             "SELECT pg_current_wal_flush_lsn()::text, s.confirmed_flush_lsn::text,

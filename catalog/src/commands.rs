@@ -68,6 +68,8 @@ pub struct Command {
     pub state: CommandState,
     /// The steps done, in order.
     pub steps: Vec<String>,
+    /// What came of it, where that is more than the state says.
+    pub outcome: Option<String>,
     /// Why it failed.
     pub error: Option<String>,
     /// The user who asked.
@@ -106,6 +108,20 @@ pub(crate) async fn insert(
     Ok(id)
 }
 
+/// Ends a command well, inside the transaction of its last effect. Doing so twice is nothing.
+pub(crate) async fn finish(connection: &mut PgConnection, command_id: Uuid) -> Result<()> {
+    sqlx::query(
+        "UPDATE bunny.commands
+         SET state = 'done', updated_at = clock_timestamp(), finished_at = clock_timestamp()
+         WHERE id = $1 AND state IN ('pending', 'running')",
+    )
+    .bind(command_id)
+    .execute(connection)
+    .await
+    .map(|_| ())
+    .map_err(|error| Error::database("finishing a command", error))
+}
+
 impl Catalog {
     /// Records that a step of a command is done. Doing so twice is nothing.
     pub async fn mark_step(&self, command_id: Uuid, step: &str) -> Result<()> {
@@ -125,16 +141,12 @@ impl Catalog {
 
     /// Ends a command well. Doing so twice is nothing.
     pub async fn finish_command(&self, command_id: Uuid) -> Result<()> {
-        sqlx::query(
-            "UPDATE bunny.commands
-             SET state = 'done', updated_at = clock_timestamp(), finished_at = clock_timestamp()
-             WHERE id = $1 AND state IN ('pending', 'running')",
-        )
-        .bind(command_id)
-        .execute(self.pool())
-        .await
-        .map(|_| ())
-        .map_err(|error| Error::database("finishing a command", error))
+        let mut connection = self
+            .pool()
+            .acquire()
+            .await
+            .map_err(|error| Error::database("finishing a command", error))?;
+        finish(&mut connection, command_id).await
     }
 
     /// Ends a command that will not have its effect.
@@ -236,6 +248,7 @@ fn command_from(row: &PgRow) -> Result<Command> {
         args: row.try_get("args").map_err(read)?,
         state: CommandState::parse(&state)?,
         steps: steps.0,
+        outcome: row.try_get("outcome").map_err(read)?,
         error: row.try_get("error").map_err(read)?,
         requested_by: row.try_get("requested_by").map_err(read)?,
         created_at: row.try_get("created_at").map_err(read)?,

@@ -6,6 +6,7 @@
 //! no Kafka. When its database is away, running work goes on: nothing on the
 //! data path waits for it.
 
+mod audit;
 mod catalog;
 mod commands;
 mod encryption;
@@ -14,6 +15,7 @@ mod lag;
 mod leases;
 mod logs;
 mod mirrors;
+mod pausing;
 mod peers;
 mod reports;
 mod settings;
@@ -21,6 +23,7 @@ mod status;
 mod supervise;
 mod users;
 
+pub use audit::AuditEntry;
 pub use catalog::{Catalog, Location};
 pub use commands::{Command, CommandState};
 pub use encryption::EncryptionKey;
@@ -29,9 +32,9 @@ pub use lag::{ApplyLag, CaptureLag, LagView, SourceView, lag};
 pub use leases::{Lease, Role};
 pub use logs::{LogEntry, LogLevel, LogQuery};
 pub use mirrors::{
-    ApplyMode, Desired, Mirror, MirrorConfig, MirrorTable, NAME_LENGTH_MAX, NewMirror,
-    NewMirrorTable, OnExistingRows, OnTableError, ResyncStrategy, SchemaChanges, TableInUse,
-    UntrackedChanges, check_name,
+    ApplyMode, Desired, Mirror, MirrorChange, MirrorConfig, MirrorTable, NAME_LENGTH_MAX,
+    NewMirror, NewMirrorTable, OnExistingRows, OnTableError, PauseScope, ResyncStrategy,
+    SchemaChanges, TableInUse, UntrackedChanges, check_name,
 };
 pub use peers::{NewPeer, Peer};
 pub use reports::{

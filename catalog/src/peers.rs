@@ -3,11 +3,12 @@
 use bunny_postgres::{ConnectOptions, SslMode};
 use chrono::{DateTime, Utc};
 use secrecy::SecretString;
+use serde_json::{Value, json};
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
-use crate::mirrors::check_name;
-use crate::{Catalog, Error, Result};
+use crate::mirrors::{check_name, notify};
+use crate::{Catalog, Error, Result, audit};
 
 /// What the sealed password is, for [`crate::EncryptionKey`].
 const PASSWORD: &str = "password of peer";
@@ -31,6 +32,8 @@ pub struct Peer {
     pub ssl_mode: SslMode,
     /// Root certificates, PEM text.
     pub ssl_root_cert: Option<String>,
+    /// Which database it is ([`NewPeer::identity`]), once seen.
+    pub identity: Option<String>,
     /// Creation time, by the catalog's clock.
     pub created_at: DateTime<Utc>,
     /// Time of the last change, by the catalog's clock.
@@ -71,6 +74,9 @@ pub struct NewPeer {
     pub ssl_mode: SslMode,
     /// Root certificates, PEM text.
     pub ssl_root_cert: Option<String>,
+    /// Which database this is, if it was asked: the server's system identifier and the
+    /// database's oid. They stay when host, port or name change.
+    pub identity: Option<String>,
 }
 
 impl NewPeer {
@@ -88,18 +94,17 @@ impl NewPeer {
     }
 }
 
-const COLUMNS: &str = "name, host, port, username, password, database, ssl_mode, ssl_root_cert, created_at, updated_at";
-
 impl Catalog {
     /// Adds a peer. [`Error::Conflict`] if the name is taken.
-    pub async fn create_peer(&self, peer: &NewPeer) -> Result<Peer> {
+    pub async fn create_peer(&self, peer: &NewPeer, by: &str) -> Result<Peer> {
         check_name("name", &peer.name).map_err(Error::Invalid)?;
+        let failed = |error| Error::database("creating a peer", error);
         let sealed = self.key().seal(PASSWORD, &peer.name, &peer.password)?;
+        let mut transaction = self.pool().begin().await.map_err(failed)?;
         let row = sqlx::query(
-            "INSERT INTO bunny.peers (name, host, port, username, password, database, ssl_mode, ssl_root_cert)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
-             ON CONFLICT (name) DO NOTHING
-             RETURNING name, host, port, username, password, database, ssl_mode, ssl_root_cert, created_at, updated_at",
+            "INSERT INTO bunny.peers (name, host, port, username, password, database, ssl_mode, ssl_root_cert, identity)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+             ON CONFLICT (name) DO NOTHING RETURNING *",
         )
         .bind(&peer.name)
         .bind(&peer.host)
@@ -109,22 +114,85 @@ impl Catalog {
         .bind(&peer.database)
         .bind(peer.ssl_mode.as_str())
         .bind(&peer.ssl_root_cert)
-        .fetch_optional(self.pool())
+        .bind(&peer.identity)
+        .fetch_optional(&mut *transaction)
         .await
-        .map_err(|error| Error::database("creating a peer", error))?;
-        match row {
-            Some(row) => self.peer_from(&row),
-            None => Err(Error::conflict(format!(
+        .map_err(failed)?;
+        let Some(row) = row else {
+            return Err(Error::conflict(format!(
                 "peer \"{}\" exists already",
                 peer.name
-            ))),
+            )));
+        };
+        let details = audited(peer);
+        audit::insert(&mut transaction, by, "create peer", &peer.name, &details).await?;
+        transaction.commit().await.map_err(failed)?;
+        self.peer_from(&row)
+    }
+
+    /// Describes a peer anew, and wakes the workers, whose tasks at it begin again with the
+    /// new description. [`Error::NotFound`] if there is none of that name; [`Error::Conflict`]
+    /// if mirrors use it and `peer` is not known to be the same database.
+    pub async fn update_peer(&self, peer: &NewPeer, by: &str) -> Result<Peer> {
+        let failed = |error| Error::database("changing a peer", error);
+        let sealed = self.key().seal(PASSWORD, &peer.name, &peer.password)?;
+        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let row = sqlx::query(
+            "SELECT identity, EXISTS (SELECT FROM bunny.mirrors m WHERE $1 IN (m.source_peer, m.destination_peer)) AS used
+             FROM bunny.peers WHERE name = $1 FOR UPDATE",
+        )
+        .bind(&peer.name)
+        .fetch_optional(&mut *transaction)
+        .await
+        .map_err(failed)?
+        .ok_or_else(|| Error::not_found("peer", &peer.name))?;
+        let known: Option<String> = row.try_get("identity").map_err(failed)?;
+        let used: bool = row.try_get("used").map_err(failed)?;
+        if used && (peer.identity.is_none() || known.is_some() && known != peer.identity) {
+            return Err(Error::conflict(format!(
+                "peer \"{}\" is used by mirrors and this is another database",
+                peer.name
+            )));
         }
+        let row = sqlx::query(
+            "UPDATE bunny.peers
+             SET host = $2, port = $3, username = $4, password = $5, database = $6, ssl_mode = $7,
+                 ssl_root_cert = $8, identity = $9, updated_at = clock_timestamp()
+             WHERE name = $1 RETURNING *",
+        )
+        .bind(&peer.name)
+        .bind(&peer.host)
+        .bind(i32::from(peer.port))
+        .bind(&peer.user)
+        .bind(sealed)
+        .bind(&peer.database)
+        .bind(peer.ssl_mode.as_str())
+        .bind(&peer.ssl_root_cert)
+        .bind(&peer.identity)
+        .fetch_one(&mut *transaction)
+        .await
+        .map_err(failed)?;
+        let details = audited(peer);
+        audit::insert(&mut transaction, by, "update peer", &peer.name, &details).await?;
+        notify(&mut transaction).await?;
+        transaction.commit().await.map_err(failed)?;
+        self.peer_from(&row)
+    }
+
+    /// Remembers which database a peer is, if that is not known yet.
+    pub async fn note_identity(&self, name: &str, identity: &str) -> Result<()> {
+        sqlx::query("UPDATE bunny.peers SET identity = $2 WHERE name = $1 AND identity IS NULL")
+            .bind(name)
+            .bind(identity)
+            .execute(self.pool())
+            .await
+            .map(|_| ())
+            .map_err(|error| Error::database("remembering which database a peer is", error))
     }
 
     /// All peers by name.
     pub async fn list_peers(&self) -> Result<Vec<Peer>> {
-        let sql = format!("SELECT {COLUMNS} FROM bunny.peers ORDER BY name");
-        let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+        let rows = sqlx::query("SELECT * FROM bunny.peers ORDER BY name")
             .fetch_all(self.pool())
             .await
             .map_err(|error| Error::database("listing peers", error))?;
@@ -133,8 +201,7 @@ impl Catalog {
 
     /// One peer. [`Error::NotFound`] if there is none of that name.
     pub async fn get_peer(&self, name: &str) -> Result<Peer> {
-        let sql = format!("SELECT {COLUMNS} FROM bunny.peers WHERE name = $1");
-        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+        let row = sqlx::query("SELECT * FROM bunny.peers WHERE name = $1")
             .bind(name)
             .fetch_optional(self.pool())
             .await
@@ -144,24 +211,32 @@ impl Catalog {
     }
 
     /// Removes a peer. [`Error::InUse`] while a mirror names it.
-    pub async fn delete_peer(&self, name: &str) -> Result<()> {
+    pub async fn delete_peer(&self, name: &str, by: &str) -> Result<()> {
+        let failed = |error| Error::database("deleting a peer", error);
+        let mut transaction = self.pool().begin().await.map_err(failed)?;
         let deleted = sqlx::query("DELETE FROM bunny.peers WHERE name = $1")
             .bind(name)
-            .execute(self.pool())
+            .execute(&mut *transaction)
             .await;
         match deleted {
-            Ok(done) if done.rows_affected() == 0 => Err(Error::not_found("peer", name)),
-            Ok(_) => Ok(()),
-            Err(error) if is_foreign_key_violation(&error) => Err(Error::InUse {
-                what: "peer",
-                name: name.to_owned(),
-                users: self.mirrors_of_peer(name).await?,
-            }),
-            Err(error) => Err(Error::database("deleting a peer", error)),
+            Ok(done) if done.rows_affected() == 0 => return Err(Error::not_found("peer", name)),
+            Ok(_) => {}
+            Err(error) if is_foreign_key_violation(&error) => {
+                drop(transaction);
+                return Err(Error::InUse {
+                    what: "peer",
+                    name: name.to_owned(),
+                    users: self.mirrors_of_peer(name).await?,
+                });
+            }
+            Err(error) => return Err(failed(error)),
         }
+        audit::insert(&mut transaction, by, "delete peer", name, &json!({})).await?;
+        transaction.commit().await.map_err(failed)
     }
 
-    async fn mirrors_of_peer(&self, name: &str) -> Result<Vec<String>> {
+    /// The mirrors that name a peer, as `mirror "name"`.
+    pub async fn mirrors_of_peer(&self, name: &str) -> Result<Vec<String>> {
         let names: Vec<String> = sqlx::query_scalar(
             "SELECT name FROM bunny.mirrors WHERE source_peer = $1 OR destination_peer = $1 ORDER BY name",
         )
@@ -191,11 +266,23 @@ impl Catalog {
                 .parse()
                 .map_err(|error| Error::internal("reading a peer's ssl_mode", error))?,
             ssl_root_cert: row.try_get("ssl_root_cert").map_err(unreadable)?,
+            identity: row.try_get("identity").map_err(unreadable)?,
             created_at: row.try_get("created_at").map_err(unreadable)?,
             updated_at: row.try_get("updated_at").map_err(unreadable)?,
             name,
         })
     }
+}
+
+/// What of a peer is written down about who set it. The password is not.
+fn audited(peer: &NewPeer) -> Value {
+    json!({
+        "host": peer.host,
+        "port": peer.port,
+        "user": peer.user,
+        "database": peer.database,
+        "ssl_mode": peer.ssl_mode,
+    })
 }
 
 fn unreadable(error: sqlx::Error) -> Error {

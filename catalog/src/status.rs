@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::commands::Command;
 use crate::leases::Role;
 use crate::mirrors::{Desired, Mirror};
-use crate::reports::{ApplyReport, Reports, RoleState, TableReport};
+use crate::reports::{Reports, RoleState, TableReport};
 
 /// Where a mirror stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -130,7 +130,15 @@ pub fn derive(
     } else if fatal {
         Status::Failed
     } else if mirror.desired == Desired::Paused {
-        paused(reports)
+        // PAUSED is said by the worker that has stopped, by ending the command.
+        let pausing = commands
+            .iter()
+            .any(|command| command.kind == "pause" && command.state.is_open());
+        if pausing {
+            Status::Pausing
+        } else {
+            Status::Paused
+        }
     } else {
         match phase {
             Phase::Setup => Status::Setup,
@@ -153,14 +161,6 @@ pub fn derive(
         health,
         error_message: worst,
         error_count: problems.iter().map(|problem| problem.count).sum(),
-    }
-}
-
-fn paused(reports: &Reports) -> Status {
-    let paused = |report: &ApplyReport| report.phase == "paused";
-    match &reports.apply.report {
-        Some(report) if !paused(report) && reports.apply.holder.is_some() => Status::Pausing,
-        _ => Status::Paused,
     }
 }
 
@@ -295,8 +295,9 @@ fn tables_in_error(reports: &Reports) -> Vec<Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::commands::CommandState;
     use crate::mirrors::tests::mirror;
-    use crate::reports::{CaptureReport, Failure, SyncProgress};
+    use crate::reports::{ApplyReport, CaptureReport, Failure, SyncProgress};
     use bunny_postgres::TableName;
     use chrono::TimeDelta;
     use uuid::Uuid;
@@ -456,12 +457,41 @@ mod tests {
         let mut failed = reports("LIVE");
         failed.capture.failure = trouble(true);
         assert_eq!(seen(&mirror, &failed).0, Status::Terminating);
+    }
+
+    #[test]
+    fn a_mirror_is_paused_when_the_command_is_done() {
+        let mut mirror = mirror("m");
         mirror.desired = Desired::Paused;
-        assert_eq!(seen(&mirror, &reports("LIVE")).0, Status::Pausing);
-        let mut stopped = reports("LIVE");
-        if let Some(report) = stopped.apply.report.as_mut() {
-            report.phase = "paused".into();
-        }
-        assert_eq!(seen(&mirror, &stopped).0, Status::Paused);
+        let reports = reports("LIVE");
+        let mut pause = Command {
+            id: Uuid::from_u128(1),
+            mirror_id: Some(mirror.id),
+            mirror_name: mirror.name.clone(),
+            kind: "pause".into(),
+            args: serde_json::json!({}),
+            state: CommandState::Pending,
+            steps: Vec::new(),
+            outcome: None,
+            error: None,
+            requested_by: "ann".into(),
+            created_at: reports.read_at,
+            updated_at: reports.read_at,
+            finished_at: None,
+        };
+        let status = |command: &Command| {
+            derive(
+                &mirror,
+                &reports,
+                std::slice::from_ref(command),
+                reports.read_at,
+            )
+            .status
+        };
+        assert_eq!(status(&pause), Status::Pausing);
+        pause.state = CommandState::Running;
+        assert_eq!(status(&pause), Status::Pausing);
+        pause.state = CommandState::Done;
+        assert_eq!(status(&pause), Status::Paused);
     }
 }

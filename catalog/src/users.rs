@@ -9,10 +9,11 @@ use chrono::{DateTime, Utc};
 use rand::RngCore as _;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
-use crate::{Catalog, Error, Result};
+use crate::{Catalog, Error, Result, audit};
 
 /// What a user may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,14 +136,90 @@ impl Catalog {
         user_from(&row)
     }
 
+    /// All users by name.
+    pub async fn list_users(&self) -> Result<Vec<User>> {
+        let rows = sqlx::query("SELECT * FROM bunny.users ORDER BY username")
+            .fetch_all(self.pool())
+            .await
+            .map_err(|error| Error::database("listing users", error))?;
+        rows.iter().map(user_from).collect()
+    }
+
+    /// Removes a user, whose tokens are void from then on. [`Error::Conflict`] if it is the
+    /// last administrator, or `by` itself.
+    pub async fn delete_user(&self, username: &str, by: &str) -> Result<()> {
+        let failed = |error| Error::database("deleting a user", error);
+        if username == by {
+            return Err(Error::conflict(
+                "nobody deletes their own user: ask another administrator",
+            ));
+        }
+        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        // Locked, so that two administrators who delete each other do not both succeed.
+        let admins: Vec<String> = sqlx::query_scalar(
+            "SELECT username FROM bunny.users WHERE role = 'admin' ORDER BY username FOR UPDATE",
+        )
+        .fetch_all(&mut *transaction)
+        .await
+        .map_err(failed)?;
+        if admins.iter().all(|admin| admin == username) {
+            return Err(Error::conflict(format!(
+                "user \"{username}\" is the last administrator: make another one first"
+            )));
+        }
+        let deleted = sqlx::query("DELETE FROM bunny.users WHERE username = $1")
+            .bind(username)
+            .execute(&mut *transaction)
+            .await
+            .map_err(failed)?;
+        if deleted.rows_affected() == 0 {
+            return Err(Error::not_found("user", username));
+        }
+        audit::insert(&mut transaction, by, "delete user", username, &json!({})).await?;
+        transaction.commit().await.map_err(failed)
+    }
+
+    /// Sets a user's own password; every token issued before is void from then on. Returns
+    /// the user as it is now. [`Error::NotFound`] if there is none.
+    pub async fn change_password(&self, username: &str, password: &SecretString) -> Result<User> {
+        let failed = |error| Error::database("changing a password", error);
+        let hash = hash(password.clone()).await?;
+        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let row = sqlx::query(
+            "UPDATE bunny.users
+             SET password_hash = $2, token_version = nextval('bunny.token_versions'),
+                 updated_at = clock_timestamp()
+             WHERE username = $1 RETURNING *",
+        )
+        .bind(username)
+        .bind(hash)
+        .fetch_optional(&mut *transaction)
+        .await
+        .map_err(failed)?
+        .ok_or_else(|| Error::not_found("user", username))?;
+        audit::insert(
+            &mut transaction,
+            username,
+            "change password",
+            username,
+            &json!({}),
+        )
+        .await?;
+        transaction.commit().await.map_err(failed)?;
+        user_from(&row)
+    }
+
     /// Adds a user. [`Error::Conflict`] if the name is taken.
     pub async fn create_user(
         &self,
         username: &str,
         role: UserRole,
         password: &SecretString,
+        by: &str,
     ) -> Result<User> {
+        let failed = |error| Error::database("creating a user", error);
         let hash = hash(password.clone()).await?;
+        let mut transaction = self.pool().begin().await.map_err(failed)?;
         let row = sqlx::query(
             "INSERT INTO bunny.users (username, role, password_hash) VALUES ($1, $2, $3)
              ON CONFLICT (username) DO NOTHING RETURNING *",
@@ -150,15 +227,18 @@ impl Catalog {
         .bind(username)
         .bind(role.as_str())
         .bind(hash)
-        .fetch_optional(self.pool())
+        .fetch_optional(&mut *transaction)
         .await
-        .map_err(|error| Error::database("creating a user", error))?;
-        match row {
-            Some(row) => user_from(&row),
-            None => Err(Error::conflict(format!(
+        .map_err(failed)?;
+        let Some(row) = row else {
+            return Err(Error::conflict(format!(
                 "user \"{username}\" exists already"
-            ))),
-        }
+            )));
+        };
+        let details = json!({ "role": role });
+        audit::insert(&mut transaction, by, "create user", username, &details).await?;
+        transaction.commit().await.map_err(failed)?;
+        user_from(&row)
     }
 }
 

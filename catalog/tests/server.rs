@@ -68,7 +68,7 @@ impl Database {
         let catalog = self.open();
         catalog.migrate().await.unwrap();
         for name in ["source", "destination"] {
-            catalog.create_peer(&peer(name)).await.unwrap();
+            catalog.create_peer(&peer(name), "admin").await.unwrap();
         }
         catalog
     }
@@ -105,6 +105,7 @@ fn peer(name: &str) -> NewPeer {
         database: "app".into(),
         ssl_mode: SslMode::VerifyFull,
         ssl_root_cert: Some("PEM".into()),
+        identity: None,
     }
 }
 
@@ -182,17 +183,20 @@ async fn a_missing_database_is_a_wrong_setting() {
 async fn peers_are_sealed_and_kept_while_in_use() {
     let database = Database::new().await;
     let catalog = database.migrated().await;
-    let again = catalog.create_peer(&peer("source")).await.unwrap_err();
+    let again = catalog
+        .create_peer(&peer("source"), "admin")
+        .await
+        .unwrap_err();
     assert!(matches!(again, Error::Conflict { .. }), "{again}");
     let read = catalog.get_peer("source").await.unwrap();
     assert_eq!(read.password.expose_secret(), "hunter2");
     assert_eq!(read.ssl_mode, SslMode::VerifyFull);
     catalog.create_mirror(&mirror("m", "t")).await.unwrap();
-    let used = catalog.delete_peer("source").await.unwrap_err();
+    let used = catalog.delete_peer("source", "admin").await.unwrap_err();
     assert!(used.to_string().contains("mirror \"m\""), "{used}");
-    catalog.create_peer(&peer("third")).await.unwrap();
-    catalog.delete_peer("third").await.unwrap();
-    let gone = catalog.delete_peer("third").await.unwrap_err();
+    catalog.create_peer(&peer("third"), "admin").await.unwrap();
+    catalog.delete_peer("third", "admin").await.unwrap();
+    let gone = catalog.delete_peer("third", "admin").await.unwrap_err();
     assert!(matches!(gone, Error::NotFound { .. }), "{gone}");
     database.drop().await;
 }

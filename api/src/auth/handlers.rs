@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{FromRequest, Request, State};
+use axum::http::StatusCode;
+use bunny_catalog::User;
 use chrono::{SecondsFormat, Utc};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
@@ -14,6 +16,7 @@ use super::passwords::CREDENTIAL_BYTES_MAX;
 use crate::refusal::{Refusal, Result};
 use crate::request::Body;
 use crate::service::Api;
+use crate::users::new_password;
 
 /// `POST /v1/auth/login` `{username, password}` → `{token, username, role, expires_at}`.
 pub(crate) async fn login(State(api): State<Arc<Api>>, request: Request) -> Result<Json<Value>> {
@@ -34,19 +37,60 @@ pub(crate) async fn login(State(api): State<Arc<Api>>, request: Request) -> Resu
         .passwords
         .check(&api.catalog, &username, password, address)
         .await?;
-    let (token, expires_at) = api
-        .tokens
-        .issue(&user.username, user.role, user.token_version, Utc::now())
-        .map_err(|error| Refusal::internal("signing a token", error))?;
-    Ok(Json(json!({
-        "token": token,
-        "username": user.username,
-        "role": user.role,
-        "expires_at": expires_at.to_rfc3339_opts(SecondsFormat::Secs, true),
-    })))
+    issued(&api, &user).map(Json)
 }
 
 /// `GET /v1/auth/me` → `{username, role}`.
 pub(crate) async fn me(caller: Caller) -> Json<Value> {
     Json(json!({ "username": caller.username, "role": caller.role }))
+}
+
+/// `POST /v1/auth/change-password` `{current_password, new_password}`: every token issued
+/// before is void; the answer holds a new one, so that the caller stays logged in.
+pub(crate) async fn change_password(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    request: Request,
+) -> Result<Json<Value>> {
+    let address = client_address(request.extensions());
+    let Body(mut fields) = Body::from_request(request, &()).await?;
+    let current = fields.required_secret("current_password");
+    if current.expose_secret().len() > CREDENTIAL_BYTES_MAX {
+        fields.problem(
+            "current_password",
+            format!("is longer than {CREDENTIAL_BYTES_MAX} bytes"),
+        );
+    }
+    let new = new_password(&mut fields, "new_password");
+    fields.finish()?;
+    // A stolen token alone must not be enough, and guessing is slowed as at a login.
+    let checked = api
+        .passwords
+        .check(&api.catalog, &caller.username, current, address)
+        .await;
+    if let Err(refusal) = checked {
+        if refusal.status == StatusCode::UNAUTHORIZED {
+            return Err(Refusal::forbidden("current_password is wrong"));
+        }
+        return Err(refusal);
+    }
+    let user = api.catalog.change_password(&caller.username, &new).await?;
+    let message = "Password changed successfully; earlier tokens are void";
+    let mut body = issued(&api, &user)?;
+    body["message"] = json!(message);
+    Ok(Json(body))
+}
+
+/// A token for a user, as a login answers it.
+fn issued(api: &Api, user: &User) -> Result<Value> {
+    let (token, expires_at) = api
+        .tokens
+        .issue(&user.username, user.role, user.token_version, Utc::now())
+        .map_err(|error| Refusal::internal("signing a token", error))?;
+    Ok(json!({
+        "token": token,
+        "username": user.username,
+        "role": user.role,
+        "expires_at": expires_at.to_rfc3339_opts(SecondsFormat::Secs, true),
+    }))
 }

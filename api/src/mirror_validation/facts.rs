@@ -52,6 +52,9 @@ pub(crate) struct ServerFacts {
     pub(crate) user: String,
     pub(crate) database: String,
     pub(crate) place: Place,
+    /// The server's system identifier and the database's oid: the same after a fail-over, a
+    /// move or a new name, and of no other database.
+    pub(crate) identity: String,
     pub(crate) info: ServerInfo,
     /// CREATE on the database: publications, schemas.
     pub(crate) can_create_in_database: bool,
@@ -145,6 +148,18 @@ pub(crate) struct SourceFacts {
 }
 
 impl SourceFacts {
+    /// Asks the source alone.
+    ///
+    /// # Errors
+    /// When the session breaks or a question is refused.
+    pub(crate) async fn gather(
+        session: &Session,
+        peer: &Peer,
+        request: &CreateRequest,
+    ) -> bunny_postgres::Result<Self> {
+        questions::source(session, peer, request).await
+    }
+
     /// The relations that were found.
     pub(crate) fn found(&self) -> impl Iterator<Item = &FoundTable> {
         self.tables.iter().filter_map(|table| table.found.as_ref())

@@ -13,7 +13,7 @@ use axum::http::StatusCode;
 
 use crate::mirrors::request::CreateRequest;
 use crate::refusal::Refusal;
-pub(crate) use facts::Facts;
+pub(crate) use facts::{Facts, SourceFacts};
 pub(crate) use topology::Edge;
 
 /// One thing that stands in a mirror's way.
@@ -80,6 +80,11 @@ pub(crate) fn check_request(request: &CreateRequest) -> Findings {
     let mut findings = Findings::default();
     topology::no_table_twice(request, &mut findings);
     findings
+}
+
+/// The checks of each table alone at the source, in the order of the request.
+pub(crate) fn check_tables(request: &CreateRequest, source: &SourceFacts) -> Vec<Findings> {
+    source::check_tables(request, source)
 }
 
 /// Every check that needs the servers. `others` are the mappings of the mirrors that exist.

@@ -38,6 +38,29 @@ pub(super) fn check(request: &CreateRequest, source: &SourceFacts, findings: &mu
     partitions(source, findings);
 }
 
+/// What stands in the way of each table by itself.
+pub(super) fn check_tables(request: &CreateRequest, source: &SourceFacts) -> Vec<Findings> {
+    let tables = request.tables.iter().zip(&source.tables);
+    tables
+        .map(|(mapping, facts)| {
+            let mut findings = Findings::default();
+            table(request, source, mapping, facts, &mut findings);
+            if let Some(publication) = &source.publication
+                && !publication.tables.contains(&mapping.source)
+            {
+                findings.refuse(
+                    "given_publication",
+                    format!(
+                        "publication \"{}\" does not hold {}; add it with ALTER PUBLICATION",
+                        publication.name, mapping.source
+                    ),
+                );
+            }
+            findings
+        })
+        .collect()
+}
+
 fn server(source: &SourceFacts, findings: &mut Findings) {
     let peer = &source.server.peer;
     let info = &source.server.info;

@@ -24,6 +24,7 @@ pub(crate) fn server(peer: &str, system_id: &str) -> ServerFacts {
         user: "repl".to_owned(),
         database: "shop".to_owned(),
         place: place(system_id),
+        identity: format!("{system_id}/5"),
         info: ServerInfo {
             version_num: 150_013,
             version: "15.13".to_owned(),

@@ -47,6 +47,12 @@ pub(crate) async fn create(
     if request.dry_run {
         return Ok((StatusCode::OK, Json(estimate(&request, &facts, &findings))));
     }
+    for server in [&facts.source.server, &facts.destination.server] {
+        // Before anything depends on it: a peer that mirrors use stays this database.
+        api.catalog
+            .note_identity(&server.peer, &server.identity)
+            .await?;
+    }
     let mirror = api
         .catalog
         .create_mirror(&wish(&api, &request, &facts, caller.username))

@@ -1,6 +1,9 @@
 //! Mirrors: created, looked at, deleted.
 
+mod available;
 mod create;
+mod patch;
+mod pausing;
 pub(crate) mod request;
 mod view;
 
@@ -17,7 +20,10 @@ use crate::refusal::Result;
 use crate::request::{Path, Query};
 use crate::service::Api;
 
+pub(crate) use available::available_tables;
 pub(crate) use create::create;
+pub(crate) use patch::patch;
+pub(crate) use pausing::{pause, resume};
 
 const LOGS_DEFAULT: i64 = 100;
 const LOGS_MAX: i64 = 500;

@@ -15,6 +15,22 @@ const IDENTIFIER_BYTES_MAX: usize = 63;
 /// Most tables in one mirror.
 const TABLES_MAX: usize = 10_000;
 
+/// The words of `apply_mode`.
+pub(super) const APPLY_MODES: [(&str, ApplyMode); 2] = [
+    ("eager", ApplyMode::Eager),
+    ("interval", ApplyMode::Interval),
+];
+/// The words of `resync_strategy`.
+pub(super) const RESYNC_STRATEGIES: [(&str, ResyncStrategy); 2] = [
+    ("truncate", ResyncStrategy::Truncate),
+    ("swap", ResyncStrategy::Swap),
+];
+/// The words of `on_table_error`.
+pub(super) const ON_TABLE_ERROR: [(&str, OnTableError); 2] = [
+    ("quarantine", OnTableError::Quarantine),
+    ("stop", OnTableError::Stop),
+];
+
 /// A mirror as it is asked for.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct CreateRequest {
@@ -169,25 +185,13 @@ fn config(fields: &mut Fields) -> MirrorConfig {
             defaults.idle_timeout_seconds,
         ),
         apply_mode: fields
-            .choice(
-                "apply_mode",
-                &[
-                    ("eager", ApplyMode::Eager),
-                    ("interval", ApplyMode::Interval),
-                ],
-            )
+            .choice("apply_mode", &APPLY_MODES)
             .unwrap_or(defaults.apply_mode),
         replicate_indexes: fields.boolean("replicate_indexes", defaults.replicate_indexes),
         replicate_foreign_keys: fields
             .boolean("replicate_foreign_keys", defaults.replicate_foreign_keys),
         resync_strategy: fields
-            .choice(
-                "resync_strategy",
-                &[
-                    ("truncate", ResyncStrategy::Truncate),
-                    ("swap", ResyncStrategy::Swap),
-                ],
-            )
+            .choice("resync_strategy", &RESYNC_STRATEGIES)
             .unwrap_or(defaults.resync_strategy),
         schema_changes: fields
             .choice(
@@ -200,13 +204,7 @@ fn config(fields: &mut Fields) -> MirrorConfig {
             )
             .unwrap_or(defaults.schema_changes),
         on_table_error: fields
-            .choice(
-                "on_table_error",
-                &[
-                    ("quarantine", OnTableError::Quarantine),
-                    ("stop", OnTableError::Stop),
-                ],
-            )
+            .choice("on_table_error", &ON_TABLE_ERROR)
             .unwrap_or(defaults.on_table_error),
         on_existing_rows: fields
             .choice(

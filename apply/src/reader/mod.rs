@@ -37,7 +37,7 @@ use crate::stats::Stats;
 use decode::{Decoding, Record};
 use order::{Order, Start};
 
-pub use start::generation_start;
+pub use start::{first_waiting, generation_start};
 
 /// The change topic has one partition: the order of commits.
 pub(crate) const PARTITION: i32 = 0;

@@ -1,6 +1,7 @@
 //! Mirrors: what a user asked for. Everything that is known about how far a
 //! mirror has come lives elsewhere (source, Kafka, destination).
 
+mod change;
 mod config;
 mod naming;
 mod store;
@@ -10,12 +11,16 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::leases::Role;
+
+pub use change::MirrorChange;
 pub use config::{
     ApplyMode, MirrorConfig, OnExistingRows, OnTableError, ResyncStrategy, SchemaChanges,
     UntrackedChanges,
 };
 pub use naming::{NAME_LENGTH_MAX, check_name};
 pub use store::TableInUse;
+pub(crate) use store::notify;
 
 /// What the user wants of a mirror now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +32,27 @@ pub enum Desired {
     Paused,
     /// To be taken down; the row goes when that is done.
     Deleted,
+}
+
+/// What a pause stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PauseScope {
+    /// Apply only: capture goes on, so that the source keeps no WAL.
+    #[default]
+    Apply,
+    /// Capture too: the source keeps WAL for the slot meanwhile.
+    All,
+}
+
+impl PauseScope {
+    /// The text the catalog holds.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PauseScope::Apply => "apply",
+            PauseScope::All => "all",
+        }
+    }
 }
 
 impl Desired {
@@ -73,16 +99,41 @@ pub struct Mirror {
     pub generation_ready: bool,
     /// What the user wants.
     pub desired: Desired,
+    /// What is stopped while [`Desired::Paused`].
+    pub pause_scope: PauseScope,
     /// When deleted: leave the topics.
     pub keep_topics: bool,
-    /// Rises with each change that workers have to act on.
+    /// Rises with each change that both workers have to act on.
     pub version: i64,
+    /// Rises with each change that capture alone has to act on.
+    pub capture_version: i64,
+    /// Rises with each change that apply alone has to act on.
+    pub apply_version: i64,
     /// Creation time, by the catalog's clock.
     pub created_at: DateTime<Utc>,
     /// Time of the last change, by the catalog's clock.
     pub updated_at: DateTime<Utc>,
     /// The mappings, in the user's order.
     pub tables: Vec<MirrorTable>,
+}
+
+impl Mirror {
+    /// What the user wants of one role: a pause of apply leaves capture running.
+    pub fn desired_of(&self, role: Role) -> Desired {
+        match (self.desired, self.pause_scope, role) {
+            (Desired::Paused, PauseScope::Apply, Role::Capture) => Desired::Running,
+            (desired, _, _) => desired,
+        }
+    }
+
+    /// Rises with each change for which the role's task is started anew.
+    pub fn version_of(&self, role: Role) -> i64 {
+        let own = match role {
+            Role::Capture => self.capture_version,
+            Role::Apply => self.apply_version,
+        };
+        self.version + own
+    }
 }
 
 /// One table mapping of a mirror.
@@ -168,8 +219,11 @@ pub(crate) mod tests {
             generation: Uuid::from_u128(7),
             generation_ready: true,
             desired: Desired::Running,
+            pause_scope: PauseScope::Apply,
             keep_topics: false,
             version: 1,
+            capture_version: 0,
+            apply_version: 0,
             created_at: at,
             updated_at: at,
             tables: vec![MirrorTable {

@@ -7,7 +7,9 @@ use sqlx::types::Json;
 use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
-use super::{Desired, Mirror, MirrorConfig, MirrorTable, NewMirror, check_name, naming};
+use super::{
+    Desired, Mirror, MirrorConfig, MirrorTable, NewMirror, PauseScope, check_name, naming,
+};
 use crate::leases::Role;
 use crate::{Catalog, Error, Result, commands};
 
@@ -112,6 +114,22 @@ impl Catalog {
             .await
             .map_err(|error| Error::database("reading a mirror", error))?;
         row.as_ref().map(mirror_from).transpose()
+    }
+
+    /// The mirror of that name, its row locked until the transaction ends.
+    /// [`Error::NotFound`] if there is none.
+    pub(crate) async fn lock_mirror(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+    ) -> Result<Mirror> {
+        let row = sqlx::query(select_mirrors!("WHERE m.name = $1 FOR UPDATE OF m"))
+            .bind(name)
+            .fetch_optional(connection)
+            .await
+            .map_err(|error| Error::database("locking a mirror", error))?
+            .ok_or_else(|| Error::not_found("mirror", name))?;
+        mirror_from(&row)
     }
 
     /// Asks for a mirror to be taken down; returns the `delete` command. Asked
@@ -470,7 +488,7 @@ async fn insert_tables(
 }
 
 /// Wakes workers when the transaction commits.
-async fn notify(connection: &mut PgConnection) -> Result<()> {
+pub(crate) async fn notify(connection: &mut PgConnection) -> Result<()> {
     sqlx::query("SELECT pg_notify('bunny_wake', '')")
         .execute(connection)
         .await
@@ -485,6 +503,7 @@ fn mirror_from(row: &PgRow) -> Result<Mirror> {
         .map_err(|error| Error::internal("reading a mirror's options", error))?;
     let tables: Json<Vec<MirrorTable>> = row.try_get("tables").map_err(read)?;
     let desired: String = row.try_get("desired").map_err(read)?;
+    let pause_scope: String = row.try_get("pause_scope").map_err(read)?;
     Ok(Mirror {
         id: row.try_get("id").map_err(read)?,
         name: row.try_get("name").map_err(read)?,
@@ -505,8 +524,15 @@ fn mirror_from(row: &PgRow) -> Result<Mirror> {
             "deleted" => Desired::Deleted,
             other => return Err(Error::internal("reading a mirror's desired state", other)),
         },
+        pause_scope: match pause_scope.as_str() {
+            "apply" => PauseScope::Apply,
+            "all" => PauseScope::All,
+            other => return Err(Error::internal("reading a mirror's pause", other)),
+        },
         keep_topics: row.try_get("keep_topics").map_err(read)?,
         version: row.try_get("version").map_err(read)?,
+        capture_version: row.try_get("capture_version").map_err(read)?,
+        apply_version: row.try_get("apply_version").map_err(read)?,
         created_at: row.try_get("created_at").map_err(read)?,
         updated_at: row.try_get("updated_at").map_err(read)?,
         tables: tables.0,

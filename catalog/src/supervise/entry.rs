@@ -1,23 +1,53 @@
 //! One mirror in the hands of a supervisor: a state machine without I/O.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
+
 use super::task::{FailureKind, Finished, Outcome};
+use crate::leases::Role;
 use crate::mirrors::Mirror;
+use crate::peers::Peer;
 
 const BACKOFF_MIN: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// How long a cancelled task may take before it is aborted.
 pub(super) const STOP_GRACE: Duration = Duration::from_secs(10);
 
+/// What a task is started for. As long as it stays the same the task runs on; when it
+/// changes, the task is stopped and started anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stand {
+    /// [`Mirror::version_of`] the role.
+    pub version: i64,
+    /// When the database that the role works at was last described anew: another host or
+    /// password needs other connections.
+    pub peer_changed_at: Option<DateTime<Utc>>,
+}
+
+impl Stand {
+    /// What `role` of `mirror` is to be started for, with its peer as far as it is known.
+    pub(super) fn of(mirror: &Mirror, role: Role, peers: &HashMap<String, Peer>) -> Stand {
+        let peer = match role {
+            Role::Capture => &mirror.source_peer,
+            Role::Apply => &mirror.destination_peer,
+        };
+        Stand {
+            version: mirror.version_of(role),
+            peer_changed_at: peers.get(peer).map(|peer| peer.updated_at),
+        }
+    }
+}
+
 /// Where the mirror's task stands.
 #[derive(Debug, Clone, PartialEq)]
 enum State {
     /// To be started.
     Ready,
-    /// Started for that version of the row.
-    Running { version: i64 },
+    /// Started for that.
+    Running { stand: Stand },
     /// Cancelled; aborted at the deadline.
     Stopping { deadline: Instant },
     /// Failed; started again at `until`.
@@ -25,10 +55,10 @@ enum State {
         until: Instant,
         failed_at: Instant,
         fenced: bool,
-        version: i64,
+        stand: Stand,
     },
-    /// Ended (idle, or for good) until the row has another version.
-    Held { version: i64 },
+    /// Ended (idle, or for good) until something else is wanted.
+    Held { stand: Stand },
     /// This role's side is gone; `recorded` once the catalog knows.
     Deleted { recorded: bool },
 }
@@ -61,6 +91,7 @@ pub(super) struct Trouble {
 #[derive(Debug)]
 pub(super) struct Entry {
     pub mirror: Arc<Mirror>,
+    pub stand: Stand,
     pub epoch: i64,
     state: State,
     failures: u32,
@@ -69,9 +100,10 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    pub(super) fn new(mirror: Arc<Mirror>, epoch: i64, now: Instant) -> Entry {
+    pub(super) fn new(mirror: Arc<Mirror>, stand: Stand, epoch: i64, now: Instant) -> Entry {
         Entry {
             mirror,
+            stand,
             epoch,
             state: State::Ready,
             failures: 0,
@@ -111,9 +143,9 @@ impl Entry {
 
     /// What is to be done now. `Start`, `Stop` and `Abort` are taken as done.
     pub(super) fn next(&mut self, now: Instant) -> Action {
-        let version = self.mirror.version;
+        let stand = self.stand;
         match self.state {
-            State::Running { version: started } if self.lost || started != version => {
+            State::Running { stand: started } if self.lost || started != stand => {
                 self.state = State::Stopping {
                     deadline: now + STOP_GRACE,
                 };
@@ -123,15 +155,15 @@ impl Entry {
             State::Running { .. } | State::Stopping { .. } => Action::None,
             _ if self.lost => Action::Forget,
             State::Ready => self.start(),
-            State::Held { version: held } if held != version => self.start(),
+            State::Held { stand: held } if held != stand => self.start(),
             State::Waiting {
                 until,
                 failed_at,
                 fenced,
-                version: failed,
+                stand: failed,
             } => {
                 let ours = !fenced || self.lease_confirmed_at > failed_at;
-                if ours && (now >= until || failed != version) {
+                if ours && (now >= until || failed != stand) {
                     self.start()
                 } else {
                     Action::None
@@ -142,9 +174,7 @@ impl Entry {
     }
 
     fn start(&mut self) -> Action {
-        self.state = State::Running {
-            version: self.mirror.version,
-        };
+        self.state = State::Running { stand: self.stand };
         Action::Start
     }
 
@@ -152,7 +182,7 @@ impl Entry {
     /// that was told to stop is not blamed for how it ends.
     pub(super) fn ended(&mut self, outcome: Outcome, now: Instant) -> Option<Trouble> {
         let started = match self.state {
-            State::Running { version } => version,
+            State::Running { stand } => stand,
             _ => {
                 self.state = match outcome {
                     Ok(Finished::Deleted) => State::Deleted { recorded: false },
@@ -163,7 +193,7 @@ impl Entry {
         };
         let failure = match outcome {
             Ok(Finished::Idle) => {
-                self.state = State::Held { version: started };
+                self.state = State::Held { stand: started };
                 return None;
             }
             Ok(Finished::Deleted) => {
@@ -174,7 +204,7 @@ impl Entry {
         };
         self.failures = self.failures.saturating_add(1);
         if failure.kind == FailureKind::Fatal {
-            self.state = State::Held { version: started };
+            self.state = State::Held { stand: started };
             return Some(Trouble {
                 message: failure.message,
                 fatal: true,
@@ -187,7 +217,7 @@ impl Entry {
             until: now + delay,
             failed_at: now,
             fenced: failure.kind == FailureKind::Fenced,
-            version: started,
+            stand: started,
         };
         Some(Trouble {
             message: failure.message,
@@ -212,15 +242,22 @@ mod tests {
 
     fn entry() -> (Entry, Instant) {
         let now = Instant::now();
-        let mut entry = Entry::new(Arc::new(mirror("m")), 1, now);
+        let mirror = Arc::new(mirror("m"));
+        let stand = Stand::of(&mirror, Role::Apply, &HashMap::new());
+        let mut entry = Entry::new(mirror, stand, 1, now);
         assert_eq!(entry.next(now), Action::Start);
         (entry, now)
     }
 
     fn at_version(entry: &mut Entry, version: i64) {
-        let mut row = (*entry.mirror).clone();
-        row.version = version;
-        entry.mirror = Arc::new(row);
+        entry.stand.version = version;
+    }
+
+    #[test]
+    fn a_peer_described_anew_starts_the_task_anew() {
+        let (mut entry, now) = entry();
+        entry.stand.peer_changed_at = Some(Utc::now());
+        assert_eq!(entry.next(now), Action::Stop);
     }
 
     #[test]

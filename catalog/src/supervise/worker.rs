@@ -15,12 +15,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
-use super::entry::{Action, Entry, Trouble};
+use super::entry::{Action, Entry, Stand, Trouble};
 use super::task::{MirrorContext, Outcome, Reporter, TaskFailure};
 use super::{Finished, SuperviseOptions};
 use crate::leases::Role;
 use crate::logs::LogLevel;
-use crate::mirrors::Mirror;
+use crate::mirrors::{Desired, Mirror};
 use crate::peers::Peer;
 use crate::reports::Failure;
 use crate::{Catalog, Result};
@@ -46,8 +46,17 @@ struct Held {
     unsaved: Option<Option<Failure>>,
     /// Whether the catalog has been told (or will be) that there is no failure.
     cleared: bool,
-    /// The version of a start that the catalog has still to be told of.
-    unsaved_start: Option<i64>,
+    /// A start that the catalog has still to be told of.
+    unsaved_start: Option<Start>,
+}
+
+/// What a task was started for.
+#[derive(Clone, Copy)]
+struct Start {
+    /// [`Mirror::version`].
+    version: i64,
+    /// [`Mirror::version_of`] the role, if the task is to do the role's work.
+    settles: Option<i64>,
 }
 
 struct RunningTask {
@@ -197,7 +206,11 @@ where
         };
         let abort = self.tasks.spawn(task.instrument(span));
         self.mirror_of_task.insert(abort.id(), id);
-        held.unsaved_start = Some(mirror.version);
+        held.unsaved_start = Some(Start {
+            version: mirror.version,
+            settles: (mirror.desired_of(self.role) == Desired::Running)
+                .then_some(held.entry.stand.version),
+        });
         held.task = Some(RunningTask {
             abort,
             cancel,
@@ -300,7 +313,7 @@ where
             .collect();
         for (id, held) in &mut self.held {
             match mirrors.iter().find(|mirror| mirror.id == *id) {
-                Some(mirror) => held.update(mirror),
+                Some(mirror) => held.update(mirror, Stand::of(mirror, self.role, &self.peers)),
                 None => held.entry.lease_lost(),
             }
         }
@@ -336,8 +349,9 @@ where
     fn hold(&mut self, mirror: Mirror, epoch: i64) {
         tracing::info!(mirror = %mirror.name, role = %self.role, epoch, "have the lease of mirror");
         let mirror = Arc::new(mirror);
+        let stand = Stand::of(&mirror, self.role, &self.peers);
         let held = Held {
-            entry: Entry::new(mirror.clone(), epoch, Instant::now()),
+            entry: Entry::new(mirror.clone(), stand, epoch, Instant::now()),
             task: None,
             updates: watch::Sender::new(mirror.clone()),
             failing_since: None,
@@ -364,8 +378,15 @@ where
                         .await?;
                 }
             }
-            if let Some(version) = held.unsaved_start {
-                self.catalog.note_restarted(*id, self.role, version).await?;
+            if let Some(start) = held.unsaved_start {
+                self.catalog
+                    .note_restarted(*id, self.role, start.version)
+                    .await?;
+                if let Some(version) = start.settles {
+                    self.catalog
+                        .side_settled(*id, self.role, version, Desired::Running)
+                        .await?;
+                }
                 held.unsaved_start = None;
             }
             if held.entry.is_deletion_unrecorded() {
@@ -405,7 +426,8 @@ where
 }
 
 impl Held {
-    fn update(&mut self, mirror: &Mirror) {
+    fn update(&mut self, mirror: &Mirror, stand: Stand) {
+        self.entry.stand = stand;
         if *self.entry.mirror == *mirror {
             return;
         }

@@ -69,6 +69,14 @@ const APPLY_STREAMING: [(&str, u32); 14] = [
     ("apply::after_group_commit", 4),
 ];
 
+/// Reached by pausing; `pausing.rs` walks through them.
+pub const APPLY_PAUSE: [(&str, u32); 2] =
+    [("apply::pause_fenced", 1), ("apply::pause_recorded", 1)];
+pub const CAPTURE_PAUSE: [(&str, u32); 2] = [
+    ("capture::pause_stopped", 1),
+    ("capture::pause_recorded", 1),
+];
+
 struct Scene {
     capture: Bunny,
     apply: Bunny,
@@ -196,6 +204,8 @@ fn every_crash_point_is_in_a_suite() -> Result<()> {
         &CAPTURE_STREAMING,
         &APPLY_SNAPSHOT,
         &APPLY_STREAMING,
+        &APPLY_PAUSE,
+        &CAPTURE_PAUSE,
     ];
     let covered: BTreeSet<&str> = suites
         .concat()

@@ -8,6 +8,7 @@ mod kills;
 mod mirrors;
 mod oracles;
 mod outages;
+mod pausing;
 mod pgbench;
 mod scene;
 mod snapshots;

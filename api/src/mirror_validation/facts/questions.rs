@@ -110,7 +110,8 @@ async fn server(session: &Session, peer: &Peer) -> Result<ServerFacts> {
         .query_one(
             "SELECT current_database()::text,
                     has_database_privilege(current_database(), 'CREATE'),
-                    pg_postmaster_start_time()::text",
+                    pg_postmaster_start_time()::text,
+                    (SELECT oid::text FROM pg_database WHERE datname = current_database())",
             &[],
         )
         .await
@@ -121,7 +122,9 @@ async fn server(session: &Session, peer: &Peer) -> Result<ServerFacts> {
         started_at: row.get(2),
         database: database.clone(),
     };
+    let database_oid: String = row.get(3);
     Ok(ServerFacts {
+        identity: format!("{}/{database_oid}", info.system_id),
         peer: peer.name.clone(),
         user: peer.user.clone(),
         database,

@@ -27,8 +27,11 @@ fn mirror() -> Mirror {
         generation: Uuid::nil(),
         generation_ready: true,
         desired: Desired::Running,
+        pause_scope: bunny_catalog::PauseScope::Apply,
         keep_topics: false,
         version: 1,
+        capture_version: 0,
+        apply_version: 0,
         created_at: moment(),
         updated_at: moment(),
         tables: vec![MirrorTable {

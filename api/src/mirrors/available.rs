@@ -1,0 +1,79 @@
+//! `GET /v1/mirrors/{name}/available-tables`: what else the source has to mirror.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use bunny_catalog::NewMirrorTable;
+use bunny_postgres::{TableName, introspect};
+use serde_json::{Value, json};
+
+use super::request::CreateRequest;
+use crate::mirror_validation::{self, SourceFacts, facts::open};
+use crate::refusal::{Refusal, Result};
+use crate::request::Path;
+use crate::service::Api;
+
+/// `GET /v1/mirrors/{name}/available-tables`.
+pub(crate) async fn available_tables(
+    State(api): State<Arc<Api>>,
+    Path(name): Path<String>,
+) -> Result<Json<Vec<Value>>> {
+    let mirror = api.catalog.get_mirror(&name).await?;
+    let peer = api.catalog.get_peer(&mirror.source_peer).await?;
+    let failed = |error: bunny_postgres::Error| {
+        Refusal::unprocessable(format!(
+            "source peer '{}' could not list its tables: {error}; check it with POST /v1/peers/{0}/test",
+            peer.name
+        ))
+    };
+    let session = open(&peer).await.map_err(failed)?;
+    let mut summaries = introspect::list_tables(&session).await.map_err(failed)?;
+    summaries.retain(|summary| {
+        let is_it =
+            |name: &TableName| name.schema == summary.schema && name.name == summary.table_name;
+        !mirror.tables.iter().any(|table| is_it(&table.source))
+    });
+    // As if each were asked for under its own name: the checks are those of a create.
+    let request = CreateRequest {
+        name: mirror.name.clone(),
+        source_peer: mirror.source_peer.clone(),
+        destination_peer: mirror.destination_peer.clone(),
+        config: mirror.config.clone(),
+        tables: summaries
+            .iter()
+            .map(|summary| {
+                let name = TableName::new(summary.schema.clone(), summary.table_name.clone());
+                NewMirrorTable {
+                    source: name.clone(),
+                    destination: name,
+                    partition_key: None,
+                    exclude_columns: Vec::new(),
+                    identity: None,
+                }
+            })
+            .collect(),
+        replication_slot_name: None,
+        publication_name: mirror
+            .publication_given
+            .then(|| mirror.publication_name.clone()),
+        dry_run: true,
+    };
+    let facts = SourceFacts::gather(&session, &peer, &request)
+        .await
+        .map_err(failed)?;
+    let found = mirror_validation::check_tables(&request, &facts);
+    let views = summaries.iter().zip(found).map(|(summary, findings)| {
+        let reasons: Vec<&String> = findings
+            .problems
+            .iter()
+            .map(|problem| &problem.message)
+            .collect();
+        let mut view = serde_json::to_value(summary).unwrap_or_else(|_| json!({}));
+        view["available"] = json!(reasons.is_empty());
+        view["reasons"] = json!(reasons);
+        view["warnings"] = json!(findings.warnings);
+        view
+    });
+    Ok(Json(views.collect()))
+}

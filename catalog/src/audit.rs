@@ -1,0 +1,78 @@
+//! Who changed users and peers. What was asked of mirrors stands in their commands.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use serde_json::Value;
+use sqlx::{PgConnection, Row as _};
+
+use crate::{Catalog, Error, Result};
+
+/// One deed.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct AuditEntry {
+    /// Rises with time.
+    pub id: i64,
+    /// Who did it.
+    pub username: String,
+    /// `create user`, `update peer`, ...
+    pub action: String,
+    /// The user or peer it was done to.
+    pub subject: String,
+    /// An object; never a secret.
+    pub details: Value,
+    /// By the catalog's clock.
+    pub created_at: DateTime<Utc>,
+}
+
+/// Records a deed inside the transaction that does it, and in the process's log.
+pub(crate) async fn insert(
+    connection: &mut PgConnection,
+    username: &str,
+    action: &str,
+    subject: &str,
+    details: &Value,
+) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO bunny.audit (username, action, subject, details) VALUES ($1, $2, $3, $4)",
+    )
+    .bind(username)
+    .bind(action)
+    .bind(subject)
+    .bind(details)
+    .execute(connection)
+    .await
+    .map_err(|error| Error::database("recording who did what", error))?;
+    tracing::info!(target: "bunny::audit", username, action, subject, %details, "{username}: {action} {subject}");
+    Ok(())
+}
+
+impl Catalog {
+    /// The newest entries after skipping `offset`, and how many there are in all.
+    pub async fn list_audit(&self, limit: i64, offset: i64) -> Result<(Vec<AuditEntry>, i64)> {
+        let failed = |error| Error::database("reading who did what", error);
+        let rows = sqlx::query("SELECT * FROM bunny.audit ORDER BY id DESC LIMIT $1 OFFSET $2")
+            .bind(limit)
+            .bind(offset)
+            .fetch_all(self.pool())
+            .await
+            .map_err(failed)?;
+        let total: i64 = sqlx::query_scalar("SELECT count(*) FROM bunny.audit")
+            .fetch_one(self.pool())
+            .await
+            .map_err(failed)?;
+        let entries: Result<Vec<AuditEntry>> = rows
+            .iter()
+            .map(|row| {
+                Ok(AuditEntry {
+                    id: row.try_get("id").map_err(failed)?,
+                    username: row.try_get("username").map_err(failed)?,
+                    action: row.try_get("action").map_err(failed)?,
+                    subject: row.try_get("subject").map_err(failed)?,
+                    details: row.try_get("details").map_err(failed)?,
+                    created_at: row.try_get("created_at").map_err(failed)?,
+                })
+            })
+            .collect();
+        Ok((entries?, total))
+    }
+}
