@@ -303,6 +303,11 @@ async fn a_pause_during_the_first_copy_keeps_what_is_loaded() -> Result<()> {
     let destination = scene.stage.destination.connect().await?;
     let chunks = "SELECT count(*) FROM _bunny.chunks";
     let loaded = destination.number(chunks).await?;
+    let unfinished = "SELECT count(*) FROM _bunny.tables WHERE state IN ('PENDING', 'SYNCING')";
+    assert!(
+        destination.number(unfinished).await? > 0,
+        "everything was loaded before the pause came"
+    );
     // Capture copies on to the end of every table.
     scene
         .mirror
