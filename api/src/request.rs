@@ -186,8 +186,12 @@ impl Fields {
 
     /// Whether a field is there and says null, which elsewhere counts as left out. Ask
     /// before its value is taken.
-    pub(crate) fn is_null(&self, name: &str) -> bool {
-        self.values.get(name).is_some_and(Value::is_null)
+    pub(crate) fn takes_null(&mut self, name: &'static str) -> bool {
+        let is_null = self.values.get(name).is_some_and(Value::is_null);
+        if is_null {
+            self.take(name);
+        }
+        is_null
     }
 
     /// One of a few words, if it is there.

@@ -36,6 +36,8 @@ pub const TABLES_LOADED: &str = "apply::tables_loaded";
 pub const PAUSE_FENCED: &str = "apply::pause_fenced";
 /// The catalog knows that apply is paused.
 pub const PAUSE_RECORDED: &str = "apply::pause_recorded";
+/// Of a mirror being deleted, nothing is left in `_bunny`; the command does not say so yet.
+pub const REMOVAL_CLEAN: &str = "apply::removal_clean";
 
 /// Every crash point of this crate, for tests that walk through them.
 pub const ALL: &[&str] = &[
@@ -55,6 +57,7 @@ pub const ALL: &[&str] = &[
     TABLES_LOADED,
     PAUSE_FENCED,
     PAUSE_RECORDED,
+    REMOVAL_CLEAN,
 ];
 
 /// Dies here, as by `kill -9`, when the point is armed.

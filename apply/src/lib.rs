@@ -21,6 +21,7 @@ pub mod net_effect;
 mod paused;
 mod quarantine;
 pub mod reader;
+mod removal;
 mod report;
 pub mod routes;
 mod schema;

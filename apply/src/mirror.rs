@@ -13,17 +13,14 @@ use bunny_schemas::topics::Topics;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use crate::bookkeeping::{self, Epoch, State, TableState};
+use crate::bookkeeping::{self, State, TableState};
 use crate::budget::{self, Budget};
 use crate::context::{MirrorRun, application_name, application_name_prefix};
 use crate::crash_points::{self, reached};
 use crate::error::{Error, Result};
 use crate::stats::Stats;
 use crate::table_sync::{self, LoadProgress};
-use crate::{main_stream, paused, quarantine, reader, report, wanted};
-
-/// The delete command's step that says that nothing of the mirror is left in `_bunny`.
-const DESTINATION_CLEAN: &str = "destination_clean";
+use crate::{main_stream, paused, quarantine, reader, removal, report, wanted};
 
 /// How often the log is looked at while the end of a transaction is missing.
 const UNFINISHED_POLL: Duration = Duration::from_secs(1);
@@ -75,7 +72,7 @@ async fn run_as_desired(
 ) -> Result<Finished> {
     match mirror.desired {
         Desired::Paused => paused::stand_by(shared, Arc::new(mirror), &context).await,
-        Desired::Deleted => forget(&mirror, &context).await,
+        Desired::Deleted => removal::run(&mirror, &context).await,
         Desired::Running => {
             let stats = Arc::new(Stats::default());
             let mirror = wait_for_generation(mirror, &context).await;
@@ -233,33 +230,6 @@ async fn wait_for_more(run: &MirrorRun, at_most: Duration) -> Result<()> {
             return Ok(());
         }
     }
-}
-
-/// Takes the mirror's rows out of `_bunny`; destination tables stay as they are.
-async fn forget(mirror: &Mirror, context: &MirrorContext) -> Result<Finished> {
-    let session = connect_to_take_over(mirror, context).await?;
-    if bookkeeping::is_installed(&session).await? {
-        let epoch: Epoch = bookkeeping::take_over(&session, mirror).await?;
-        let client: &tokio_postgres::Client = &session;
-        client
-            .batch_execute("BEGIN")
-            .await
-            .map_err(Error::sql("beginning to forget the mirror"))?;
-        bookkeeping::fence(client, mirror.id, epoch).await?;
-        bookkeeping::forget_mirror(client, mirror.id).await?;
-        client
-            .batch_execute("COMMIT")
-            .await
-            .map_err(Error::sql("forgetting the mirror"))?;
-    }
-    if let Some(command) = context.catalog.open_command(mirror.id, "delete").await? {
-        context
-            .catalog
-            .mark_step(command.id, DESTINATION_CLEAN)
-            .await?;
-    }
-    tracing::info!(mirror = %mirror.name, "nothing of the mirror is left in _bunny at the destination");
-    Ok(Finished::Deleted)
 }
 
 #[cfg(test)]

@@ -34,6 +34,10 @@ pub const AFTER_SYNC_FINISHED: &str = "capture::after_sync_finished";
 pub const PAUSE_STOPPED: &str = "capture::pause_stopped";
 /// The catalog knows that capture is paused.
 pub const PAUSE_RECORDED: &str = "capture::pause_recorded";
+/// Of a mirror being deleted, slot and publications are gone (or known to be out of reach).
+pub const REMOVAL_SOURCE_CLEAN: &str = "capture::removal_source_clean";
+/// The topics are gone too, the mirror's row is not.
+pub const REMOVAL_TOPICS_CLEAN: &str = "capture::removal_topics_clean";
 
 /// Ends the process here when a test has armed `name`; nothing otherwise.
 pub(crate) fn crash_point(name: &'static str) {

@@ -27,6 +27,10 @@ use crate::{paused, publication, removal};
 /// Sync records and log lines under way between the tasks of one run.
 const SYNC_REQUESTS_MAX: usize = 16;
 
+/// The step of a `create` command from which on slot and publications of the mirror's names
+/// are its own.
+pub(crate) const NAMES_CLAIMED: &str = "source_names_claimed";
+
 /// Captures `mirror` until cancelled, deleted, or the first error.
 pub(crate) async fn run(
     mirror: Mirror,
@@ -34,12 +38,14 @@ pub(crate) async fn run(
     options: Arc<Options>,
 ) -> Result<Finished> {
     let run = Run::new(mirror, context, options);
+    let desired = run.mirror.desired_of(Role::Capture);
+    if desired == Desired::Deleted {
+        return removal::run(&run).await;
+    }
     let source = Session::connect(&run.peer, &run.application_name).await?;
     end_former_sessions(&run, &source).await?;
-    match run.mirror.desired_of(Role::Capture) {
-        Desired::Deleted => return removal::run(&run, source).await,
-        Desired::Paused => return paused::stand_by(&run, source).await,
-        Desired::Running => {}
+    if desired == Desired::Paused {
+        return paused::stand_by(&run, source).await;
     }
     if !run.mirror.generation_ready {
         claim_names(&run, &source).await?;
@@ -117,7 +123,7 @@ async fn capture(run: &Run, source: Session) -> Result<Finished> {
 
 /// A frozen former capture keeps its sessions and the slot alive: end them first. One with
 /// a higher epoch is not former: it has taken over, and this run must not fight it.
-async fn end_former_sessions(run: &Run, source: &Session) -> Result<()> {
+pub(crate) async fn end_former_sessions(run: &Run, source: &Session) -> Result<()> {
     let prefix = run.session_prefix();
     let rows = source
         .query(
@@ -142,13 +148,12 @@ async fn end_former_sessions(run: &Run, source: &Session) -> Result<()> {
 /// names belongs to someone else. The claim is recorded first, so that a crash in between
 /// leaves what a later run may drop.
 async fn claim_names(run: &Run, source: &Session) -> Result<()> {
-    const CLAIMED: &str = "source_names_claimed";
     let catalog = &run.options.catalog;
     let mirror = &run.mirror;
     let Some(command) = catalog.open_command(mirror.id, "create").await? else {
         return Ok(());
     };
-    if command.steps.iter().any(|step| step == CLAIMED) {
+    if command.steps.iter().any(|step| step == NAMES_CLAIMED) {
         return Ok(());
     }
     if slot::exists_foreign(source, mirror).await?
@@ -160,7 +165,7 @@ async fn claim_names(run: &Run, source: &Session) -> Result<()> {
             publication::names(mirror).join(", ")
         )));
     }
-    catalog.mark_step(command.id, CLAIMED).await?;
+    catalog.mark_step(command.id, NAMES_CLAIMED).await?;
     Ok(())
 }
 

@@ -15,9 +15,9 @@ use serde_json::json;
 
 use crate::crash_points::{PAUSE_RECORDED, PAUSE_STOPPED, crash_point};
 use crate::error::{Error, Result};
-use crate::mirror::Run;
 use crate::report::{SlotView, age_seconds, slot_view};
 use crate::rounds::Rounds;
+use crate::run::Run;
 
 const EVERY: Duration = Duration::from_secs(1);
 

@@ -139,6 +139,24 @@ impl Catalog {
         .map_err(|error| Error::database("recording a step of a command", error))
     }
 
+    /// Records a step of a command that gave something up, and tells what in the outcome.
+    /// Doing so twice is nothing.
+    pub async fn leave_behind(&self, command_id: Uuid, step: &str, what: &str) -> Result<()> {
+        sqlx::query(
+            "UPDATE bunny.commands
+             SET steps = steps || to_jsonb($2::text), outcome = concat_ws('; ', outcome, $3),
+                 state = 'running', updated_at = clock_timestamp()
+             WHERE id = $1 AND state IN ('pending', 'running') AND NOT steps ? $2",
+        )
+        .bind(command_id)
+        .bind(step)
+        .bind(what)
+        .execute(self.pool())
+        .await
+        .map(|_| ())
+        .map_err(|error| Error::database("recording what a command left behind", error))
+    }
+
     /// Ends a command well. Doing so twice is nothing.
     pub async fn finish_command(&self, command_id: Uuid) -> Result<()> {
         let mut connection = self
@@ -222,6 +240,20 @@ impl Catalog {
     pub async fn open_command(&self, mirror_id: Uuid, kind: &str) -> Result<Option<Command>> {
         let commands = self.open_commands(mirror_id).await?;
         Ok(commands.into_iter().find(|command| command.kind == kind))
+    }
+
+    /// The newest command of a kind, finished or not.
+    pub async fn last_command(&self, mirror_id: Uuid, kind: &str) -> Result<Option<Command>> {
+        let row = sqlx::query(
+            "SELECT * FROM bunny.commands WHERE mirror_id = $1 AND kind = $2
+             ORDER BY created_at DESC, id LIMIT 1",
+        )
+        .bind(mirror_id)
+        .bind(kind)
+        .fetch_optional(self.pool())
+        .await
+        .map_err(|error| Error::database("reading a command", error))?;
+        row.as_ref().map(command_from).transpose()
     }
 
     /// One command. [`Error::NotFound`] if there is none.

@@ -249,8 +249,14 @@ async fn mirrors_are_created_whole_and_commands_outlive_them() {
         None
     );
 
-    let command = catalog.request_delete("a-b", true, "admin").await.unwrap();
-    let same = catalog.request_delete("a-b", true, "admin").await.unwrap();
+    let command = catalog
+        .request_delete("a-b", true, false, "admin")
+        .await
+        .unwrap();
+    let same = catalog
+        .request_delete("a-b", true, false, "admin")
+        .await
+        .unwrap();
     assert_eq!(command, same);
     let busy = catalog
         .create_mirror(&mirror("a-b", "three"))
@@ -618,7 +624,10 @@ async fn a_deleted_mirror_goes_when_both_sides_are_gone() {
     let (stop_capture, capture) = worker(catalog.clone(), Role::Capture, "one", take_down);
     let (stop_apply, apply) = worker(catalog.clone(), Role::Apply, "two", take_down);
     tokio::time::sleep(Duration::from_millis(600)).await;
-    let command = catalog.request_delete("m", false, "admin").await.unwrap();
+    let command = catalog
+        .request_delete("m", false, false, "admin")
+        .await
+        .unwrap();
     eventually("it is gone", || async {
         catalog.get_mirror_by_id(id).await.unwrap().is_none()
     })

@@ -131,7 +131,7 @@ fn level_of(word: &str) -> Option<LogLevel> {
     .find(|level| level.as_str() == word)
 }
 
-/// `DELETE /v1/mirrors/{name}?keep_topics=`: 202 and the command to watch.
+/// `DELETE /v1/mirrors/{name}?keep_topics=&force=`: 202 and the command to watch.
 pub(crate) async fn delete(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
@@ -139,10 +139,11 @@ pub(crate) async fn delete(
     caller: Caller,
 ) -> Result<(StatusCode, Json<Value>)> {
     let keep_topics = query.boolean("keep_topics", false);
+    let force = query.boolean("force", false);
     query.finish()?;
     let command_id = api
         .catalog
-        .request_delete(&name, keep_topics, &caller.username)
+        .request_delete(&name, keep_topics, force, &caller.username)
         .await?;
     Ok(accepted(
         format!("Mirror '{name}' is being deleted"),

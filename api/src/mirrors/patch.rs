@@ -48,11 +48,11 @@ fn read(mut fields: Fields) -> Result<MirrorChange> {
         resync_strategy: fields.choice("resync_strategy", &RESYNC_STRATEGIES),
         on_table_error: fields.choice("on_table_error", &ON_TABLE_ERROR),
         topic_retention_hours: fields.small_if_given("topic_retention_hours", any.clone()),
-        topic_max_bytes: match fields.is_null("topic_max_bytes") {
+        topic_max_bytes: match fields.takes_null("topic_max_bytes") {
             true => Some(None),
             false => fields.integer("topic_max_bytes", 0..=u64::MAX).map(Some),
         },
-        checkpoint_interval_hours: match fields.is_null("checkpoint_interval_hours") {
+        checkpoint_interval_hours: match fields.takes_null("checkpoint_interval_hours") {
             true => Some(None),
             false => fields
                 .small_if_given("checkpoint_interval_hours", any)

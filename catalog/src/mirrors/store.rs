@@ -133,11 +133,14 @@ impl Catalog {
     }
 
     /// Asks for a mirror to be taken down; returns the `delete` command. Asked
-    /// again, the same command. Open commands of other kinds end as failed.
+    /// again, the same command, which workers then try again at once. With `force`
+    /// what cannot be reached is left behind; a later request can add that, none
+    /// takes it back. Open commands of other kinds end as failed.
     pub async fn request_delete(
         &self,
         name: &str,
         keep_topics: bool,
+        force: bool,
         requested_by: &str,
     ) -> Result<Uuid> {
         let failed = |error| Error::database("deleting a mirror", error);
@@ -158,6 +161,8 @@ impl Catalog {
         .await
         .map_err(failed)?;
         if let Some(command_id) = open {
+            try_delete_again(&mut transaction, mirror_id, command_id, force).await?;
+            transaction.commit().await.map_err(failed)?;
             return Ok(command_id);
         }
         sqlx::query(
@@ -181,7 +186,7 @@ impl Catalog {
         .execute(&mut *transaction)
         .await
         .map_err(failed)?;
-        let args = json!({ "keep_topics": keep_topics });
+        let args = json!({ "keep_topics": keep_topics, "force": force });
         let command_id = commands::insert(
             &mut transaction,
             mirror_id,
@@ -266,7 +271,9 @@ impl Catalog {
         let Some(command) = self.open_command(id, "delete").await? else {
             return Ok(self.get_mirror_by_id(id).await?.is_none());
         };
-        self.mark_step(command.id, removed_step(role)).await?;
+        if !is_removed(&command, role) {
+            self.mark_step(command.id, removed_steps(role)[0]).await?;
+        }
         let other = match role {
             Role::Capture => Role::Apply,
             Role::Apply => Role::Capture,
@@ -282,7 +289,7 @@ impl Catalog {
     /// mirror is gone): capture keeps the topics until apply has.
     pub async fn is_side_removed(&self, id: Uuid, role: Role) -> Result<bool> {
         match self.open_command(id, "delete").await? {
-            Some(command) => Ok(command.steps.iter().any(|step| step == removed_step(role))),
+            Some(command) => Ok(is_removed(&command, role)),
             None => Ok(self.get_mirror_by_id(id).await?.is_none()),
         }
     }
@@ -329,13 +336,51 @@ impl Catalog {
     }
 }
 
-/// The last step of each side of a `delete` command. Capture's comes after the
-/// topics are gone, so that the mirror's row outlives them.
-fn removed_step(role: Role) -> &'static str {
-    match role {
-        Role::Capture => "topics_clean",
-        Role::Apply => "destination_clean",
+/// Wakes the workers of a mirror being deleted from whatever pause they make after a
+/// failure.
+async fn try_delete_again(
+    connection: &mut PgConnection,
+    mirror_id: Uuid,
+    command_id: Uuid,
+    force: bool,
+) -> Result<()> {
+    let failed = |error| Error::database("deleting a mirror", error);
+    if force {
+        sqlx::query(
+            "UPDATE bunny.commands SET args = args || '{\"force\": true}', updated_at = clock_timestamp()
+             WHERE id = $1",
+        )
+        .bind(command_id)
+        .execute(&mut *connection)
+        .await
+        .map_err(failed)?;
     }
+    sqlx::query(
+        "UPDATE bunny.mirrors SET version = version + 1, updated_at = clock_timestamp() WHERE id = $1",
+    )
+    .bind(mirror_id)
+    .execute(&mut *connection)
+    .await
+    .map_err(failed)?;
+    notify(connection).await
+}
+
+/// What says that a side of a `delete` command is done: it was cleaned, or left by force.
+/// Capture ends the command itself when every other step is done, so its own says so only
+/// where a worker died right after.
+fn removed_steps(role: Role) -> &'static [&'static str] {
+    match role {
+        Role::Capture => &["mirror_removed"],
+        Role::Apply => &["destination_clean", "destination_left"],
+    }
+}
+
+fn is_removed(command: &commands::Command, role: Role) -> bool {
+    let done = removed_steps(role);
+    command
+        .steps
+        .iter()
+        .any(|step| done.contains(&step.as_str()))
 }
 
 /// What can be known without looking anywhere.

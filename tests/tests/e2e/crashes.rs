@@ -77,6 +77,13 @@ pub const CAPTURE_PAUSE: [(&str, u32); 2] = [
     ("capture::pause_recorded", 1),
 ];
 
+/// Reached by deleting; `deletion.rs` walks through them.
+pub const APPLY_REMOVAL: [(&str, u32); 1] = [("apply::removal_clean", 1)];
+pub const CAPTURE_REMOVAL: [(&str, u32); 2] = [
+    ("capture::removal_source_clean", 1),
+    ("capture::removal_topics_clean", 1),
+];
+
 struct Scene {
     capture: Bunny,
     apply: Bunny,
@@ -206,6 +213,8 @@ fn every_crash_point_is_in_a_suite() -> Result<()> {
         &APPLY_STREAMING,
         &APPLY_PAUSE,
         &CAPTURE_PAUSE,
+        &APPLY_REMOVAL,
+        &CAPTURE_REMOVAL,
     ];
     let covered: BTreeSet<&str> = suites
         .concat()

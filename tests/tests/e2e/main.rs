@@ -1,7 +1,9 @@
 //! End-to-end suites on real Postgres and real Kafka, one binary so that all share one
 //! set of servers.
 
+mod control;
 mod crashes;
+mod deletion;
 #[cfg(feature = "full")]
 mod full;
 mod kills;

@@ -1,0 +1,247 @@
+//! The control plane: users and passwords, peers and options changed under a running mirror.
+
+use anyhow::{Context, Result};
+use bunny_tests::api::Api;
+use bunny_tests::content::TablePair;
+use bunny_tests::stage::CONVERGE;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::scene::Scene;
+
+const PATCH: Method = Method::PATCH;
+const PUT: Method = Method::PUT;
+
+fn error_of(body: &Value) -> &str {
+    body["error"].as_str().unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_come_change_their_password_and_go() -> Result<()> {
+    let scene = Scene::new("users").await?;
+    let admin = &scene.api;
+    let ann = json!({"username": "ann", "password": "first password", "role": "viewer"});
+    admin.post("/v1/users", ann.clone()).await?.expect(201)?;
+    admin.post("/v1/users", ann.clone()).await?.expect(409)?;
+    let mut viewer = Api::new(admin.base())?;
+    viewer.login("ann", "first password").await?;
+    let earlier = viewer.clone();
+    viewer.get("/v1/users").await?.expect(403)?;
+    viewer.get("/v1/audit").await?.expect(403)?;
+    viewer
+        .post("/v1/mirrors/x/pause", json!({}))
+        .await?
+        .expect(403)?;
+
+    // The right password is asked for, and every earlier token is void.
+    let change =
+        |current: &str| json!({"current_password": current, "new_password": "second password"});
+    let path = "/v1/auth/change-password";
+    viewer
+        .post(path, change("wrong password"))
+        .await?
+        .expect(403)?;
+    let short = json!({"current_password": "first password", "new_password": "short"});
+    viewer.post(path, short).await?.expect(400)?;
+    viewer
+        .post(path, change("first password"))
+        .await?
+        .expect(200)?;
+    for old in [&earlier, &viewer] {
+        let refused = old.get("/v1/peers").await?.expect(401)?;
+        assert!(error_of(&refused).contains("revoked"), "{refused}");
+    }
+    assert!(viewer.login("ann", "first password").await.is_err());
+    viewer.login("ann", "second password").await?;
+    viewer.get("/v1/peers").await?.expect(200)?;
+
+    // Nobody deletes themself, the last administrator stays, a deleted user's token is void,
+    // also once another of that name comes.
+    admin.delete("/v1/users/admin").await?.expect(409)?;
+    let second = json!({"username": "second", "password": "second admin", "role": "admin"});
+    admin.post("/v1/users", second).await?.expect(201)?;
+    let mut second = Api::new(admin.base())?;
+    second.login("second", "second admin").await?;
+    admin.delete("/v1/users/ann").await?.expect(200)?;
+    admin.delete("/v1/users/ann").await?.expect(404)?;
+    viewer.get("/v1/peers").await?.expect(401)?;
+    admin.post("/v1/users", ann).await?.expect(201)?;
+    viewer.get("/v1/peers").await?.expect(401)?;
+    second.delete("/v1/users/admin").await?.expect(200)?;
+    admin.get("/v1/users").await?.expect(401)?;
+    let users = second.get("/v1/users").await?.expect(200)?;
+    let names: Vec<&str> = users
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|user| user["username"].as_str())
+        .collect();
+    assert_eq!(names, ["ann", "second"]);
+
+    let audit = second.get("/v1/audit?limit=50").await?.expect(200)?;
+    let told: Vec<String> = audit["audit"]
+        .as_array()
+        .context("audit")?
+        .iter()
+        .rev()
+        .map(|entry| {
+            let text = |name: &str| entry[name].as_str().unwrap_or_default().to_owned();
+            format!(
+                "{}: {} {}",
+                text("username"),
+                text("action"),
+                text("subject")
+            )
+        })
+        .collect();
+    let expected = [
+        "admin: create peer source",
+        "admin: create peer destination",
+        "admin: create user ann",
+        "ann: change password ann",
+        "admin: create user second",
+        "admin: delete user ann",
+        "admin: create user ann",
+        "second: delete user admin",
+    ];
+    assert_eq!(told, expected);
+    assert!(!audit.to_string().contains("password\":"), "{audit}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn options_and_peers_change_under_a_running_mirror() -> Result<()> {
+    let scene = Scene::new("change").await?;
+    let api = &scene.api;
+    scene
+        .source
+        .run("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT g, 'v' FROM generate_series(1, 300) g;
+              CREATE TABLE other (id int PRIMARY KEY); CREATE UNLOGGED TABLE hidden (id int); CREATE TABLE keyless (n int)")
+        .await?;
+    let mirror = scene.running_mirror(&["public.t"], json!({})).await?;
+
+    // What else there is, and why not where it cannot be.
+    let available = api
+        .get("/v1/mirrors/mirror/available-tables")
+        .await?
+        .expect(200)?;
+    let names: Vec<(&str, bool)> = available
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|table| Some((table["table_name"].as_str()?, table["available"].as_bool()?)))
+        .collect();
+    assert_eq!(names, [("keyless", true), ("other", true)], "{available}");
+    assert!(
+        available[0]["warnings"][0]
+            .as_str()
+            .is_some_and(|text| text.contains("insert-only"))
+    );
+
+    // Options.
+    let path = "/v1/mirrors/mirror";
+    for (body, expected) in [
+        (json!({}), 400),
+        (json!({"max_batch_size": 0}), 400),
+        (json!({"do_initial_snapshot": false}), 400),
+    ] {
+        let answer = api.request(PATCH, path, Some(body)).await?;
+        assert_eq!(answer.status, expected, "{}", answer.body);
+    }
+    let change = json!({"max_batch_size": 7, "idle_timeout_seconds": 3, "snapshot_max_parallel_workers": 2, "resync_strategy": "swap", "topic_max_bytes": 1 << 30});
+    let answer = api.request(PATCH, path, Some(change)).await?.expect(202)?;
+    let command = format!(
+        "{path}/commands/{}",
+        answer["command_id"].as_str().context("command_id")?
+    );
+    mirror.wait_running().await?;
+    let deadline = std::time::Instant::now() + CONVERGE;
+    loop {
+        let command = api.get(&command).await?.expect(200)?;
+        if command["state"] == "done" {
+            assert_eq!(command["steps"], json!(["apply running"]));
+            assert_eq!(command["args"]["options"]["max_batch_size"], 7);
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "{command}");
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    let config = mirror.get().await?["config"].clone();
+    assert_eq!(
+        (
+            &config["max_batch_size"],
+            &config["resync_strategy"],
+            &config["topic_max_bytes"]
+        ),
+        (&json!(7), &json!("swap"), &json!(1 << 30))
+    );
+    api.request(PATCH, path, Some(json!({"topic_max_bytes": null})))
+        .await?
+        .expect(202)?;
+    assert!(mirror.get().await?["config"]["topic_max_bytes"].is_null());
+
+    // Peers: another user and password for the same database are taken, and the mirror works
+    // with them; the former user could not even log in any more.
+    let pair = [TablePair::same("public.t")];
+    for (name, url) in [
+        ("source", &scene.stage.source),
+        ("destination", &scene.stage.destination),
+    ] {
+        let server = url.connect().await?;
+        let user = format!("{}_{name}", scene.stage.name);
+        server
+            .run(&format!(
+                "CREATE ROLE \"{user}\" SUPERUSER LOGIN REPLICATION PASSWORD 'n3w secret'"
+            ))
+            .await?;
+        let described = |user: &str, password: &str, database: &str| json!({"host": url.host, "port": url.port, "user": user, "password": password, "database": database, "ssl_mode": "disable"});
+        let path = format!("/v1/peers/{name}");
+        let put = async |body: Value| api.request(PUT, &path, Some(body)).await;
+        let elsewhere = put(described(&user, "n3w secret", "postgres"))
+            .await?
+            .expect(422)?;
+        assert!(
+            error_of(&elsewhere).contains("another database"),
+            "{elsewhere}"
+        );
+        let unreachable = put(described(&user, "wrong", &url.database))
+            .await?
+            .expect(422)?;
+        assert!(
+            !unreachable.to_string().contains("wrong\""),
+            "{unreachable}"
+        );
+        let mut renamed = described(&user, "n3w secret", &url.database);
+        renamed["name"] = json!("another");
+        put(renamed).await?.expect(400)?;
+        let answer = put(described(&user, "n3w secret", &url.database))
+            .await?
+            .expect(200)?;
+        assert_eq!(answer["user"], json!(user));
+        assert!(!answer.to_string().contains("n3w"), "{answer}");
+        // Sessions of the mirror as the new user: it has connected anew.
+        let sessions = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE usename = '{user}' AND application_name LIKE 'bunny %'"
+        );
+        let deadline = std::time::Instant::now() + CONVERGE;
+        while server.number(&sessions).await? == 0 {
+            assert!(
+                std::time::Instant::now() < deadline,
+                "no session of {user}: {:?}",
+                mirror.get().await
+            );
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+        scene.source.run("UPDATE t SET v = v || 'w' WHERE id % 3 = 0; INSERT INTO t SELECT max(id) + 1, 'n' FROM t").await?;
+        scene.stage.assert_converges(&mirror, &pair).await?;
+    }
+    let missing = json!({"host": "h", "user": "u", "password": "p", "database": "d"});
+    api.request(PUT, "/v1/peers/nobody", Some(missing))
+        .await?
+        .expect(404)?;
+    scene.assert_holds(&mirror, &pair).await?;
+
+    // Roles live as long as the server: leave none behind.
+    api.delete("/v1/mirrors/mirror").await?.expect(202)?;
+    Ok(())
+}
