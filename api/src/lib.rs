@@ -6,6 +6,7 @@
 //!
 //! * [`Service`] listens and shuts down; [`router`] is the same without a listener.
 //! * `router.rs` holds the one table of routes, each with who may call it.
+//! * `openapi/` makes the document of all of it, from the routes and from what reads requests.
 //! * `mirror_validation/` decides whether a mirror can be created, before anything is.
 //!
 //! Every answer that is not a success is `{"error": "<what is wrong and what to do>"}` with the right
@@ -17,6 +18,7 @@ mod error;
 mod health;
 mod mirror_validation;
 mod mirrors;
+mod openapi;
 mod peers;
 mod refusal;
 mod registry;

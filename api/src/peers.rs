@@ -116,7 +116,7 @@ fn view(peer: &Peer) -> Value {
 }
 
 /// Reads a peer; `known` is its name where the path tells it, and the body may leave it out.
-fn read(mut fields: Fields, known: Option<&str>) -> Result<NewPeer> {
+pub(crate) fn read(mut fields: Fields, known: Option<&str>) -> Result<NewPeer> {
     let name = match known {
         None => fields.required_text("name"),
         Some(known) => {

@@ -5,6 +5,8 @@
 //! [`Fields`] for what it knows, faults are collected, and [`Fields::finish`] refuses them together
 //! with every field nobody asked for. Messages never repeat a value that could be a secret.
 
+mod recording;
+
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
@@ -16,6 +18,7 @@ use secrecy::SecretString;
 use serde_json::{Map, Value};
 
 use crate::refusal::{Refusal, Result};
+pub(crate) use recording::{Asked, AskedKind, Recording};
 
 /// Longest body accepted, in bytes: a mirror of ten thousand tables fits.
 pub(crate) const BODY_BYTES_MAX: usize = 4 << 20;
@@ -31,9 +34,25 @@ pub(crate) struct Fields {
     /// The names asked for, for the message about unknown ones.
     known: Vec<&'static str>,
     problems: Vec<String>,
+    /// Where a recorder notes what it is asked for.
+    recording: Option<Recording>,
 }
 
 impl Fields {
+    /// Fields of no body that note what they are asked for.
+    pub(crate) fn recorder() -> (Self, Recording) {
+        let recording = Recording::default();
+        let mut fields = Self::of(Map::new(), String::new());
+        fields.recording = Some(recording.clone());
+        (fields, recording)
+    }
+
+    fn asked(&self, name: &'static str, required: bool, kind: impl FnOnce() -> AskedKind) {
+        if let Some(recording) = &self.recording {
+            recording.note(name, required, kind());
+        }
+    }
+
     /// The fields of a body.
     ///
     /// # Errors
@@ -61,6 +80,7 @@ impl Fields {
             path,
             known: Vec::new(),
             problems: Vec::new(),
+            recording: None,
         }
     }
 
@@ -77,6 +97,7 @@ impl Fields {
 
     /// A text that must be there and not be empty; `""` stands in after a fault.
     pub(crate) fn required_text(&mut self, name: &'static str) -> String {
+        self.asked(name, true, || AskedKind::Text);
         match self.text(name) {
             Some(text) if text.is_empty() => {
                 self.problem(name, "must not be empty");
@@ -94,6 +115,7 @@ impl Fields {
 
     /// A text, if it is there.
     pub(crate) fn text(&mut self, name: &'static str) -> Option<String> {
+        self.asked(name, false, || AskedKind::Text);
         match self.take(name)? {
             Value::String(text) if text.contains('\0') => {
                 self.problem(name, "must not hold a zero character");
@@ -110,6 +132,7 @@ impl Fields {
 
     /// A secret that must be there (an empty one is allowed: some servers want no password).
     pub(crate) fn required_secret(&mut self, name: &'static str) -> SecretString {
+        self.asked(name, true, || AskedKind::Secret);
         match self.text(name) {
             Some(text) => SecretString::from(text),
             None => {
@@ -123,6 +146,7 @@ impl Fields {
 
     /// A boolean, or `default`.
     pub(crate) fn boolean(&mut self, name: &'static str, default: bool) -> bool {
+        self.asked(name, false, || AskedKind::Boolean);
         match self.take(name) {
             None => default,
             Some(Value::Bool(value)) => value,
@@ -138,6 +162,10 @@ impl Fields {
         name: &'static str,
         range: RangeInclusive<u64>,
     ) -> Option<u64> {
+        self.asked(name, false, || AskedKind::Integer {
+            least: (*range.start()).into(),
+            most: (*range.end()).into(),
+        });
         let value = self.take(name)?;
         let Some(number) = value.as_u64() else {
             return match value {
@@ -200,6 +228,9 @@ impl Fields {
         name: &'static str,
         choices: &[(&str, T)],
     ) -> Option<T> {
+        self.asked(name, false, || {
+            AskedKind::choice(choices.iter().map(|(word, _)| *word))
+        });
         let text = self.text(name)?;
         if let Some((_, value)) = choices.iter().find(|(word, _)| *word == text) {
             return Some(*value);
@@ -217,6 +248,7 @@ impl Fields {
 
     /// A list of texts, empty if it is not there.
     pub(crate) fn texts(&mut self, name: &'static str) -> Vec<String> {
+        self.asked(name, false, || AskedKind::Texts);
         match self.take(name) {
             None => Vec::new(),
             Some(Value::Array(items)) => {
@@ -244,9 +276,15 @@ impl Fields {
         }
     }
 
-    /// A list of objects; `None` if it is not there. Read each with its own `Fields` and give it
+    /// A list of objects; `None` if it is not there, which the caller refuses if `required`. Read each with its own `Fields` and give it
     /// back to [`Fields::absorb`].
-    pub(crate) fn objects(&mut self, name: &'static str) -> Option<Vec<Fields>> {
+    pub(crate) fn objects(&mut self, name: &'static str, required: bool) -> Option<Vec<Fields>> {
+        if self.recording.is_some() {
+            // One object that notes what it is asked for stands for all.
+            let (nested, recording) = Self::recorder();
+            self.asked(name, required, || AskedKind::Objects(recording));
+            return Some(vec![nested]);
+        }
         match self.take(name)? {
             Value::Array(items) => {
                 let mut objects = Vec::with_capacity(items.len());
@@ -394,6 +432,8 @@ where
 pub(crate) struct Query {
     values: BTreeMap<String, String>,
     problems: Vec<String>,
+    /// Where a recorder notes what it is asked for.
+    recording: Option<Recording>,
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Query {
@@ -411,18 +451,41 @@ impl<S: Send + Sync> FromRequestParts<S> for Query {
                 problems.push(format!("{}: is given twice", shortened(&name)));
             }
         }
-        Ok(Self { values, problems })
+        Ok(Self {
+            values,
+            problems,
+            recording: None,
+        })
     }
 }
 
 impl Query {
+    /// Parameters of no request that note what they are asked for.
+    pub(crate) fn recorder() -> (Self, Recording) {
+        let recording = Recording::default();
+        let query = Self {
+            values: BTreeMap::new(),
+            problems: Vec::new(),
+            recording: Some(recording.clone()),
+        };
+        (query, recording)
+    }
+
+    fn asked(&self, name: &'static str, kind: impl FnOnce() -> AskedKind) {
+        if let Some(recording) = &self.recording {
+            recording.note(name, false, kind());
+        }
+    }
+
     /// A text, if it is there.
-    pub(crate) fn text(&mut self, name: &str) -> Option<String> {
+    pub(crate) fn text(&mut self, name: &'static str) -> Option<String> {
+        self.asked(name, || AskedKind::Text);
         self.values.remove(name).filter(|text| !text.is_empty())
     }
 
     /// `true` or `false`, or `default`.
-    pub(crate) fn boolean(&mut self, name: &str, default: bool) -> bool {
+    pub(crate) fn boolean(&mut self, name: &'static str, default: bool) -> bool {
+        self.asked(name, || AskedKind::Boolean);
         match self.text(name).as_deref() {
             None => default,
             Some("true" | "1") => true,
@@ -435,7 +498,16 @@ impl Query {
     }
 
     /// A whole number within `range`, or `default`.
-    pub(crate) fn integer(&mut self, name: &str, range: RangeInclusive<i64>, default: i64) -> i64 {
+    pub(crate) fn integer(
+        &mut self,
+        name: &'static str,
+        range: RangeInclusive<i64>,
+        default: i64,
+    ) -> i64 {
+        self.asked(name, || AskedKind::Integer {
+            least: (*range.start()).into(),
+            most: (*range.end()).into(),
+        });
         let Some(text) = self.text(name) else {
             return default;
         };
@@ -451,7 +523,8 @@ impl Query {
     }
 
     /// One of a few words, if it is there.
-    pub(crate) fn choice(&mut self, name: &str, words: &[&str]) -> Option<String> {
+    pub(crate) fn choice(&mut self, name: &'static str, words: &[&str]) -> Option<String> {
+        self.asked(name, || AskedKind::choice(words.iter().copied()));
         let text = self.text(name)?.to_lowercase();
         if words.contains(&text.as_str()) {
             return Some(text);
@@ -469,6 +542,7 @@ impl Query {
         let Self {
             values,
             mut problems,
+            recording: _,
         } = self;
         for name in values.keys() {
             problems.push(format!("{}: is not a known parameter", shortened(name)));

@@ -18,7 +18,7 @@ use crate::auth::{Access, handlers as auth};
 use crate::refusal::Refusal;
 use crate::request::BODY_BYTES_MAX;
 use crate::service::Api;
-use crate::{commands, health, mirrors, peers, registry, users};
+use crate::{commands, health, mirrors, openapi, peers, registry, users};
 
 /// The longest a request may take; a create examines every table of two servers.
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(120);
@@ -28,7 +28,6 @@ const REQUEST_SECONDS: &str = "bunny_api_request_seconds";
 
 /// One route: how it is called, who may, and what answers.
 pub(crate) struct Route {
-    #[cfg(test)]
     pub(crate) method: Method,
     pub(crate) path: &'static str,
     pub(crate) access: Access,
@@ -43,7 +42,6 @@ where
     // Every method named below has a filter; GET answers HEAD too.
     let filter = MethodFilter::try_from(method.clone()).unwrap_or(MethodFilter::GET);
     Route {
-        #[cfg(test)]
         method,
         path,
         access,
@@ -62,6 +60,8 @@ pub(crate) fn routes() -> Vec<Route> {
     vec![
         route(GET, "/health", Open, health::health),
         route(GET, "/ready", Open, health::ready),
+        route(GET, "/openapi.json", Open, openapi::document_json),
+        route(GET, "/docs", Open, openapi::page),
         route(POST, "/v1/auth/login", Open, auth::login),
         route(GET, "/v1/auth/me", Any, auth::me),
         route(POST, "/v1/auth/change-password", Any, auth::change_password),

@@ -60,10 +60,8 @@ pub(crate) async fn delete(
 }
 
 /// `GET /v1/audit?limit&offset`: who changed users and peers, newest first.
-pub(crate) async fn audit(State(api): State<Arc<Api>>, mut query: Query) -> Result<Json<Value>> {
-    let limit = query.integer("limit", 1..=AUDIT_MAX, AUDIT_DEFAULT);
-    let offset = query.integer("offset", 0..=i64::from(i32::MAX), 0);
-    query.finish()?;
+pub(crate) async fn audit(State(api): State<Arc<Api>>, query: Query) -> Result<Json<Value>> {
+    let (limit, offset) = read_page(query)?;
     let (entries, total) = api.catalog.list_audit(limit, offset).await?;
     Ok(Json(
         json!({ "audit": entries, "total": total, "offset": offset, "limit": limit }),
@@ -74,8 +72,32 @@ pub(crate) async fn audit(State(api): State<Arc<Api>>, mut query: Query) -> Resu
 pub(crate) async fn create(
     State(api): State<Arc<Api>>,
     caller: Caller,
-    Body(mut fields): Body,
+    Body(fields): Body,
 ) -> Result<(StatusCode, Json<Value>)> {
+    let (username, password, role) = read(fields)?;
+    let user = api
+        .catalog
+        .create_user(&username, role, &password, &caller.username)
+        .await?;
+    let body = json!({
+        "message": format!("User '{}' created successfully", user.username),
+        "username": user.username,
+        "role": user.role,
+        "created_at": user.created_at,
+    });
+    Ok((StatusCode::CREATED, Json(body)))
+}
+
+/// Limit and offset of a list.
+pub(crate) fn read_page(mut query: Query) -> Result<(i64, i64)> {
+    let limit = query.integer("limit", 1..=AUDIT_MAX, AUDIT_DEFAULT);
+    let offset = query.integer("offset", 0..=i64::from(i32::MAX), 0);
+    query.finish()?;
+    Ok((limit, offset))
+}
+
+/// A user as it is asked for.
+pub(crate) fn read(mut fields: Fields) -> Result<(String, SecretString, UserRole)> {
     let username = fields.required_text("username");
     if !username.is_empty()
         && let Err(why) = check_name("username", &username)
@@ -90,15 +112,5 @@ pub(crate) async fn create(
         )
         .unwrap_or(UserRole::Viewer);
     fields.finish()?;
-    let user = api
-        .catalog
-        .create_user(&username, role, &password, &caller.username)
-        .await?;
-    let body = json!({
-        "message": format!("User '{}' created successfully", user.username),
-        "username": user.username,
-        "role": user.role,
-        "created_at": user.created_at,
-    });
-    Ok((StatusCode::CREATED, Json(body)))
+    Ok((username, password, role))
 }

@@ -7,32 +7,22 @@ use axum::extract::{FromRequest, Request, State};
 use axum::http::StatusCode;
 use bunny_catalog::User;
 use chrono::{SecondsFormat, Utc};
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 
 use super::Caller;
 use super::guard::client_address;
 use super::passwords::CREDENTIAL_BYTES_MAX;
 use crate::refusal::{Refusal, Result};
-use crate::request::Body;
+use crate::request::{Body, Fields};
 use crate::service::Api;
 use crate::users::new_password;
 
 /// `POST /v1/auth/login` `{username, password}` → `{token, username, role, expires_at}`.
 pub(crate) async fn login(State(api): State<Arc<Api>>, request: Request) -> Result<Json<Value>> {
     let address = client_address(request.extensions());
-    let Body(mut fields) = Body::from_request(request, &()).await?;
-    let username = fields.required_text("username");
-    let password = fields.required_secret("password");
-    for (name, length) in [
-        ("username", username.len()),
-        ("password", password.expose_secret().len()),
-    ] {
-        if length > CREDENTIAL_BYTES_MAX {
-            fields.problem(name, format!("is longer than {CREDENTIAL_BYTES_MAX} bytes"));
-        }
-    }
-    fields.finish()?;
+    let Body(fields) = Body::from_request(request, &()).await?;
+    let (username, password) = read_login(fields)?;
     let user = api
         .passwords
         .check(&api.catalog, &username, password, address)
@@ -53,16 +43,8 @@ pub(crate) async fn change_password(
     request: Request,
 ) -> Result<Json<Value>> {
     let address = client_address(request.extensions());
-    let Body(mut fields) = Body::from_request(request, &()).await?;
-    let current = fields.required_secret("current_password");
-    if current.expose_secret().len() > CREDENTIAL_BYTES_MAX {
-        fields.problem(
-            "current_password",
-            format!("is longer than {CREDENTIAL_BYTES_MAX} bytes"),
-        );
-    }
-    let new = new_password(&mut fields, "new_password");
-    fields.finish()?;
+    let Body(fields) = Body::from_request(request, &()).await?;
+    let (current, new) = read_change_password(fields)?;
     // A stolen token alone must not be enough, and guessing is slowed as at a login.
     let checked = api
         .passwords
@@ -93,4 +75,34 @@ fn issued(api: &Api, user: &User) -> Result<Value> {
         "role": user.role,
         "expires_at": expires_at.to_rfc3339_opts(SecondsFormat::Secs, true),
     }))
+}
+
+/// User name and password of a login.
+pub(crate) fn read_login(mut fields: Fields) -> Result<(String, SecretString)> {
+    let username = fields.required_text("username");
+    let password = fields.required_secret("password");
+    for (name, length) in [
+        ("username", username.len()),
+        ("password", password.expose_secret().len()),
+    ] {
+        if length > CREDENTIAL_BYTES_MAX {
+            fields.problem(name, format!("is longer than {CREDENTIAL_BYTES_MAX} bytes"));
+        }
+    }
+    fields.finish()?;
+    Ok((username, password))
+}
+
+/// The present password and the new one.
+pub(crate) fn read_change_password(mut fields: Fields) -> Result<(SecretString, SecretString)> {
+    let current = fields.required_secret("current_password");
+    if current.expose_secret().len() > CREDENTIAL_BYTES_MAX {
+        fields.problem(
+            "current_password",
+            format!("is longer than {CREDENTIAL_BYTES_MAX} bytes"),
+        );
+    }
+    let new = new_password(&mut fields, "new_password");
+    fields.finish()?;
+    Ok((current, new))
 }

@@ -22,8 +22,8 @@ use crate::service::Api;
 
 pub(crate) use available::available_tables;
 pub(crate) use create::create;
-pub(crate) use patch::patch;
-pub(crate) use pausing::{pause, resume};
+pub(crate) use patch::{patch, read_patch};
+pub(crate) use pausing::{pause, read_pause, resume};
 
 const LOGS_DEFAULT: i64 = 100;
 const LOGS_MAX: i64 = 500;
@@ -98,8 +98,18 @@ pub(crate) async fn metrics(
 pub(crate) async fn logs(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
-    mut query: Query,
+    query: Query,
 ) -> Result<Json<Value>> {
+    let wanted = read_logs(query)?;
+    let mirror = api.catalog.get_mirror(&name).await?;
+    let (logs, total) = api.catalog.list_logs(mirror.id, &wanted).await?;
+    Ok(Json(
+        json!({ "logs": logs, "total": total, "offset": wanted.offset, "limit": wanted.limit }),
+    ))
+}
+
+/// Which entries of a log are asked for.
+pub(crate) fn read_logs(mut query: Query) -> Result<LogQuery> {
     let limit = query.integer("limit", 1..=LOGS_MAX, LOGS_DEFAULT);
     let offset = query.integer("offset", 0..=i64::from(i32::MAX), 0);
     let search = query.text("search");
@@ -107,17 +117,12 @@ pub(crate) async fn logs(
         .choice("level", &["debug", "info", "warn", "error"])
         .and_then(|word| level_of(&word));
     query.finish()?;
-    let mirror = api.catalog.get_mirror(&name).await?;
-    let wanted = LogQuery {
+    Ok(LogQuery {
         limit,
         offset,
         search,
         level,
-    };
-    let (logs, total) = api.catalog.list_logs(mirror.id, &wanted).await?;
-    Ok(Json(
-        json!({ "logs": logs, "total": total, "offset": offset, "limit": limit }),
-    ))
+    })
 }
 
 fn level_of(word: &str) -> Option<LogLevel> {
@@ -135,12 +140,10 @@ fn level_of(word: &str) -> Option<LogLevel> {
 pub(crate) async fn delete(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
-    mut query: Query,
+    query: Query,
     caller: Caller,
 ) -> Result<(StatusCode, Json<Value>)> {
-    let keep_topics = query.boolean("keep_topics", false);
-    let force = query.boolean("force", false);
-    query.finish()?;
+    let (keep_topics, force) = read_delete(query)?;
     let command_id = api
         .catalog
         .request_delete(&name, keep_topics, force, &caller.username)
@@ -149,6 +152,14 @@ pub(crate) async fn delete(
         format!("Mirror '{name}' is being deleted"),
         command_id,
     ))
+}
+
+/// Whether to keep the topics, and whether to leave behind what cannot be reached.
+pub(crate) fn read_delete(mut query: Query) -> Result<(bool, bool)> {
+    let keep_topics = query.boolean("keep_topics", false);
+    let force = query.boolean("force", false);
+    query.finish()?;
+    Ok((keep_topics, force))
 }
 
 /// `POST /v1/mirrors/{name}/retry`: 202 and the command to watch.

@@ -22,7 +22,7 @@ pub(crate) async fn patch(
     caller: Caller,
     Body(fields): Body,
 ) -> Result<(StatusCode, Json<Value>)> {
-    let change = read(fields)?;
+    let change = read_patch(fields)?;
     let command_id = api
         .catalog
         .request_update(&name, &change, &caller.username)
@@ -33,7 +33,7 @@ pub(crate) async fn patch(
     ))
 }
 
-fn read(mut fields: Fields) -> Result<MirrorChange> {
+pub(crate) fn read_patch(mut fields: Fields) -> Result<MirrorChange> {
     let any = 0..=u32::MAX;
     let change = MirrorChange {
         max_batch_size: fields.small_if_given("max_batch_size", any.clone()),
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     fn changed(body: &str) -> Result<MirrorChange> {
-        read(Fields::parse(body.as_bytes()).unwrap())
+        read_patch(Fields::parse(body.as_bytes()).unwrap())
     }
 
     #[test]

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::{accepted, see};
 use crate::auth::Caller;
 use crate::refusal::{Refusal, Result};
-use crate::request::{Body, Path};
+use crate::request::{Body, Fields, Path};
 use crate::service::Api;
 
 /// `POST /v1/mirrors/{name}/pause` `{"scope": "apply" | "all"}`.
@@ -19,15 +19,9 @@ pub(crate) async fn pause(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
     caller: Caller,
-    Body(mut fields): Body,
+    Body(fields): Body,
 ) -> Result<(StatusCode, Json<Value>)> {
-    let scope = fields
-        .choice(
-            "scope",
-            &[("apply", PauseScope::Apply), ("all", PauseScope::All)],
-        )
-        .unwrap_or_default();
-    fields.finish()?;
+    let scope = read_pause(fields)?;
     let command_id = api
         .catalog
         .request_pause(&name, scope, &caller.username)
@@ -68,4 +62,16 @@ pub(crate) async fn resume(
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// What is to be stopped.
+pub(crate) fn read_pause(mut fields: Fields) -> Result<PauseScope> {
+    let scope = fields
+        .choice(
+            "scope",
+            &[("apply", PauseScope::Apply), ("all", PauseScope::All)],
+        )
+        .unwrap_or_default();
+    fields.finish()?;
+    Ok(scope)
 }

@@ -242,7 +242,7 @@ fn config(fields: &mut Fields) -> MirrorConfig {
 }
 
 fn tables(fields: &mut Fields) -> Vec<NewMirrorTable> {
-    let Some(objects) = fields.objects("table_mappings") else {
+    let Some(objects) = fields.objects("table_mappings", true) else {
         if !fields.faulty("table_mappings") {
             fields.problem(
                 "table_mappings",

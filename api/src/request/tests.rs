@@ -14,7 +14,7 @@ fn every_fault_is_named_at_once() {
     fields.integer("port", 1..=65535);
     fields.choice("mode", &[("slow", 1), ("steady", 2)]);
     fields.texts("list");
-    for mut item in fields.objects("items").unwrap() {
+    for mut item in fields.objects("items", false).unwrap() {
         item.required_text("a");
         fields.absorb(item);
     }

@@ -82,8 +82,11 @@ async fn call(
     let response = app.clone().oneshot(request).await.unwrap();
     let (parts, body) = response.into_parts();
     let bytes = to_bytes(body, 1 << 20).await.unwrap();
-    let json = serde_json::from_slice(&bytes)
-        .unwrap_or_else(|error| panic!("{path} did not answer JSON: {error}"));
+    let json = match serde_json::from_slice(&bytes) {
+        Ok(json) => json,
+        Err(_) if path == "/docs" => Value::Null,
+        Err(error) => panic!("{path} did not answer JSON: {error}"),
+    };
     (parts.status.as_u16(), parts.headers, json)
 }
 
@@ -114,7 +117,7 @@ async fn every_route_refuses_who_may_not_call_it() {
         ("alg none", bearer(unsigned())),
     ];
     // Those who get past the guard wait for the catalog that is away, so they wait together.
-    let mut viewers = tokio::task::JoinSet::new();
+    let mut callers = tokio::task::JoinSet::new();
     for route in routes() {
         let path = example(&route);
         if route.access == Access::Open {
@@ -139,19 +142,20 @@ async fn every_route_refuses_who_may_not_call_it() {
             assert!(headers.contains_key(header::WWW_AUTHENTICATE));
             assert!(body["error"].is_string(), "{body}");
         }
-        let viewer = bearer(token(SECRET, UserRole::Viewer, Duration::ZERO));
-        let app = app.clone();
-        viewers.spawn(async move {
-            let (status, _, body) = call(&app, route.method.clone(), &path, viewer, "{}").await;
-            let expected = if route.access == Access::Admin {
-                403
-            } else {
-                503
-            };
-            assert_eq!(status, expected, "{} {path}: {body}", route.method);
-        });
+        for (role, may) in [
+            (UserRole::Viewer, route.access != Access::Admin),
+            (UserRole::Admin, true),
+        ] {
+            let bearer = bearer(token(SECRET, role, Duration::ZERO));
+            let (app, method, path) = (app.clone(), route.method.clone(), path.clone());
+            callers.spawn(async move {
+                let (status, _, body) = call(&app, method.clone(), &path, bearer, "{}").await;
+                let expected = if may { 503 } else { 403 };
+                assert_eq!(status, expected, "{method} {path} as {role:?}: {body}");
+            });
+        }
     }
-    while let Some(ended) = viewers.join_next().await {
+    while let Some(ended) = callers.join_next().await {
         ended.unwrap();
     }
 }
