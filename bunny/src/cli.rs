@@ -21,9 +21,11 @@ pub(crate) enum Task {
     Migrate,
     /// Print a new encryption key.
     Keygen,
+    /// Seal the catalog's secrets with another key.
+    RotateKey,
 }
 
-const TASKS: [(&str, Task, &str); 6] = [
+const TASKS: [(&str, Task, &str); 7] = [
     (
         "capture",
         Task::Capture,
@@ -46,6 +48,11 @@ const TASKS: [(&str, Task, &str); 6] = [
         "Make or update the catalog's schema (api and up do so by themselves)",
     ),
     ("keygen", Task::Keygen, "Print a new BUNNY_ENCRYPTION_KEY"),
+    (
+        "rotate-key",
+        Task::RotateKey,
+        "Seal the catalog's secrets with BUNNY_NEW_ENCRYPTION_KEY, which every process is then started with",
+    ),
 ];
 
 const PLACES: &str = "Every option can also be a variable or a key of bunny.toml: --catalog-url is \

@@ -65,6 +65,7 @@ async fn supervised(task: Task, layers: &Layers) -> Result<(), Exit> {
     let work = async {
         match task {
             Task::Migrate => roles::migrate(layers, cancel.clone()).await,
+            Task::RotateKey => roles::rotate_key(layers, cancel.clone()).await,
             task => Box::pin(roles::run(task, layers, cancel.clone())).await,
         }
     };

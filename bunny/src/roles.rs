@@ -108,6 +108,24 @@ pub(crate) async fn migrate(layers: &Layers, cancel: CancellationToken) -> Resul
     Ok(())
 }
 
+/// Seals the catalog's secrets with another key, waiting for the database. Running processes
+/// go on with the mirrors they have, and need the new key when they start again.
+pub(crate) async fn rotate_key(layers: &Layers, cancel: CancellationToken) -> Result<(), Exit> {
+    let location = config::catalog(layers)?;
+    let (present, new) = config::rotation(layers)?;
+    let catalog = Catalog::open(&location, present).map_err(Exit::setting)?;
+    let rotated = wait_for("the catalog", &cancel, || async {
+        sort_catalog(catalog.rotate_key(&new).await)
+    });
+    let Some(sealed) = rotated.await? else {
+        return Err(Exit::failed("stopped before the key was changed"));
+    };
+    println!(
+        "{sealed} secrets are sealed with the new key: start every process with it as BUNNY_ENCRYPTION_KEY"
+    );
+    Ok(())
+}
+
 async fn capture(process: Process, cancel: CancellationToken) -> Result<(), Exit> {
     if !ready_to_work(&process, &cancel).await? {
         return Ok(());

@@ -18,6 +18,7 @@ mod mirrors;
 mod pausing;
 mod peers;
 mod reports;
+mod rotation;
 mod settings;
 mod status;
 mod supervise;

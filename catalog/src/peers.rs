@@ -11,7 +11,7 @@ use crate::mirrors::{check_name, notify};
 use crate::{Catalog, Error, Result, audit};
 
 /// What the sealed password is, for [`crate::EncryptionKey`].
-const PASSWORD: &str = "password of peer";
+pub(crate) const PASSWORD: &str = "password of peer";
 
 /// A database as a user described it. `Debug` hides the password.
 #[derive(Debug, Clone)]
@@ -101,6 +101,7 @@ impl Catalog {
         let failed = |error| Error::database("creating a peer", error);
         let sealed = self.key().seal(PASSWORD, &peer.name, &peer.password)?;
         let mut transaction = self.pool().begin().await.map_err(failed)?;
+        self.check_key_is_current(&mut transaction).await?;
         let row = sqlx::query(
             "INSERT INTO bunny.peers (name, host, port, username, password, database, ssl_mode, ssl_root_cert, identity)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
@@ -137,6 +138,7 @@ impl Catalog {
         let failed = |error| Error::database("changing a peer", error);
         let sealed = self.key().seal(PASSWORD, &peer.name, &peer.password)?;
         let mut transaction = self.pool().begin().await.map_err(failed)?;
+        self.check_key_is_current(&mut transaction).await?;
         let row = sqlx::query(
             "SELECT identity, EXISTS (SELECT FROM bunny.mirrors m WHERE $1 IN (m.source_peer, m.destination_peer)) AS used
              FROM bunny.peers WHERE name = $1 FOR UPDATE",

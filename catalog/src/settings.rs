@@ -9,9 +9,9 @@ use secrecy::SecretString;
 use crate::{Catalog, Error, Result};
 
 /// What a sealed setting is, for [`crate::EncryptionKey`].
-const SETTING: &str = "setting";
+pub(crate) const SETTING: &str = "setting";
 const JWT_SECRET: &str = "jwt_secret";
-const KEY_CHECK: &str = "key_check";
+pub(crate) const KEY_CHECK: &str = "key_check";
 
 impl Catalog {
     /// The secret that signs tokens: the given one, else one that is generated
@@ -33,7 +33,7 @@ impl Catalog {
         match self.setting_or(KEY_CHECK, &known).await {
             Ok(_) => Ok(()),
             Err(Error::Invalid(_)) => Err(Error::Invalid(
-                "BUNNY_ENCRYPTION_KEY is not the key that this catalog was set up with".into(),
+                "BUNNY_ENCRYPTION_KEY is not the key that this catalog was set up with, or last rotated to".into(),
             )),
             Err(error) => Err(error),
         }

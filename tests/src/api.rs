@@ -52,6 +52,11 @@ impl Api {
         &self.base
     }
 
+    /// The token of the last login.
+    pub fn token(&self) -> Option<&str> {
+        self.token.as_deref()
+    }
+
     /// Waits until catalog and Kafka are reachable for the server.
     pub async fn wait_ready(&self, limit: Duration) -> anyhow::Result<()> {
         let deadline = Instant::now() + limit;

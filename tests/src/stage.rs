@@ -92,8 +92,43 @@ impl Stage {
 
     /// Starts a process; its log goes to `target/test-logs/<test>/<role>.log`.
     pub fn start(&self, role: Role) -> anyhow::Result<Bunny> {
-        let log = self.logs.join(format!("{}.log", role.name()));
-        Bunny::start(&self.services, role, self.env(role), log)
+        self.start_with(role, &[])
+    }
+
+    /// Starts a process with some settings of its own.
+    pub fn start_with(&self, role: Role, settings: &[(&str, &str)]) -> anyhow::Result<Bunny> {
+        let log = self.log_path(role);
+        Bunny::start(&self.services, role, self.env_with(role, settings), log)
+    }
+
+    /// Runs a subcommand of one shot, with some settings of its own.
+    pub fn run(&self, arguments: &[&str], settings: &[(&str, &str)]) -> anyhow::Result<String> {
+        bunny::run(arguments, &self.env_with(Role::Api, settings))
+    }
+
+    fn env_with(&self, role: Role, settings: &[(&str, &str)]) -> Vec<(String, String)> {
+        let mut env = self.env(role);
+        env.retain(|(name, _)| !settings.iter().any(|(own, _)| own == name));
+        let own = settings
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        env.extend(own);
+        env
+    }
+
+    fn log_path(&self, role: Role) -> PathBuf {
+        self.logs.join(format!("{}.log", role.name()))
+    }
+
+    /// All that the processes of a role have written.
+    pub fn log_of(&self, role: Role) -> anyhow::Result<String> {
+        let bytes = std::fs::read(self.log_path(role))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// What the catalog's database answers.
+    pub async fn catalog_text(&self, sql: &str) -> anyhow::Result<String> {
+        self.catalog.connect().await?.text(sql).await
     }
 
     /// Starts the three roles as three processes.

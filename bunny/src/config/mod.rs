@@ -141,7 +141,28 @@ fn catalog_parts(layers: &Layers, host: String) -> Result<Location, Problem> {
 
 /// The key that seals secrets, if one is set.
 pub(crate) fn encryption_key(layers: &Layers) -> Result<Option<EncryptionKey>, Problem> {
-    let Some(found) = layers.text(&settings::ENCRYPTION_KEY) else {
+    key_of(layers, &settings::ENCRYPTION_KEY)
+}
+
+/// Both keys of a rotation: the present one and the one that takes its place.
+pub(crate) fn rotation(layers: &Layers) -> Result<(EncryptionKey, EncryptionKey), Problems> {
+    let mut problems = Problems::default();
+    let mut needed = |setting| {
+        let key = key_of(layers, setting).and_then(|key| {
+            key.ok_or_else(|| Problem::missing(setting, ": \"bunny keygen\" makes one"))
+        });
+        problems.take(key)
+    };
+    let present = needed(&settings::ENCRYPTION_KEY);
+    let new = needed(&settings::NEW_ENCRYPTION_KEY);
+    match (present, new) {
+        (Some(present), Some(new)) => Ok((present, new)),
+        _ => Err(problems),
+    }
+}
+
+fn key_of(layers: &Layers, setting: &'static Setting) -> Result<Option<EncryptionKey>, Problem> {
+    let Some(found) = layers.text(setting) else {
         return Ok(None);
     };
     match EncryptionKey::from_base64(&found.text) {
@@ -160,7 +181,7 @@ pub(crate) fn common(layers: &Layers) -> Result<Common, Problems> {
         key.ok_or_else(|| {
             Problem::missing(
                 &settings::ENCRYPTION_KEY,
-                ": \"bunny keygen\" makes one, the same one is needed for ever",
+                ": \"bunny keygen\" makes one, the same one is needed until \"bunny rotate-key\"",
             )
         })
     }));

@@ -40,6 +40,7 @@ settings! {
     CATALOG_PASSWORD: "catalog_password", "BUNNY_CATALOG_PASSWORD", "catalog-password", "PASSWORD", "Its password";
     CATALOG_DATABASE: "catalog_database", "BUNNY_CATALOG_DATABASE", "catalog-database", "DATABASE", "Its database [default: bunny]";
     ENCRYPTION_KEY: "encryption_key", "BUNNY_ENCRYPTION_KEY", "encryption-key", "KEY", "Seals secrets in the catalog; made by \"bunny keygen\"";
+    NEW_ENCRYPTION_KEY: "new_encryption_key", "BUNNY_NEW_ENCRYPTION_KEY", "new-encryption-key", "KEY", "For \"bunny rotate-key\": the key that takes its place";
     KAFKA_BROKERS: "kafka_brokers", "BUNNY_KAFKA_BROKERS", "kafka-brokers", "HOST:PORT,...", "Kafka's brokers";
     KAFKA_CONFIG: "kafka_config", "BUNNY_KAFKA_CONFIG", "kafka-config", "KEY=VALUE,...", "librdkafka settings, also as a JSON object; in the file a table [kafka]";
     TOPIC_PREFIX: "topic_prefix", "BUNNY_TOPIC_PREFIX", "topic-prefix", "PREFIX", "Begins the names of topics, slots and publications [default: bunny]";

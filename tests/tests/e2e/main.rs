@@ -13,6 +13,8 @@ mod outages;
 mod pausing;
 mod pgbench;
 mod scene;
+mod secrets;
+mod seed;
 mod snapshots;
 mod tables;
 mod types;
