@@ -209,6 +209,7 @@ pub(crate) async fn run(
                 slug: run.mirror.slug.clone(),
                 slot_name: run.mirror.slot_name.clone(),
                 mirror: Arc::clone(&run.mirror),
+                latest: run.context.updates(),
                 generation: run.mirror.generation,
                 tables,
                 recorder: recorder.clone(),

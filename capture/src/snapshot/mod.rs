@@ -82,8 +82,9 @@ pub struct SnapshotContext {
     pub slug: String,
     /// The mirror's slot; the temporary one is named after it.
     pub slot_name: String,
-    /// Gives the snapshot options.
     pub mirror: Arc<Mirror>,
+    /// The mirror as it is now: the snapshot options may change while a round runs.
+    pub latest: watch::Receiver<Arc<Mirror>>,
     /// In which L counts.
     pub generation: Uuid,
     pub tables: Vec<TableSync>,
@@ -194,21 +195,26 @@ async fn open(context: SnapshotContext) -> Result<Round> {
 /// Runs the tables in their order, some at a time. A table's failure is put down and the
 /// others go on.
 async fn all_tables(round: &Arc<Round>) -> Result<()> {
-    let at_a_time = round.context.mirror.config.snapshot_num_tables_in_parallel;
-    let mut waiting = round.context.tables.iter();
+    let mut waiting = round.context.tables.iter().peekable();
+    let mut latest = round.context.latest.clone();
     // Dropped with this future, which ends every task.
     let mut tasks = JoinSet::new();
-    for table in waiting.by_ref().take(at_a_time.max(1) as usize) {
-        tasks.spawn(one_table(round.clone(), table.clone()));
-    }
-
     let mut failures = Vec::new();
-    while let Some(joined) = tasks.join_next().await {
-        let (table, ended) =
-            joined.map_err(|error| Error::transient(format!("a table sync task: {error}")))?;
-        if let Some(table) = waiting.next() {
+    loop {
+        let config = latest.borrow_and_update().config.clone();
+        let at_a_time = config.snapshot_num_tables_in_parallel.max(1) as usize;
+        while tasks.len() < at_a_time
+            && let Some(table) = waiting.next()
+        {
             tasks.spawn(one_table(round.clone(), table.clone()));
         }
+        let joined = tokio::select! {
+            joined = tasks.join_next() => joined,
+            Ok(()) = latest.changed(), if waiting.peek().is_some() => continue,
+        };
+        let Some(joined) = joined else { break };
+        let (table, ended) =
+            joined.map_err(|error| Error::transient(format!("a table sync task: {error}")))?;
         match ended {
             Ok(()) => {}
             Err(Trouble::Round(error)) => return Err(error),

@@ -1,7 +1,6 @@
 //! One table's sync from start to finish.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 
 use bunny_schemas::control::{SyncRecord, SyncState, TableSyncFinished, TableSyncStarted};
 use tokio::task::JoinSet;
@@ -18,10 +17,15 @@ use crate::error::{Error, Result};
 /// Copies `table`. When this returns Ok, the sync is recorded as finished.
 pub(super) async fn sync(round: Arc<Round>, table: &TableSync) -> std::result::Result<(), Trouble> {
     let context = &round.context;
+    let rows_per_chunk = context
+        .latest
+        .borrow()
+        .config
+        .snapshot_num_rows_per_partition;
     let survey = survey::survey(
         &round.sessions,
         table,
-        context.mirror.config.snapshot_num_rows_per_partition,
+        rows_per_chunk,
         &context.progress,
         &context.log,
     )
@@ -123,35 +127,43 @@ async fn frame(round: &Round, record: &[u8]) -> Result<()> {
     consignment.settled().await
 }
 
-/// Copies all chunks, some at a time, and returns how many chunks and rows there were.
+/// Copies all chunks, some at a time, and returns how many chunks and rows there were. How
+/// many at a time may change meanwhile, and counts from the next chunk on.
 async fn copy(
     round: &Arc<Round>,
     table: &TableSync,
     columns: Vec<String>,
     chunks: Vec<Chunk>,
 ) -> std::result::Result<(i32, i64), Trouble> {
-    let chunks_total = i32::try_from(chunks.len()).unwrap_or(i32::MAX);
-    let config = &round.context.mirror.config;
-    let workers = chunks
-        .len()
-        .min(config.snapshot_max_parallel_workers.max(1) as usize);
+    let count = chunks.len();
+    let chunks_total = i32::try_from(count).unwrap_or(i32::MAX);
     let job = Arc::new(ChunkJob {
         table: table.clone(),
         columns,
         chunks,
-        next: AtomicUsize::new(0),
     });
+    let mut latest = round.context.latest.clone();
+    let mut next = 0;
+    let mut rows = 0;
     // Dropped on the first failure, which ends the other workers.
     let mut tasks = JoinSet::new();
-    for _ in 0..workers {
-        tasks.spawn(worker::work(round.clone(), job.clone()));
-    }
-    let mut rows = 0;
-    while let Some(joined) = tasks.join_next().await {
+    loop {
+        let config = latest.borrow_and_update().config.clone();
+        let at_a_time = config.snapshot_max_parallel_workers.max(1) as usize;
+        while next < count && tasks.len() < at_a_time {
+            tasks.spawn(worker::work(round.clone(), job.clone(), next));
+            next += 1;
+        }
+        let joined = tokio::select! {
+            joined = tasks.join_next() => joined,
+            Ok(()) = latest.changed(), if next < count => continue,
+        };
+        let Some(joined) = joined else {
+            return Ok((chunks_total, rows));
+        };
         let copied = joined.map_err(|error| {
             Trouble::Round(Error::transient(format!("a table sync worker: {error}")))
         })?;
         rows += copied?;
     }
-    Ok((chunks_total, rows))
 }

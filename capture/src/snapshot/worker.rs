@@ -1,7 +1,6 @@
 //! Copying chunks: COPY out of the snapshot, records into the topic.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bunny_postgres::{ResultExt, Session};
 use bunny_schemas::control::SnapshotChunk;
@@ -21,19 +20,17 @@ pub(super) struct ChunkJob {
     pub(super) table: TableSync,
     pub(super) columns: Vec<String>,
     pub(super) chunks: Vec<Chunk>,
-    /// Index of the chunk that the next free worker takes.
-    pub(super) next: AtomicUsize,
 }
 
-/// Copies chunks until none is left; returns the rows copied.
-pub(super) async fn work(round: Arc<Round>, job: Arc<ChunkJob>) -> Result<i64, Trouble> {
-    let mut rows = 0;
-    loop {
-        let index = job.next.fetch_add(1, Ordering::Relaxed);
-        let Some(chunk) = job.chunks.get(index) else {
-            return Ok(rows);
-        };
-        rows += copy_chunk(&round, &job, chunk).await?;
+/// Copies the chunk at `index`; returns its rows.
+pub(super) async fn work(
+    round: Arc<Round>,
+    job: Arc<ChunkJob>,
+    index: usize,
+) -> Result<i64, Trouble> {
+    match job.chunks.get(index) {
+        Some(chunk) => copy_chunk(&round, &job, chunk).await,
+        None => Ok(0),
     }
 }
 

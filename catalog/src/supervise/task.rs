@@ -111,9 +111,15 @@ pub struct MirrorContext {
 
 impl MirrorContext {
     /// The mirror's row as last read. It differs from what the task was started
-    /// with in what does not restart it: `generation_ready`.
+    /// with in what does not restart it: `generation_ready`, and options that are read
+    /// when they are needed.
     pub fn latest(&self) -> Arc<Mirror> {
         self.updates.borrow().clone()
+    }
+
+    /// The mirror's row as last read, and word when it changes, for parts of a task.
+    pub fn updates(&self) -> watch::Receiver<Arc<Mirror>> {
+        self.updates.clone()
     }
 
     /// Waits until [`MirrorContext::latest`] may have changed. Never returns

@@ -80,3 +80,65 @@ async fn soak_under_kills() -> Result<()> {
     stage.assert_topics_hold(&mirror, &load::pairs()).await?;
     Ok(())
 }
+
+const PAUSE: Duration = Duration::from_secs(300);
+const PAUSE_WAL_BYTES: u64 = 1 << 30;
+const RETAINED_BYTES_MAX: i64 = 64 << 20;
+
+/// A long pause under load leaves no WAL behind at the source: five minutes and 1 GB of it,
+/// sampled each second.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_pause_keeps_no_wal_at_the_source() -> Result<()> {
+    let stage = Stage::new("long_pause").await?;
+    let _processes = stage.start_all()?;
+    let api = stage.api().await?;
+    stage.create_peers(&api).await?;
+    let source = stage.source.connect().await?;
+    load::create_tables(&source, 1000).await?;
+    let mirror = stage
+        .create_mirror(&api, "mirror", &load::TABLES, json!({}))
+        .await?;
+    mirror.wait_running().await?;
+    let load = Load::start(&stage.source, 2, 30);
+    api.post("/v1/mirrors/mirror/pause", json!({}))
+        .await?
+        .expect(202)?;
+    mirror
+        .wait_until("PAUSED", LIMIT, |mirror, _| mirror["status"] == "PAUSED")
+        .await?;
+
+    let began = source.current_lsn().await?;
+    let started = std::time::Instant::now();
+    let (mut samples, mut retained_max, mut written) = (0, 0, 0);
+    while started.elapsed() < PAUSE || written < PAUSE_WAL_BYTES {
+        source
+            .run("INSERT INTO journal SELECT 77, g, repeat(md5(g::text), 30), now() FROM generate_series(1, 4000) g")
+            .await?;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let retained = source
+            .number("SELECT max(pg_wal_lsn_diff(pg_current_wal_flush_lsn(), restart_lsn))::int8 FROM pg_replication_slots WHERE database = current_database()")
+            .await?;
+        written = source.current_lsn().await?.0 - began.0;
+        retained_max = retained_max.max(retained);
+        samples += 1;
+    }
+    println!(
+        "paused {:?}: {written} bytes of WAL written, at most {retained_max} retained in {samples} samples",
+        started.elapsed()
+    );
+    assert!(
+        retained_max <= RETAINED_BYTES_MAX,
+        "{retained_max} bytes of WAL retained"
+    );
+
+    load.stop().await;
+    api.post("/v1/mirrors/mirror/resume", json!({}))
+        .await?
+        .expect(202)?;
+    mirror
+        .wait_for_lsn_within(source.current_lsn().await?, LIMIT)
+        .await?;
+    stage.assert_converges(&mirror, &load::pairs()).await?;
+    stage.assert_topics_hold(&mirror, &load::pairs()).await?;
+    Ok(())
+}

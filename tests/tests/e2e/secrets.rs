@@ -91,7 +91,7 @@ async fn no_planted_secret_is_ever_said() -> Result<()> {
     say(
         Method::POST,
         "/v1/users",
-        Some(json!({"username": "ann", "password": PLANTED, "role": PLANTED.to_uppercase()})),
+        Some(json!({"username": "ann", "password": PLANTED, "role": "boss"})),
     )
     .await?;
     let wrong = json!({"current_password": PLANTED, "new_password": "another password"});
