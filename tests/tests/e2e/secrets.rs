@@ -47,7 +47,7 @@ async fn no_planted_secret_is_ever_said() -> Result<()> {
         ("twice", peer("good", stage.source.port), 409),
         (
             "bad",
-            json!({"name": "bad", "password": [PLANTED], "ssl_mode": PLANTED}),
+            json!({"name": "bad", "password": [PLANTED], "ssl_mode": "on"}),
             400,
         ),
         ("destination", destination, 201),
