@@ -181,15 +181,19 @@ impl Catalog {
         self.peer_from(&row)
     }
 
-    /// Remembers which database a peer is, if that is not known yet.
+    /// Remembers which database a peer is. Once mirrors use it, what was known stays.
     pub async fn note_identity(&self, name: &str, identity: &str) -> Result<()> {
-        sqlx::query("UPDATE bunny.peers SET identity = $2 WHERE name = $1 AND identity IS NULL")
-            .bind(name)
-            .bind(identity)
-            .execute(self.pool())
-            .await
-            .map(|_| ())
-            .map_err(|error| Error::database("remembering which database a peer is", error))
+        sqlx::query(
+            "UPDATE bunny.peers SET identity = $2
+             WHERE name = $1 AND (identity IS NULL OR NOT EXISTS (
+                 SELECT FROM bunny.mirrors m WHERE $1 IN (m.source_peer, m.destination_peer)))",
+        )
+        .bind(name)
+        .bind(identity)
+        .execute(self.pool())
+        .await
+        .map(|_| ())
+        .map_err(|error| Error::database("remembering which database a peer is", error))
     }
 
     /// All peers by name.
@@ -252,6 +256,14 @@ impl Catalog {
             .collect())
     }
 
+    /// Another key is a fault of how this process was started, not of who asks for a peer.
+    fn open_password(&self, name: &str, sealed: &[u8]) -> Result<SecretString> {
+        match self.key().open(PASSWORD, name, sealed) {
+            Err(Error::Invalid(why)) => Err(Error::internal("reading a peer", why)),
+            opened => opened,
+        }
+    }
+
     fn peer_from(&self, row: &PgRow) -> Result<Peer> {
         let name: String = row.try_get("name").map_err(unreadable)?;
         let sealed: Vec<u8> = row.try_get("password").map_err(unreadable)?;
@@ -262,7 +274,7 @@ impl Catalog {
             port: u16::try_from(port)
                 .map_err(|error| Error::internal("reading a peer's port", error))?,
             user: row.try_get("username").map_err(unreadable)?,
-            password: self.key().open(PASSWORD, &name, &sealed)?,
+            password: self.open_password(&name, &sealed)?,
             database: row.try_get("database").map_err(unreadable)?,
             ssl_mode: ssl_mode
                 .parse()
