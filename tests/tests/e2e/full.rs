@@ -85,8 +85,10 @@ const PAUSE: Duration = Duration::from_secs(300);
 const PAUSE_WAL_BYTES: u64 = 1 << 30;
 const RETAINED_BYTES_MAX: i64 = 64 << 20;
 
-/// A long pause under load leaves no WAL behind at the source: five minutes and 1 GB of it,
-/// sampled each second.
+/// A long pause under load leaves no WAL behind at the source: at least five minutes and 1 GB of
+/// it, sampled each second. Postgres moves `restart_lsn` only with the records of running
+/// transactions that it logs every 15 s, and to the one before while transactions are open: about
+/// 30 s of WAL stay whatever capture confirms (measured: 122 MB at 4 MB/s). So the load is paced.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_pause_keeps_no_wal_at_the_source() -> Result<()> {
     let stage = Stage::new("long_pause").await?;
@@ -112,7 +114,7 @@ async fn a_long_pause_keeps_no_wal_at_the_source() -> Result<()> {
     let (mut samples, mut retained_max, mut written) = (0, 0, 0);
     while started.elapsed() < PAUSE || written < PAUSE_WAL_BYTES {
         source
-            .run("INSERT INTO journal SELECT 77, g, repeat(md5(g::text), 30), now() FROM generate_series(1, 4000) g")
+            .run("INSERT INTO journal SELECT 77, g, repeat(md5(g::text), 30), now() FROM generate_series(1, 1200) g")
             .await?;
         tokio::time::sleep(Duration::from_secs(1)).await;
         let retained = source
