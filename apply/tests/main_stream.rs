@@ -75,6 +75,7 @@ impl Stage {
             typmod: -1,
             not_null: false,
             key: false,
+            facts: None,
         };
         let table = TableSchema {
             mirror: slug.clone(),

@@ -75,6 +75,7 @@ fn table(index: usize) -> TableSchema {
             typmod: -1,
             not_null: true,
             key: true,
+            facts: None,
         }],
     }
 }

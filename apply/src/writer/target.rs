@@ -216,6 +216,7 @@ mod tests {
                 typmod: -1,
                 not_null: false,
                 key: *key,
+                facts: None,
             });
         TableVersion {
             schema_id: 1,

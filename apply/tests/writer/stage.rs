@@ -198,6 +198,7 @@ pub fn version(schema_id: u32, table: &str, columns: &[(&str, bool)]) -> Arc<Tab
             typmod: -1,
             not_null: *key,
             key: *key,
+            facts: None,
         });
     Arc::new(TableVersion {
         schema_id,

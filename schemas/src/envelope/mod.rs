@@ -11,6 +11,7 @@
 
 mod decoder;
 mod encoder;
+mod facts;
 mod names;
 mod numbers;
 mod schema;
@@ -27,6 +28,7 @@ use crate::{Position, Result, wire};
 
 pub use decoder::{Decoder, Scratch};
 pub use encoder::{Encoder, set_last};
+pub use facts::{ColumnFacts, EnumLabels, Label, OldRows};
 pub use names::{escape, unescape};
 pub use schema::{ColumnSchema, TableSchema, WireType};
 

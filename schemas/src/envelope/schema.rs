@@ -2,9 +2,10 @@
 //! from a registry.
 
 use bunny_postgres::TableName;
+use serde::Deserialize as _;
 use serde_json::{Value as Json, json};
 
-use super::{BeforeKind, Op, escape};
+use super::{BeforeKind, ColumnFacts, Op, escape};
 use crate::control::canonical_form;
 use crate::{Error, Result};
 
@@ -38,6 +39,9 @@ pub struct ColumnSchema {
     pub not_null: bool,
     /// Part of the key that identifies a row.
     pub key: bool,
+    /// What else the source's catalog says of it; None when it was not recognised there,
+    /// and in versions older than this property.
+    pub facts: Option<ColumnFacts>,
 }
 
 /// Avro type a column travels as, by its Postgres type.
@@ -85,7 +89,7 @@ impl TableSchema {
 
     /// Schema of the envelope: the same text for the same table version, always.
     pub fn value_avro_json(&self) -> String {
-        let row_fields: Vec<Json> = self.columns.iter().map(ColumnSchema::avro_field).collect();
+        let row_fields: Vec<Json> = self.columns.iter().map(ColumnSchema::row_field).collect();
         json!({
             "type": "record",
             "name": "Envelope",
@@ -172,6 +176,14 @@ impl ColumnSchema {
         WireType::of(self.type_oid)
     }
 
+    fn row_field(&self) -> Json {
+        let mut field = self.avro_field();
+        if let Some(facts) = &self.facts {
+            field["facts"] = json!(facts);
+        }
+        field
+    }
+
     fn avro_field(&self) -> Json {
         json!({
             "name": escape(&self.name),
@@ -196,6 +208,13 @@ impl ColumnSchema {
             typmod: number(field, "pg_typmod")?,
             not_null: flag(field, "not_null")?,
             key: flag(field, "key")?,
+            facts: match field.get("facts") {
+                None => None,
+                Some(facts) => Some(
+                    ColumnFacts::deserialize(facts)
+                        .map_err(|error| Error::Schema(format!("property \"facts\": {error}")))?,
+                ),
+            },
         })
     }
 }

@@ -133,10 +133,35 @@ pub(super) fn table() -> impl Strategy<Value = TableSchema> {
                     typmod,
                     not_null,
                     key,
+                    facts: facts(index),
                 })
                 .collect(),
         },
     )
+}
+
+/// Some columns were recognised at the source, in one way or another.
+fn facts(index: usize) -> Option<ColumnFacts> {
+    let old_rows = match index % 4 {
+        0 => return None,
+        1 => OldRows::Null,
+        2 => OldRows::Value("it's \"old\"".to_owned()),
+        _ => OldRows::Default,
+    };
+    Some(ColumnFacts {
+        default: (index % 3 == 0).then(|| "'x'::text".to_owned()),
+        old_rows,
+        primary_key: (index == 1).then_some(1),
+        collation: None,
+        labels: (index == 2).then(|| EnumLabels {
+            schema: "public".to_owned(),
+            name: "mood".to_owned(),
+            labels: vec![Label {
+                oid: u32::MAX,
+                label: "so so".to_owned(),
+            }],
+        }),
+    })
 }
 
 pub(super) fn values(cells: &[Cell]) -> Vec<Value<'_>> {

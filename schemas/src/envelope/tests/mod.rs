@@ -262,6 +262,7 @@ fn users() -> TableSchema {
         typmod: -1,
         not_null: key,
         key,
+        facts: None,
     };
     TableSchema {
         mirror: "shop".to_owned(),
