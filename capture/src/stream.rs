@@ -234,6 +234,16 @@ impl Stream {
         let Some(table) = self.tables.get(relation)? else {
             return Ok(());
         };
+        let new = match &message {
+            Message::Insert { new, .. } | Message::Update { new, .. } => Some(new),
+            _ => None,
+        };
+        if new.is_some_and(|new| table.has_new_label(new)) {
+            self.tables.describe_again(relation, source, registry).await?;
+        }
+        let Some(table) = self.tables.get(relation)? else {
+            return Ok(());
+        };
         let open = *self
             .sequencer
             .open()

@@ -10,7 +10,7 @@ use std::collections::HashSet;
 
 use bunny_postgres::Session;
 use bunny_postgres::pgoutput::Relation;
-use bunny_schemas::envelope::{ColumnFacts, EnumLabels, Label, OldRows};
+use bunny_schemas::envelope::{ColumnFacts, EnumLabels, OldRows};
 use tokio_postgres::Row;
 use tokio_postgres::types::Json;
 
@@ -97,12 +97,12 @@ pub(super) async fn read(relation: &Relation, source: &Session) -> Result<Vec<Kn
     let known: Vec<Known> = rows
         .iter()
         .map(known)
-        .collect::<Result<_, _>>()
+        .collect::<std::result::Result<_, _>>()
         .map_err(failed)?;
     Ok(recognised(known))
 }
 
-fn known(row: &Row) -> Result<Known, tokio_postgres::Error> {
+fn known(row: &Row) -> std::result::Result<Known, tokio_postgres::Error> {
     let default: Option<String> = row.try_get("default")?;
     let filling = Filling {
         missing: row.try_get("missing")?,
@@ -119,7 +119,7 @@ fn known(row: &Row) -> Result<Known, tokio_postgres::Error> {
     } else {
         OldRows::Unknown
     };
-    let labels: Option<Json<Labels>> = row.try_get("labels")?;
+    let labels: Option<Json<EnumLabels>> = row.try_get("labels")?;
     let primary_key: Option<i16> = row.try_get("key_position")?;
     Ok(Known {
         attnum: row.try_get("attnum")?,
@@ -135,8 +135,6 @@ fn known(row: &Row) -> Result<Known, tokio_postgres::Error> {
         }),
     })
 }
-
-type Labels = EnumLabels;
 
 /// What decides how a new column was filled.
 struct Filling {

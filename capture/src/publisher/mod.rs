@@ -5,6 +5,8 @@
 //! all (invariant I2). Any error leaves the publisher unusable: the run ends, and the next
 //! one opens a new publisher, which aborts whatever was left open.
 
+mod facts;
+mod labels;
 mod tables;
 
 use std::sync::Arc;

@@ -9,6 +9,7 @@ use bunny_postgres::{Session, TableName};
 use bunny_schemas::envelope::{ColumnSchema, Encoder, TableSchema, Value};
 use bunny_schemas::registry::Registry;
 
+use super::{facts, labels::Labels};
 use crate::error::{Error, Result};
 
 /// `REPLICA IDENTITY FULL` as the walsender writes it.
@@ -21,6 +22,9 @@ pub(crate) struct Published {
     /// For each column the walsender sends: whether it may leave the source.
     kept: Vec<bool>,
     has_key: bool,
+    /// For each column the walsender sends: the labels known of its enum.
+    labels: Vec<Option<Labels>>,
+    schema: TableSchema,
     described: Relation,
 }
 
@@ -28,6 +32,14 @@ impl Published {
     /// Whether events of this table carry a record key.
     pub(crate) fn has_key(&self) -> bool {
         self.has_key
+    }
+
+    /// Whether the row holds an enum label that this version does not know: labels are added
+    /// without a word from the walsender.
+    pub(crate) fn has_new_label(&self, tuple: &Tuple<'_>) -> bool {
+        tuple.iter().zip(&self.labels).any(|(value, labels)| {
+            matches!((value, labels), (TupleValue::Text(text), Some(labels)) if !labels.know(text))
+        })
     }
 
     /// The values of `tuple` that may leave the source. Excluded columns end here, on every
@@ -92,18 +104,14 @@ impl Tables {
     }
 
     /// Takes in a Relation message. The walsender repeats it after every invalidation,
-    /// changed or not, so an equal one costs nothing.
+    /// changed or not, and says nothing of defaults, NOT NULL or primary keys: so the
+    /// catalog is asked each time, and a new version begins only where something differs.
     pub(crate) async fn describe(
         &mut self,
         relation: Relation,
         source: &Session,
         registry: &Registry,
     ) -> Result<()> {
-        if let Some(Known::Mapped(published)) = self.known.get(&relation.oid)
-            && published.described == relation
-        {
-            return Ok(());
-        }
         let oid = relation.oid;
         let name = TableName {
             schema: relation.schema.clone(),
@@ -117,12 +125,36 @@ impl Tables {
             }
             None => Known::Unmapped,
             Some(mapping) => {
-                let published = publish(&self.mirror, mapping, relation, source, registry).await?;
+                let former = match self.known.get(&oid) {
+                    Some(Known::Mapped(former)) => Some(former.as_ref()),
+                    _ => None,
+                };
+                let published =
+                    publish(&self.mirror, mapping, relation, former, source, registry).await?;
+                let Some(published) = published else {
+                    return Ok(());
+                };
                 Known::Mapped(Box::new(published))
             }
         };
         self.known.insert(oid, known);
         Ok(())
+    }
+
+    /// Asks the catalog again about a relation, which the walsender has not described anew.
+    pub(crate) async fn describe_again(
+        &mut self,
+        oid: u32,
+        source: &Session,
+        registry: &Registry,
+    ) -> Result<()> {
+        match self.known.get(&oid) {
+            Some(Known::Mapped(published)) => {
+                let described = published.described.clone();
+                self.describe(described, source, registry).await
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The mapped table behind `oid`; `None` when the mirror does not map it.
@@ -137,18 +169,25 @@ impl Tables {
     }
 }
 
+/// The version that `relation` describes; None when it is `former` still.
 async fn publish(
     mirror: &str,
     mapping: &MirrorTable,
     relation: Relation,
+    former: Option<&Published>,
     source: &Session,
     registry: &Registry,
-) -> Result<Published> {
-    let catalog = column_facts(&relation, source).await?;
+) -> Result<Option<Published>> {
+    let catalog = facts::read(&relation, source).await?;
     let kept: Vec<bool> = relation
         .columns
         .iter()
         .map(|column| !mapping.exclude_columns.contains(&column.name))
+        .collect();
+    let labels = catalog
+        .iter()
+        .zip(&kept)
+        .map(|(known, kept)| Labels::of(known.facts.as_ref()).filter(|_| *kept))
         .collect();
     let full = relation.replica_identity == IDENTITY_FULL;
     let columns: Vec<ColumnSchema> = relation
@@ -171,6 +210,7 @@ async fn publish(
             } else {
                 column.key
             },
+            facts: facts.facts,
         })
         .collect();
     let has_key = columns.iter().any(|column| column.key);
@@ -180,57 +220,24 @@ async fn publish(
         table: relation.name.clone(),
         columns,
     };
+    if former.is_some_and(|former| former.described == relation && says_no_more(&former.schema, &schema)) {
+        return Ok(None);
+    }
     let (value_id, key_id) = registry.register_table(&schema).await?;
-    Ok(Published {
+    Ok(Some(Published {
         table: mapping.source.clone(),
         encoder: Encoder::new(&schema, value_id, key_id),
         kept,
         has_key,
+        labels,
+        schema,
         described: relation,
-    })
+    }))
 }
 
-struct ColumnFacts {
-    attnum: i16,
-    not_null: bool,
-    type_name: String,
-    in_primary_key: bool,
-}
-
-/// What the Relation message leaves out, from the source's catalog as it is now. A column
-/// dropped or renamed since then has attnum 0.
-async fn column_facts(relation: &Relation, source: &Session) -> Result<Vec<ColumnFacts>> {
-    let names: Vec<&str> = relation.columns.iter().map(|c| c.name.as_str()).collect();
-    let types: Vec<u32> = relation.columns.iter().map(|c| c.type_oid).collect();
-    let typmods: Vec<i32> = relation.columns.iter().map(|c| c.typmod).collect();
-    let rows = source
-        .query(
-            "SELECT coalesce(a.attnum, 0)::int2,
-                    coalesce(a.attnotnull, false),
-                    coalesce(format_type(u.type, u.typmod), 'unknown'),
-                    coalesce(i.indimmediate AND EXISTS (
-                        SELECT FROM unnest(i.indkey) WITH ORDINALITY k (attnum, position)
-                        WHERE k.attnum = a.attnum AND k.position <= i.indnkeyatts), false)
-             FROM unnest($1::text[], $2::oid[], $3::int4[])
-                  WITH ORDINALITY AS u (name, type, typmod, position)
-             LEFT JOIN pg_attribute a
-                    ON a.attrelid = $4 AND a.attname = u.name AND NOT a.attisdropped
-             LEFT JOIN pg_index i ON i.indrelid = $4 AND i.indisprimary
-             ORDER BY u.position",
-            &[&names, &types, &typmods, &relation.oid],
-        )
-        .await
-        .map_err(|error| Error::Query {
-            doing: "describing a table's columns",
-            error,
-        })?;
-    Ok(rows
-        .iter()
-        .map(|row| ColumnFacts {
-            attnum: row.get(0),
-            not_null: row.get(1),
-            type_name: row.get(2),
-            in_primary_key: row.get(3),
-        })
-        .collect())
+/// Whether the later look at the same description adds nothing to the former: it found the
+/// same, or the catalog has moved on and the table is not to be recognised in it any more.
+fn says_no_more(former: &TableSchema, later: &TableSchema) -> bool {
+    let is_recognised = later.columns.iter().all(|column| column.facts.is_some());
+    !is_recognised || former == later
 }
