@@ -39,6 +39,11 @@ pub const PAUSE_RECORDED: &str = "apply::pause_recorded";
 /// Of a mirror being deleted, nothing is left in `_bunny`; the command does not say so yet.
 pub const REMOVAL_CLEAN: &str = "apply::removal_clean";
 
+/// A destination table is altered for a new version, its rows are not written yet.
+pub const SCHEMA_CHANGED: &str = "apply::schema_changed";
+/// A new enum label is committed, the rows that hold it are not written yet.
+pub const LABEL_ADDED: &str = "apply::label_added";
+
 /// Every crash point of this crate, for tests that walk through them.
 pub const ALL: &[&str] = &[
     BEFORE_BEGIN,
@@ -58,6 +63,8 @@ pub const ALL: &[&str] = &[
     PAUSE_FENCED,
     PAUSE_RECORDED,
     REMOVAL_CLEAN,
+    SCHEMA_CHANGED,
+    LABEL_ADDED,
 ];
 
 /// Dies here, as by `kill -9`, when the point is armed.

@@ -59,6 +59,15 @@ pub enum Error {
         restart_offset: Option<i64>,
     },
 
+    /// Enums at the destination lack labels that the next rows of `table` hold. They have to
+    /// be added, and committed, before the batch is written; see `schema_change::labels`.
+    #[error("table {table}: its enums have new labels, which are added first")]
+    Labels {
+        table: TableName,
+        /// In order, each for a transaction of its own; running one again does no harm.
+        statements: Vec<String>,
+    },
+
     /// The rest of a large source transaction is not in the log yet.
     #[error(
         "the log holds only the beginning of a transaction (up to offset {end_offset}); waiting for its end"
@@ -89,6 +98,7 @@ impl Error {
             Error::Fenced { .. }
             | Error::NotYet(_)
             | Error::Unfinished { .. }
+            | Error::Labels { .. }
             | Error::Cancelled => true,
             Error::Postgres(error) => {
                 error.is_transient() || error.sqlstate().is_some_and(passes_at_destination)

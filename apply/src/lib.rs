@@ -25,6 +25,7 @@ mod removal;
 mod report;
 pub mod routes;
 mod schema;
+mod schema_change;
 mod service;
 pub mod stats;
 pub mod table_sync;

@@ -61,6 +61,7 @@ pub async fn follow(run: &MirrorRun, stats: &Arc<Stats>, budget: Budget) -> Resu
         Policy {
             has_initial_snapshot: config.do_initial_snapshot,
             creates_tables: config.create_destination_tables,
+            schema_changes: config.schema_changes,
         },
     )
     .await?;
@@ -223,6 +224,9 @@ impl Applier<'_> {
         let live: Vec<TableName> = live.into_iter().map(|(table, _)| table).collect();
         self.writer.commit(&progress, &live).await?;
         reached(crash_points::AFTER_COMMIT);
+        for said in self.writer.said() {
+            said.log(self.run);
+        }
         for table in live {
             tracing::info!(mirror = %self.run.mirror.name, %table, "table is LIVE");
         }

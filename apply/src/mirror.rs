@@ -18,6 +18,7 @@ use crate::budget::{self, Budget};
 use crate::context::{MirrorRun, application_name, application_name_prefix};
 use crate::crash_points::{self, reached};
 use crate::error::{Error, Result};
+use crate::schema_change::labels;
 use crate::stats::Stats;
 use crate::table_sync::{self, LoadProgress};
 use crate::{main_stream, paused, quarantine, reader, removal, report, wanted};
@@ -142,12 +143,11 @@ async fn go(
     loop {
         match load_and_follow(shared, run, stats, load).await {
             Ok(()) => {}
-            Err(Error::Table {
-                table,
-                reason,
-                restart_offset,
-            }) if run.mirror.config.on_table_error == OnTableError::Quarantine => {
-                quarantine::set_aside(run, &table, &reason, restart_offset).await?;
+            Err(error @ Error::Table { .. }) => set_aside_or(run, error).await?,
+            Err(Error::Labels { table, statements }) => {
+                if let Err(error) = labels::add(run, &table, &statements).await {
+                    set_aside_or(run, error).await?;
+                }
             }
             Err(Error::Unfinished { end_offset }) => {
                 stats.phase("waiting for the end of a transaction in the log");
@@ -161,6 +161,20 @@ async fn go(
             }
             Err(error) => return Err(error),
         }
+    }
+}
+
+/// Quarantines the table whose error it is, unless that stops the mirror.
+async fn set_aside_or(run: &MirrorRun, error: Error) -> Result<()> {
+    match error {
+        Error::Table {
+            table,
+            reason,
+            restart_offset,
+        } if run.mirror.config.on_table_error == OnTableError::Quarantine => {
+            quarantine::set_aside(run, &table, &reason, restart_offset).await
+        }
+        error => Err(error),
     }
 }
 

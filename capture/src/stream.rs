@@ -239,7 +239,9 @@ impl Stream {
             _ => None,
         };
         if new.is_some_and(|new| table.has_new_label(new)) {
-            self.tables.describe_again(relation, source, registry).await?;
+            self.tables
+                .describe_again(relation, source, registry)
+                .await?;
         }
         let Some(table) = self.tables.get(relation)? else {
             return Ok(());

@@ -48,3 +48,13 @@ CREATE TABLE IF NOT EXISTS _bunny.chunks (
     rows bigint NOT NULL,
     PRIMARY KEY (mirror_id, request_id, attempt, chunk)
 );
+CREATE TABLE IF NOT EXISTS _bunny.shapes (
+    mirror_id uuid NOT NULL,
+    source_schema text NOT NULL,
+    source_table text NOT NULL,
+    request_id uuid,
+    attempt int NOT NULL,
+    shape jsonb NOT NULL,
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (mirror_id, source_schema, source_table)
+);

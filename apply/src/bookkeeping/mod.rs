@@ -33,7 +33,7 @@ pub use tables::{
 /// Removes every trace of a mirror from `_bunny`, the owner row last; destination
 /// tables are never touched.
 pub async fn forget_mirror<C: GenericClient + Sync>(client: &C, mirror_id: Uuid) -> Result<()> {
-    for table in ["chunks", "tables", "progress", "owner"] {
+    for table in ["chunks", "shapes", "tables", "progress", "owner"] {
         client
             .execute(
                 &format!("DELETE FROM _bunny.{table} WHERE mirror_id = $1"),

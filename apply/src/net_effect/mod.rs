@@ -85,6 +85,30 @@ pub fn steps(events: &[Event]) -> Result<Vec<Step<'_>>, Gap> {
     Ok(steps)
 }
 
+/// Cuts steps where a table's rows go on in another version, so that each run holds one
+/// version of each table: between two runs a destination table may have to be altered.
+pub fn by_version<'s, 'a>(steps: &'s [Step<'a>]) -> Vec<&'s [Step<'a>]> {
+    let mut runs = Vec::new();
+    let mut versions: HashMap<&TableName, u32> = HashMap::new();
+    let mut start = 0;
+    for (at, step) in steps.iter().enumerate() {
+        let Step::Rows { version, .. } = step else {
+            continue;
+        };
+        let former = versions.insert(&version.source, version.schema_id);
+        if former.is_some_and(|former| former != version.schema_id) {
+            runs.push(&steps[start..at]);
+            start = at;
+            versions.clear();
+            versions.insert(&version.source, version.schema_id);
+        }
+    }
+    if start < steps.len() {
+        runs.push(&steps[start..]);
+    }
+    runs
+}
+
 /// Source changes by kind, before any folding.
 pub fn count(changes: &[&Change]) -> Counts {
     let mut counts = Counts::default();
@@ -170,6 +194,23 @@ mod tests {
             shape(&[insert(&one), insert(&two), insert(&two)]),
             ["a@1x1", "a@2x2"]
         );
+    }
+
+    #[test]
+    fn a_run_holds_one_version_of_each_table() {
+        let (one, two, b) = (version("a", 1), version("a", 2), version("b", 3));
+        let events = [
+            insert(&one),
+            insert(&b),
+            insert(&two),
+            insert(&b),
+            insert(&one),
+        ];
+        let steps = steps(&events).unwrap();
+        let sizes: Vec<usize> = by_version(&steps).iter().map(|run| run.len()).collect();
+        // b's second row joined its first, before a's second version.
+        assert_eq!(sizes, [2, 1, 1]);
+        assert!(by_version(&[]).is_empty());
     }
 
     #[test]

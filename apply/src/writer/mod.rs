@@ -21,6 +21,7 @@ mod truncate;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use bunny_catalog::SchemaChanges;
 use bunny_postgres::{Session, TableName};
 use tokio_postgres::Client;
 use uuid::Uuid;
@@ -31,6 +32,7 @@ use crate::error::{Error, Result};
 use crate::event::Change;
 use crate::net_effect::{self, Step};
 use crate::routes::Routes;
+use crate::schema_change::{Follower, Said};
 
 use target::Target;
 
@@ -46,7 +48,8 @@ pub struct Writer {
     prepared: Prepared,
     routes: Arc<Routes>,
     policy: Policy,
-    /// By value schema id.
+    follower: Follower,
+    /// By value schema id; one version of each table at a time.
     targets: HashMap<u32, Target>,
     open: Option<Open>,
 }
@@ -59,6 +62,8 @@ pub struct Policy {
     pub has_initial_snapshot: bool,
     /// Missing tables are created that no sync has created before.
     pub creates_tables: bool,
+    /// What may be done to a table whose definition changed at the source.
+    pub schema_changes: SchemaChanges,
 }
 
 /// The open destination transaction.
@@ -100,6 +105,7 @@ impl Writer {
             prepared,
             routes,
             policy,
+            follower: Follower::new(mirror_id, policy.schema_changes),
             targets: HashMap::new(),
             open: None,
         })
@@ -124,6 +130,11 @@ impl Writer {
             first_offset,
         });
         Ok(())
+    }
+
+    /// What the mirror's log is to say of the transactions committed so far.
+    pub(crate) fn said(&mut self) -> Vec<Said> {
+        self.follower.said()
     }
 
     /// Writes a part into the open transaction.
@@ -152,13 +163,19 @@ impl Writer {
             reason: format!("{}; sync the table again", gap.reason),
             restart_offset: None,
         })?;
-        if steps.is_empty() {
-            return Ok(());
+        for steps in net_effect::by_version(&steps) {
+            self.write_versions(steps).await?;
         }
-        self.find_targets(&steps).await?;
+        self.count(&steps);
+        Ok(())
+    }
+
+    /// Writes steps that hold one version of each table at most.
+    async fn write_versions(&mut self, steps: &[Step<'_>]) -> Result<()> {
+        self.find_targets(steps).await?;
         self.clear_staging().await?;
         self.run("SAVEPOINT part").await?;
-        if let Err(error) = self.write_steps(&steps, Care::Quick).await {
+        if let Err(error) = self.write_steps(steps, Care::Quick).await {
             if error.is_transient() {
                 return Err(error);
             }
@@ -168,11 +185,9 @@ impl Writer {
                 // Staged rows may be back that were cleared since the savepoint.
                 target.staged = target.stage_copy.is_some();
             }
-            self.write_steps(&steps, Care::Careful).await?;
+            self.write_steps(steps, Care::Careful).await?;
         }
-        self.run("RELEASE SAVEPOINT part").await?;
-        self.count(&steps);
-        Ok(())
+        self.run("RELEASE SAVEPOINT part").await
     }
 
     /// Commits what was written, with the progress it makes.
@@ -247,13 +262,16 @@ impl Writer {
                         .await
                         .map_err(|error| of_table(&version.source, error))?;
                 }
-                let target = Target::find(
-                    &self.session,
-                    version,
-                    &route.destination,
-                    &route.primary_key,
-                )
-                .await?;
+                let (source, destination) = (&version.source, route.destination.clone());
+                let primary_key = route.primary_key.clone();
+                self.forget_former(source).await?;
+                let fit = self
+                    .follower
+                    .follow(&self.session, version, &destination)
+                    .await
+                    .map_err(|error| of_table(source, error))?;
+                let target =
+                    Target::find(&self.session, version, &destination, &fit, &primary_key).await?;
                 self.targets.insert(version.schema_id, target);
             }
             let only_inserts = changes
@@ -264,6 +282,27 @@ impl Writer {
             {
                 target.ensure_staging(&self.session).await?;
             }
+        }
+        Ok(())
+    }
+
+    /// Forgets how rows of the table's former version were written.
+    async fn forget_former(&mut self, source: &TableName) -> Result<()> {
+        let former = self.targets.iter().find(|(_, of)| of.source == *source);
+        let Some(target) = former
+            .map(|(id, _)| *id)
+            .and_then(|id| self.targets.remove(&id))
+        else {
+            return Ok(());
+        };
+        if target.stage_copy.is_some() {
+            self.session
+                .batch_execute(&target.sql.drop_staging())
+                .await
+                .map_err(Error::sql(format!(
+                    "dropping the staging table of {}",
+                    target.destination
+                )))?;
         }
         Ok(())
     }

@@ -85,6 +85,10 @@ impl Sql {
         sql
     }
 
+    pub(super) fn drop_staging(&self) -> String {
+        format!("DROP TABLE {}", self.staging)
+    }
+
     pub(super) fn clear_staging(&self) -> String {
         format!("TRUNCATE {}", self.staging)
     }

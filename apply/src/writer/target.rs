@@ -8,6 +8,7 @@ use super::sql::{Sql, SqlColumn};
 use crate::error::{Error, Result};
 use crate::event::{Row, TableVersion};
 use crate::net_effect::keyed::KeyChange;
+use crate::schema_change::Fit;
 
 /// Domains are resolved to what they stand for: a staged row may hold NULL where the
 /// domain forbids it (cells that mean nothing). A collation is named where it is not the
@@ -57,12 +58,14 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Looks the destination table up. `primary_key` is the source table's, used when
-    /// the events carry no key of their own (whole old rows, or inserts only).
+    /// Looks the destination table up. `fit` says where the columns go. `primary_key` is the
+    /// source table's when it was synced, used when the events carry no key of their own
+    /// (whole old rows, or inserts only) and don't say which the primary key is.
     pub(super) async fn find(
         client: &Client,
         version: &TableVersion,
         destination: &TableName,
+        fit: &Fit,
         primary_key: &[String],
     ) -> Result<Target, Error> {
         let rows = client
@@ -84,9 +87,12 @@ impl Target {
         let mut written = Vec::new();
         let mut columns = Vec::new();
         let mut missing = Vec::new();
-        for (index, column) in version.columns.iter().enumerate() {
-            let Some(row) = rows.iter().find(|row| row.get::<_, &str>(0) == column.name) else {
-                missing.push(quote_ident(&column.name));
+        for (index, into) in fit.into.iter().enumerate() {
+            let Some(into) = into else {
+                continue;
+            };
+            let Some(row) = rows.iter().find(|row| row.get::<_, &str>(0) == into) else {
+                missing.push(quote_ident(into));
                 continue;
             };
             if row.get::<_, bool>("generated") {
@@ -94,7 +100,7 @@ impl Target {
             }
             written.push(index);
             columns.push(SqlColumn {
-                name: quote_ident(&column.name),
+                name: quote_ident(into),
                 type_name: row.get("type_name"),
                 collation: row.get("collation"),
                 always_identity: row.get("always_identity"),
@@ -108,19 +114,18 @@ impl Target {
                 missing.join(", ")
             )));
         }
-        let key = key_columns(version, primary_key);
+        let key = key_columns(version, fit, primary_key);
         for (column, index) in columns.iter_mut().zip(&written) {
             column.key = key.contains(index);
         }
         if columns.iter().filter(|column| column.key).count() != key.len() {
             return Err(refused(format!(
-                "a key column is generated in destination table {destination}, so its rows cannot be found by it"
+                "a key column is missing or generated in destination table {destination}, so its rows cannot be found by it"
             )));
         }
         let has_own_columns = rows.iter().any(|row| {
             let name: &str = row.get(0);
-            !row.get::<_, bool>("generated")
-                && version.columns.iter().all(|column| column.name != name)
+            !row.get::<_, bool>("generated") && fit.into.iter().flatten().all(|into| into != name)
         });
         let staging = format!("pg_temp.\"bunny_stage_{}\"", version.schema_id);
         Ok(Target {
@@ -177,12 +182,17 @@ impl Target {
 }
 
 /// The event's own key, or else the source's primary key where the events carry it.
-fn key_columns(version: &TableVersion, primary_key: &[String]) -> Vec<usize> {
+fn key_columns(version: &TableVersion, fit: &Fit, primary_key: &[String]) -> Vec<usize> {
     let own: Vec<usize> = (0..version.columns.len())
         .filter(|&index| version.columns[index].key)
         .collect();
     if !own.is_empty() {
         return own;
+    }
+    if let Some(key) = &fit.primary_key {
+        let mut key = key.clone();
+        key.sort_unstable();
+        return key;
     }
     let by_name = |name: &String| {
         version
@@ -228,21 +238,39 @@ mod tests {
         }
     }
 
+    fn fit(primary_key: Option<Vec<usize>>) -> Fit {
+        Fit {
+            into: Vec::new(),
+            primary_key,
+        }
+    }
+
     #[test]
     fn the_events_key_wins_over_the_primary_key() {
         let version = version(&[("id", false), ("code", true)]);
-        assert_eq!(key_columns(&version, &["id".into()]), [1]);
+        assert_eq!(key_columns(&version, &fit(None), &["id".into()]), [1]);
     }
 
     #[test]
     fn a_primary_key_serves_events_without_one() {
         let version = version(&[("a", false), ("b", false), ("c", false)]);
-        assert_eq!(key_columns(&version, &["c".into(), "a".into()]), [0, 2]);
+        assert_eq!(
+            key_columns(&version, &fit(None), &["c".into(), "a".into()]),
+            [0, 2]
+        );
+        assert_eq!(
+            key_columns(&version, &fit(Some(vec![1])), &["c".into()]),
+            [1]
+        );
+        assert!(
+            key_columns(&version, &fit(Some(Vec::new())), &["c".into()]).is_empty(),
+            "it has none by now"
+        );
     }
 
     #[test]
     fn half_a_key_is_none() {
         let version = version(&[("a", false)]);
-        assert!(key_columns(&version, &["a".into(), "excluded".into()]).is_empty());
+        assert!(key_columns(&version, &fit(None), &["a".into(), "excluded".into()]).is_empty());
     }
 }

@@ -93,6 +93,7 @@ impl Stage {
             Policy {
                 has_initial_snapshot: self.has_initial_snapshot,
                 creates_tables: !self.has_initial_snapshot,
+                schema_changes: bunny_catalog::SchemaChanges::Additive,
             },
         )
         .await

@@ -220,7 +220,9 @@ async fn publish(
         table: relation.name.clone(),
         columns,
     };
-    if former.is_some_and(|former| former.described == relation && says_no_more(&former.schema, &schema)) {
+    if former
+        .is_some_and(|former| former.described == relation && says_no_more(&former.schema, &schema))
+    {
         return Ok(None);
     }
     let (value_id, key_id) = registry.register_table(&schema).await?;
