@@ -137,10 +137,6 @@ pub(crate) fn without_effect_yet(config: &MirrorConfig) -> Vec<String> {
         "resync_strategy is stored; this version has no resync",
     );
     say(
-        config.schema_changes != SchemaChanges::Manual,
-        "schema_changes is stored; this version does not follow changes of table definitions",
-    );
-    say(
         config.untracked_changes != defaults.untracked_changes,
         "untracked_changes is stored; this version does not look for changes outside the stream",
     );

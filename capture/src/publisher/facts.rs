@@ -1,12 +1,5 @@
-//! What a Relation message leaves out, from the source's catalog.
-//!
-//! The walsender describes a table as it was at that place of the stream; the catalog
-//! answers for this moment. Between the two columns may have been dropped, renamed and
-//! added. So facts are given only where the catalog still holds every column of the
-//! message, in the same order: otherwise a name may mean another column now, and nothing is
-//! said of any (`attnum` 0).
-
-use std::collections::HashSet;
+//! What a Relation message leaves out, from the source's catalog. Facts are given only for
+//! columns that `recognise` is sure of.
 
 use bunny_postgres::Session;
 use bunny_postgres::pgoutput::Relation;
@@ -14,12 +7,13 @@ use bunny_schemas::envelope::{ColumnFacts, EnumLabels, OldRows};
 use tokio_postgres::Row;
 use tokio_postgres::types::Json;
 
+use super::recognise::{self, Former, Slot};
 use crate::error::{Error, Result};
 
 /// What is known of one column.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Known {
-    /// 0 when the table was not recognised.
+    /// 0 when it was not recognised.
     pub(super) attnum: i16,
     pub(super) not_null: bool,
     pub(super) type_name: String,
@@ -32,24 +26,12 @@ pub(super) struct Known {
 /// number was never rewritten, so a column without such a value is NULL in older rows.
 /// Functions are looked for by name, in whatever schema: one volatile namesake too many
 /// only costs a table sync.
-const COLUMNS: &str = r#"
-WITH RECURSIVE wanted AS (
-    SELECT * FROM unnest($1::text[], $2::oid[], $3::int4[]) WITH ORDINALITY AS u (name, type, typmod, position)
-), element(position, type) AS (
-    SELECT position, type FROM wanted
-  UNION ALL
-    SELECT e.position, CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.typelem END
-    FROM element e JOIN pg_type t ON t.oid = e.type
-    WHERE t.typtype = 'd' OR t.typcategory = 'A' AND t.typelem <> 0
-)
-SELECT coalesce(a.attnum, 0)::int2 AS attnum,
-       coalesce(a.attnotnull, false) AS not_null,
-       coalesce(format_type(u.type, u.typmod), 'unknown') AS type_name,
+const SLOTS: &str = r#"
+SELECT a.attnum, a.attname::text AS name, a.attisdropped AS is_dropped, a.attnotnull AS not_null, a.atttypid AS type,
        coalesce(i.indimmediate, false) AS key_is_immediate,
        k.position::int2 AS key_position,
-       a.atttypid IS NOT DISTINCT FROM u.type AS same_type,
        CASE WHEN a.attgenerated = '' THEN d.expression END AS "default",
-       coalesce(a.attidentity <> '', false) AS is_identity,
+       a.attidentity <> '' AS is_identity,
        CASE WHEN a.atthasmissing THEN CASE WHEN t.typdelim = ','
             THEN (a.attmissingval::text::text[])[1] ELSE btrim(a.attmissingval::text, '{}"') END END AS missing,
        EXISTS (SELECT FROM regexp_matches(d.expression, '([A-Za-z_][A-Za-z0-9_$]*)"?\(', 'g') AS m
@@ -61,7 +43,30 @@ SELECT coalesce(a.attnum, 0)::int2 AS attnum,
        CASE WHEN a.attcollation <> t.typcollation THEN
            (SELECT quote_ident(n.nspname) || '.' || quote_ident(l.collname)
             FROM pg_collation l JOIN pg_namespace n ON n.oid = l.collnamespace WHERE l.oid = a.attcollation)
-       END AS collation,
+       END AS collation
+FROM pg_attribute a
+JOIN pg_class c ON c.oid = a.attrelid
+LEFT JOIN pg_type t ON t.oid = a.atttypid
+LEFT JOIN LATERAL (SELECT pg_get_expr(adbin, adrelid) AS expression
+                   FROM pg_attrdef WHERE adrelid = a.attrelid AND adnum = a.attnum) d ON true
+LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisprimary
+LEFT JOIN LATERAL (SELECT k.position FROM unnest(i.indkey) WITH ORDINALITY k (attnum, position)
+                   WHERE k.attnum = a.attnum AND k.position <= i.indnkeyatts) k ON true
+WHERE a.attrelid = $1 AND a.attnum > 0
+ORDER BY a.attnum"#;
+
+/// Names of the message's own types, and the labels of the enums they are made of.
+const TYPES: &str = "
+WITH RECURSIVE wanted AS (
+    SELECT * FROM unnest($1::oid[], $2::int4[]) WITH ORDINALITY AS u (type, typmod, position)
+), element(position, type) AS (
+    SELECT position, type FROM wanted
+  UNION ALL
+    SELECT e.position, CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.typelem END
+    FROM element e JOIN pg_type t ON t.oid = e.type
+    WHERE t.typtype = 'd' OR t.typcategory = 'A' AND t.typelem <> 0
+)
+SELECT coalesce(format_type(u.type, u.typmod), 'unknown') AS type_name,
        (SELECT jsonb_build_object('schema', n.nspname, 'name', et.typname, 'labels', jsonb_agg(
                    jsonb_build_object('oid', l.oid::int8, 'label', l.enumlabel) ORDER BY l.enumsortorder))
         FROM element e
@@ -71,68 +76,121 @@ SELECT coalesce(a.attnum, 0)::int2 AS attnum,
         WHERE e.position = u.position
         GROUP BY n.nspname, et.typname) AS labels
 FROM wanted u
-LEFT JOIN pg_class c ON c.oid = $4
-LEFT JOIN pg_attribute a ON a.attrelid = $4 AND a.attname = u.name AND NOT a.attisdropped
-LEFT JOIN pg_type t ON t.oid = a.atttypid
-LEFT JOIN LATERAL (SELECT pg_get_expr(adbin, adrelid) AS expression
-                   FROM pg_attrdef WHERE adrelid = $4 AND adnum = a.attnum) d ON true
-LEFT JOIN pg_index i ON i.indrelid = $4 AND i.indisprimary
-LEFT JOIN LATERAL (SELECT k.position FROM unnest(i.indkey) WITH ORDINALITY k (attnum, position)
-                   WHERE k.attnum = a.attnum AND k.position <= i.indnkeyatts) k ON true
-ORDER BY u.position"#;
+ORDER BY u.position";
 
-/// The facts of each column of `relation`, in its order.
-pub(super) async fn read(relation: &Relation, source: &Session) -> Result<Vec<Known>> {
-    let names: Vec<&str> = relation.columns.iter().map(|c| c.name.as_str()).collect();
-    let types: Vec<u32> = relation.columns.iter().map(|c| c.type_oid).collect();
-    let typmods: Vec<i32> = relation.columns.iter().map(|c| c.typmod).collect();
+/// The facts of each column of `relation`, in its order, and what the next version is to be
+/// recognised by.
+pub(super) async fn read(
+    relation: &Relation,
+    former: Option<&Former>,
+    source: &Session,
+) -> Result<(Vec<Known>, Former)> {
     let failed = |error| Error::Query {
         doing: "describing a table's columns",
         error,
     };
-    let rows = source
-        .query(COLUMNS, &[&names, &types, &typmods, &relation.oid])
+    let types: Vec<u32> = relation.columns.iter().map(|c| c.type_oid).collect();
+    let typmods: Vec<i32> = relation.columns.iter().map(|c| c.typmod).collect();
+    let slot_rows = source
+        .query(SLOTS, &[&relation.oid])
         .await
         .map_err(failed)?;
-    let known: Vec<Known> = rows
-        .iter()
-        .map(known)
-        .collect::<std::result::Result<_, _>>()
+    let type_rows = source
+        .query(TYPES, &[&types, &typmods])
+        .await
         .map_err(failed)?;
-    Ok(recognised(known))
+    let slots: Vec<Slot> = slot_rows
+        .iter()
+        .map(|row| Slot {
+            attnum: row.get("attnum"),
+            name: row.get("name"),
+            is_dropped: row.get("is_dropped"),
+        })
+        .collect();
+    let names: Vec<&str> = relation.columns.iter().map(|c| c.name.as_str()).collect();
+    let attnums = recognise::attnums(&names, &slots, former);
+    let mut known = Vec::with_capacity(names.len());
+    for ((column, attnum), types) in relation.columns.iter().zip(&attnums).zip(&type_rows) {
+        let slot = slot_rows
+            .iter()
+            .find(|row| row.get::<_, i16>("attnum") == *attnum);
+        known.push(one(column.type_oid, slot, types).map_err(failed)?);
+    }
+    let former = Former {
+        columns: names
+            .iter()
+            .zip(attnums)
+            .map(|(name, attnum)| ((*name).to_owned(), attnum))
+            .collect(),
+        dropped: slots
+            .iter()
+            .filter(|slot| slot.is_dropped)
+            .map(|slot| slot.attnum)
+            .collect(),
+    };
+    Ok((known, former))
 }
 
-fn known(row: &Row) -> std::result::Result<Known, tokio_postgres::Error> {
-    let default: Option<String> = row.try_get("default")?;
-    let filling = Filling {
-        missing: row.try_get("missing")?,
-        has_default: default.is_some(),
-        never_rewritten: row.try_get::<_, Option<bool>>("never_rewritten")? == Some(true),
-        differs_per_row: row.try_get::<_, bool>("is_identity")?
-            || row.try_get::<_, bool>("is_volatile")?
-            || row.try_get::<_, bool>("domain_fills")?,
-        is_constant: row.try_get("is_constant")?,
-        not_null: row.try_get("not_null")?,
+/// `slot`: the column in the catalog, if it was recognised; `types`: its type's name and labels.
+fn one(
+    type_oid: u32,
+    slot: Option<&Row>,
+    types: &Row,
+) -> std::result::Result<Known, tokio_postgres::Error> {
+    let unknown = Known {
+        attnum: 0,
+        not_null: false,
+        type_name: types.try_get("type_name")?,
+        in_primary_key: false,
+        facts: None,
     };
-    let old_rows = if row.try_get("same_type")? {
+    let Some(slot) = slot else {
+        return Ok(unknown);
+    };
+    let attnum = slot.try_get("attnum")?;
+    let labels: Option<Json<EnumLabels>> = types.try_get("labels")?;
+    let labels = labels.map(|Json(labels)| labels);
+    if slot.try_get("is_dropped")? {
+        // It is gone since, and with it what its older rows held.
+        return Ok(Known {
+            attnum,
+            facts: Some(ColumnFacts {
+                old_rows: OldRows::Null,
+                labels,
+                ..ColumnFacts::default()
+            }),
+            ..unknown
+        });
+    }
+    let default: Option<String> = slot.try_get("default")?;
+    let filling = Filling {
+        missing: slot.try_get("missing")?,
+        has_default: default.is_some(),
+        never_rewritten: slot.try_get("never_rewritten")?,
+        differs_per_row: slot.try_get::<_, bool>("is_identity")?
+            || slot.try_get::<_, bool>("is_volatile")?
+            || slot.try_get::<_, bool>("domain_fills")?,
+        is_constant: slot.try_get("is_constant")?,
+        not_null: slot.try_get("not_null")?,
+    };
+    let old_rows = if slot.try_get::<_, u32>("type")? == type_oid {
         old_rows(filling)
     } else {
         OldRows::Unknown
     };
-    let labels: Option<Json<EnumLabels>> = row.try_get("labels")?;
-    let primary_key: Option<i16> = row.try_get("key_position")?;
+    let primary_key: Option<i16> = slot.try_get("key_position")?;
     Ok(Known {
-        attnum: row.try_get("attnum")?,
-        not_null: row.try_get("not_null")?,
-        type_name: row.try_get("type_name")?,
-        in_primary_key: primary_key.is_some() && row.try_get("key_is_immediate")?,
+        attnum,
+        not_null: slot.try_get("not_null")?,
+        in_primary_key: primary_key.is_some() && slot.try_get("key_is_immediate")?,
         facts: Some(ColumnFacts {
             default,
             old_rows,
             primary_key,
-            collation: row.try_get("collation")?,
-            labels: labels.map(|Json(labels)| labels),
+            collation: slot.try_get("collation")?,
+            labels,
         }),
+        ..unknown
     })
 }
 
@@ -176,52 +234,9 @@ fn old_rows(filling: Filling) -> OldRows {
     }
 }
 
-/// All or nothing: facts hold only if every column is found, in the same order. Pure.
-fn recognised(mut known: Vec<Known>) -> Vec<Known> {
-    let ordered: HashSet<i16> = known.iter().map(|column| column.attnum).collect();
-    let is_recognised = ordered.len() == known.len()
-        && known.iter().all(|column| column.attnum > 0)
-        && known.is_sorted_by_key(|column| column.attnum);
-    if !is_recognised {
-        for column in &mut known {
-            column.attnum = 0;
-            column.facts = None;
-        }
-    }
-    known
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn known(attnums: &[i16]) -> Vec<Known> {
-        attnums
-            .iter()
-            .map(|&attnum| Known {
-                attnum,
-                not_null: false,
-                type_name: "text".into(),
-                in_primary_key: false,
-                facts: Some(ColumnFacts::default()),
-            })
-            .collect()
-    }
-
-    fn is_recognised(attnums: &[i16]) -> bool {
-        recognised(known(attnums))
-            .iter()
-            .all(|column| column.attnum > 0 && column.facts.is_some())
-    }
-
-    #[test]
-    fn a_table_is_recognised_whole_or_not_at_all() {
-        assert!(is_recognised(&[1, 2, 4]));
-        assert!(!is_recognised(&[1, 0, 2]), "a column is gone");
-        assert!(!is_recognised(&[1, 3, 2]), "names have changed hands");
-        let lost = recognised(known(&[1, 0]));
-        assert_eq!(lost[0].attnum, 0, "its name may mean another column");
-    }
 
     fn filling() -> Filling {
         Filling {

@@ -7,6 +7,7 @@
 
 mod facts;
 mod labels;
+mod recognise;
 mod tables;
 
 use std::sync::Arc;

@@ -9,7 +9,7 @@ use bunny_postgres::{Session, TableName};
 use bunny_schemas::envelope::{ColumnSchema, Encoder, TableSchema, Value};
 use bunny_schemas::registry::Registry;
 
-use super::{facts, labels::Labels};
+use super::{facts, labels::Labels, recognise::Former};
 use crate::error::{Error, Result};
 
 /// `REPLICA IDENTITY FULL` as the walsender writes it.
@@ -26,6 +26,8 @@ pub(crate) struct Published {
     labels: Vec<Option<Labels>>,
     schema: TableSchema,
     described: Relation,
+    /// What the next version is recognised by.
+    recognised: Former,
 }
 
 impl Published {
@@ -178,7 +180,8 @@ async fn publish(
     source: &Session,
     registry: &Registry,
 ) -> Result<Option<Published>> {
-    let catalog = facts::read(&relation, source).await?;
+    let recognised = former.map(|former| &former.recognised);
+    let (catalog, recognised) = facts::read(&relation, recognised, source).await?;
     let kept: Vec<bool> = relation
         .columns
         .iter()
@@ -234,12 +237,17 @@ async fn publish(
         labels,
         schema,
         described: relation,
+        recognised,
     }))
 }
 
 /// Whether the later look at the same description adds nothing to the former: it found the
-/// same, or the catalog has moved on and the table is not to be recognised in it any more.
+/// same, or the catalog has moved on and a column is not to be recognised in it any more.
 fn says_no_more(former: &TableSchema, later: &TableSchema) -> bool {
-    let is_recognised = later.columns.iter().all(|column| column.facts.is_some());
-    !is_recognised || former == later
+    let is_lost = former
+        .columns
+        .iter()
+        .zip(&later.columns)
+        .any(|(former, later)| former.facts.is_some() && later.facts.is_none());
+    is_lost || former == later
 }

@@ -215,6 +215,7 @@ fn every_crash_point_is_in_a_suite() -> Result<()> {
         &CAPTURE_PAUSE,
         &APPLY_REMOVAL,
         &CAPTURE_REMOVAL,
+        &crate::schema_changes::APPLY_SCHEMA_CHANGES,
     ];
     let covered: BTreeSet<&str> = suites
         .concat()

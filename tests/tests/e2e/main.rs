@@ -15,6 +15,7 @@ mod pgbench;
 mod scene;
 mod secrets;
 mod seed;
+mod schema_changes;
 mod snapshots;
 mod tables;
 mod types;

@@ -1,0 +1,400 @@
+//! Changes of table definitions on the live stream, under load, in every mode, and with
+//! apply dying around them.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use bunny_tests::bunny::Role;
+use bunny_tests::content::TablePair;
+use bunny_tests::database::Session;
+use bunny_tests::load::{self, Load};
+use bunny_tests::stage::{Mirror, Stage};
+use serde_json::{Value, json};
+
+use crate::scene::Scene;
+
+const CRASH_LIMIT: Duration = Duration::from_secs(60);
+
+/// Around a schema change: altered and not committed, written, committed, a label of its own.
+pub const APPLY_SCHEMA_CHANGES: [(&str, u32); 5] = [
+    ("apply::schema_changed", 1),
+    ("apply::schema_changed", 2),
+    ("apply::before_commit", 1),
+    ("apply::after_commit", 1),
+    ("apply::label_added", 1),
+];
+
+/// The columns of a table, in one text: name, type, NOT NULL, default, key.
+async fn columns(session: &Session, table: &str) -> Result<Vec<String>> {
+    let rows = session
+        .query(
+            "SELECT format('%s %s%s%s%s', a.attname, format_type(a.atttypid, a.atttypmod),
+                    CASE WHEN a.attnotnull THEN ' not null' END, ' default ' || pg_get_expr(d.adbin, d.adrelid),
+                    CASE WHEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisprimary
+                                      AND a.attnum = ANY (i.indkey)) THEN ' key' END)
+             FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+             WHERE a.attrelid = $1::text::regclass AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attname",
+            &[&table],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Warnings of the mirror's log that hold every one of `words`.
+async fn said(scene: &Scene, mirror: &Mirror, words: &[&str]) -> Result<usize> {
+    let log = scene
+        .api
+        .get(&format!("/v1/mirrors/{}/logs?limit=500", mirror.name))
+        .await?
+        .expect(200)?;
+    let lines = log["logs"].as_array().cloned().unwrap_or_default();
+    let holds = |line: &&Value| {
+        line["message"]
+            .as_str()
+            .is_some_and(|message| words.iter().all(|word| message.contains(word)))
+    };
+    Ok(lines.iter().filter(holds).count())
+}
+
+const THINGS: &str = "
+    CREATE TYPE mood AS ENUM ('sad', 'glad');
+    CREATE TABLE things (id int PRIMARY KEY, a text, b int, c varchar(5), d text NOT NULL, m mood);
+    INSERT INTO things SELECT g, 'a' || g, g, 'c', 'd', 'sad' FROM generate_series(1, 200) g;";
+
+/// Each with data changes before and after; together they are everything that `all` follows.
+const ALL: [&str; 19] = [
+    // Added: empty, constant, stable, an array, filled rows updated and deleted.
+    "ALTER TABLE things ADD plain text; UPDATE things SET plain = 'p' WHERE id % 3 = 0; DELETE FROM things WHERE id = 1;",
+    "ALTER TABLE things ADD k int NOT NULL DEFAULT 7, ADD k2 text DEFAULT 'it''s', ADD k3 int[] DEFAULT '{1,2}', ADD k4 timestamptz DEFAULT now();
+     INSERT INTO things (id, d) VALUES (301, 'x'); UPDATE things SET k = 8 WHERE id < 5;",
+    "ALTER TABLE things ADD later int; ALTER TABLE things ALTER later SET DEFAULT 3; INSERT INTO things (id, d) VALUES (302, 'x');",
+    // Several versions in one transaction, rows of each.
+    "BEGIN; INSERT INTO things (id, d) VALUES (310, 'first'); ALTER TABLE things ADD e int; INSERT INTO things (id, d, e) VALUES (311, 'second', 1);
+     UPDATE things SET e = 2 WHERE id = 310; ALTER TABLE things ADD f text DEFAULT 'f'; UPDATE things SET f = 'g' WHERE id % 2 = 0;
+     DELETE FROM things WHERE id = 311; INSERT INTO things (id, d) VALUES (312, 'third'); COMMIT;",
+    // And with more rows than a batch holds.
+    "BEGIN; INSERT INTO things (id, d) SELECT g, 'many' FROM generate_series(1000, 1500) g; ALTER TABLE things ADD g numeric(6,2) DEFAULT 1.50;
+     UPDATE things SET g = 2 WHERE id >= 1100; ALTER TABLE things ADD h bool; INSERT INTO things (id, d, h) SELECT g, 'more', true FROM generate_series(1600, 2000) g; COMMIT;",
+    "ALTER TABLE things DROP COLUMN k2; UPDATE things SET a = 'after drop' WHERE id = 3;",
+    "ALTER TABLE things RENAME COLUMN a TO a2; UPDATE things SET a2 = 'after rename' WHERE id = 4;",
+    // Names that change hands.
+    "BEGIN; ALTER TABLE things RENAME plain TO t; ALTER TABLE things RENAME a2 TO plain; ALTER TABLE things RENAME t TO a2; COMMIT; UPDATE things SET plain = 'now this' WHERE id = 5;",
+    // Dropped and added again under the same name.
+    "ALTER TABLE things DROP COLUMN later; ALTER TABLE things ADD later int DEFAULT 99; UPDATE things SET b = b + 1 WHERE id = 6;",
+    "ALTER TABLE things ALTER b TYPE bigint; UPDATE things SET b = 5000000000 WHERE id = 7;",
+    "ALTER TABLE things ALTER c TYPE varchar(20); UPDATE things SET c = 'longer than five' WHERE id = 8;",
+    "ALTER TABLE things ALTER b TYPE text; UPDATE things SET b = 'words' WHERE id = 9;",
+    "ALTER TABLE things ALTER d DROP NOT NULL; UPDATE things SET d = NULL WHERE id = 10;",
+    "UPDATE things SET c = 'none' WHERE c IS NULL; ALTER TABLE things ALTER c SET NOT NULL; UPDATE things SET c = 'set' WHERE id = 11;",
+    // Labels: at the end, in between, renamed.
+    "ALTER TYPE mood ADD VALUE 'angry'; COMMITTED; INSERT INTO things (id, c, m) VALUES (320, 'c', 'angry');",
+    "ALTER TYPE mood ADD VALUE 'so so' BEFORE 'glad'; COMMITTED; UPDATE things SET m = 'so so' WHERE id < 20;",
+    "ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'; UPDATE things SET m = 'blue' WHERE id = 12;",
+    // The key: renamed, then another one.
+    "ALTER TABLE things RENAME id TO number; UPDATE things SET number = -number WHERE number = 13; DELETE FROM things WHERE number = 14;",
+    "ALTER TABLE things DROP CONSTRAINT things_pkey, ADD PRIMARY KEY (number, c); UPDATE things SET c = 'key' WHERE number = 15;
+     INSERT INTO things (number, c) VALUES (15, 'twin'); DELETE FROM things WHERE number = 16;",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_follows_every_change_under_load() -> Result<()> {
+    let scene = Scene::new("schema_all").await?;
+    let destination = scene.stage.destination.connect().await?;
+    destination
+        .run("CREATE TYPE mood AS ENUM ('sad', 'glad')")
+        .await?;
+    load::create_tables(&scene.source, 1000).await?;
+    scene.source.run(THINGS).await?;
+    let mut tables = load::TABLES.to_vec();
+    tables.push("public.things");
+    let mirror = scene
+        .running_mirror(
+            &tables,
+            json!({"schema_changes": "all", "max_batch_size": 100}),
+        )
+        .await?;
+    let load = Load::start(&scene.stage.source, 2, 40);
+    let things = [TablePair::same("public.things")];
+    for change in ALL {
+        // A new label may be used only after it is committed.
+        for sql in change.split("COMMITTED;") {
+            scene.source.run(sql).await?;
+        }
+        scene
+            .stage
+            .assert_converges(&mirror, &things)
+            .await
+            .with_context(|| change.to_owned())?;
+        let (here, there) = (
+            columns(&scene.source, "things").await?,
+            columns(&destination, "things").await?,
+        );
+        assert_eq!(there, here, "{change}");
+    }
+    // The tables that the load writes to, in the midst of it.
+    scene
+        .source
+        .run("ALTER TABLE accounts ADD grade int DEFAULT 3; ALTER TABLE journal ADD mark text; ALTER TABLE measurements ADD unit text DEFAULT 'mm';
+              ALTER TABLE documents DROP COLUMN title, ADD words int;")
+        .await?;
+    load.advance(60).await;
+    scene
+        .source
+        .run("ALTER TABLE accounts RENAME owner TO holder; ALTER TABLE measurements ALTER value TYPE numeric;")
+        .await?;
+    load.advance(60).await;
+    load.stop().await;
+    scene
+        .stage
+        .assert_converges(&mirror, &load::pairs())
+        .await?;
+    for table in ["accounts", "documents", "measurements", "journal"] {
+        scene
+            .source
+            .run(&format!(
+                "INSERT INTO {table} SELECT * FROM {table} WHERE false"
+            ))
+            .await?;
+        let (here, there) = (
+            columns(&scene.source, table).await?,
+            columns(&destination, table).await?,
+        );
+        let names = |columns: &[String]| -> Vec<String> {
+            let first = |column: &String| column.split(' ').next().unwrap_or_default().to_owned();
+            columns.iter().map(first).collect()
+        };
+        assert_eq!(names(&there), names(&here), "{table}");
+    }
+    Ok(())
+}
+
+/// `additive` and `manual` on two tables of one source: what they do, what they refuse,
+/// and that it is said once.
+#[tokio::test(flavor = "multi_thread")]
+async fn additive_and_manual_do_no_more_than_they_say() -> Result<()> {
+    let scene = Scene::new("schema_modes").await?;
+    scene
+        .source
+        .run("CREATE TABLE grown (id int PRIMARY KEY, a text, b int, c varchar(3), d text NOT NULL, secret text);
+              CREATE TABLE kept (id int PRIMARY KEY, a text, b int);
+              CREATE TABLE odd (id int PRIMARY KEY, a text);
+              CREATE TABLE again (id int PRIMARY KEY, a text);
+              INSERT INTO grown SELECT g, 'a', g, 'c', 'd', 'hidden' FROM generate_series(1, 50) g;
+              INSERT INTO kept SELECT g, 'a', g FROM generate_series(1, 50) g;
+              INSERT INTO odd SELECT g, 'a' FROM generate_series(1, 50) g; INSERT INTO again SELECT * FROM odd;")
+        .await?;
+    let additive = scene
+        .stage
+        .create_mapped_mirror(
+            &scene.api,
+            "additive",
+            json!([
+                {"source_table": "public.grown", "destination_table": "other.wide", "exclude_columns": ["secret", "secret2"]},
+                {"source_table": "public.odd", "destination_table": "public.odd"},
+                {"source_table": "public.again", "destination_table": "public.again"},
+            ]),
+            json!({}),
+        )
+        .await?;
+    let manual = scene
+        .stage
+        .create_mirror(
+            &scene.api,
+            "manual",
+            &["public.kept"],
+            json!({"schema_changes": "manual"}),
+        )
+        .await?;
+    additive.wait_running().await?;
+    manual.wait_running().await?;
+    let destination = scene.stage.destination.connect().await?;
+
+    // What additive follows; an excluded column never appears.
+    scene
+        .source
+        .run("ALTER TABLE grown ADD n int DEFAULT 4, ADD secret2 text DEFAULT 'hidden too'; ALTER TABLE grown ALTER c TYPE varchar(9);
+              UPDATE grown SET c = 'longer' WHERE id < 5; INSERT INTO grown (id, d, secret2) VALUES (60, 'd', 'hidden');")
+        .await?;
+    let wide = [TablePair::renamed("public.grown", "other.wide").without(&["secret", "secret2"])];
+    scene.stage.assert_converges(&additive, &wide).await?;
+    // What it does not: the data flows on, in the places that are there.
+    scene
+        .source
+        .run("ALTER TABLE grown DROP COLUMN d, ADD e text; ALTER TABLE grown RENAME a TO z; ALTER TABLE grown ALTER b TYPE bigint;
+              UPDATE grown SET z = 'renamed', e = 'e' WHERE id < 9; INSERT INTO grown (id, z, b) VALUES (61, 'new', 5);")
+        .await?;
+    destination
+        .run("CREATE VIEW seen AS SELECT id, a AS z, b, c, n FROM other.wide")
+        .await?;
+    let seen =
+        [TablePair::renamed("public.grown", "public.seen").without(&["secret", "secret2", "e"])];
+    scene.stage.assert_converges(&additive, &seen).await?;
+    // (A column may not be added to the table under the view's feet.)
+    let there = columns(&destination, "other.wide").await?;
+    assert_eq!(
+        there,
+        [
+            "a text",
+            "b integer",
+            "c character varying(9)",
+            "d text",
+            "e text",
+            "id integer not null key",
+            "n integer default 4"
+        ]
+    );
+    scene
+        .source
+        .run("UPDATE grown SET z = 'once more'; ALTER TABLE grown ALTER n SET DEFAULT 5; UPDATE grown SET z = 'and again';")
+        .await?;
+    scene.stage.assert_converges(&additive, &seen).await?;
+    for words in [
+        ["\"d\"", "dropped"],
+        ["\"a\"", "renamed to \"z\""],
+        ["\"b\"", "bigint"],
+    ] {
+        assert_eq!(said(&scene, &additive, &words).await?, 1, "{words:?}");
+    }
+
+    // What the stream does not carry stops its table, with the cure, and no other.
+    scene
+        .source
+        .run("ALTER TABLE odd ADD r float8 DEFAULT random(); UPDATE odd SET a = 'b' WHERE id = 1;
+              ALTER TABLE again DROP COLUMN a; ALTER TABLE again ADD a text; UPDATE again SET a = 'new' WHERE id = 1;")
+        .await?;
+    for table in ["public.odd", "public.again"] {
+        additive
+            .wait_until("ERRORED", Duration::from_secs(60), |mirror, _| {
+                let tables = mirror["tables"].as_array().cloned().unwrap_or_default();
+                tables.iter().any(|found| {
+                    found["source_table"] == table
+                        && found["status"] == "ERRORED"
+                        && found["error_message"]
+                            .as_str()
+                            .is_some_and(|error| error.contains("sync the table again"))
+                })
+            })
+            .await?;
+    }
+    scene.source.run("UPDATE grown SET z = 'goes on'").await?;
+    let lsn = scene.source.current_lsn().await?;
+    additive.wait_for_lsn(lsn).await?;
+    let current = destination
+        .number("SELECT count(*) FROM seen WHERE z = 'goes on'")
+        .await?;
+    assert_eq!(current, 52);
+
+    // Manual alters nothing, says so once, and lets the rest flow.
+    scene
+        .source
+        .run("ALTER TABLE kept ADD n int DEFAULT 1; UPDATE kept SET a = 'x' WHERE id < 9; ALTER TABLE kept RENAME b TO z;
+              ALTER TABLE kept ADD y text; INSERT INTO kept (id, a, z) VALUES (60, 'new', 6); DELETE FROM kept WHERE id = 50;")
+        .await?;
+    destination
+        .run("CREATE VIEW kept_seen AS SELECT id, a, b AS z FROM kept")
+        .await?;
+    let kept = [TablePair::renamed("public.kept", "public.kept_seen").without(&["n", "y"])];
+    scene.stage.assert_converges(&manual, &kept).await?;
+    assert_eq!(
+        columns(&destination, "kept").await?,
+        ["a text", "b integer", "id integer not null key"]
+    );
+    // A column put there by hand is not filled halfway.
+    destination.run("ALTER TABLE kept ADD n int").await?;
+    scene
+        .source
+        .run("UPDATE kept SET a = 'y', n = 2; ALTER TABLE kept ALTER a TYPE varchar; UPDATE kept SET a = 'z', n = 3;")
+        .await?;
+    scene.stage.assert_converges(&manual, &kept).await?;
+    assert_eq!(
+        destination
+            .number("SELECT count(*) FROM kept WHERE n IS NOT NULL")
+            .await?,
+        0
+    );
+    assert_eq!(
+        said(&scene, &manual, &["new column \"n\"", "manual"]).await?,
+        1
+    );
+    Ok(())
+}
+
+/// Waits until capture has published what the source has committed: it looks at the
+/// source's catalog of that moment.
+async fn published(mirror: &Mirror, source: &Session) -> Result<()> {
+    let lsn = source.current_lsn().await?;
+    mirror
+        .wait_until("published", CRASH_LIMIT, |_, metrics| {
+            metrics["capture"]["published_lsn"]
+                .as_str()
+                .and_then(|text| text.parse().ok())
+                .is_some_and(|published: bunny_tests::lsn::Lsn| published >= lsn)
+        })
+        .await
+}
+
+/// Dies around each schema change, while more of them and their rows follow.
+#[tokio::test(flavor = "multi_thread")]
+async fn apply_dies_around_schema_changes() -> Result<()> {
+    let stage = Stage::new("schema_kill").await?;
+    stage.migrate()?;
+    let _capture = stage.start(Role::Capture)?;
+    let mut apply = stage.start(Role::Apply)?;
+    let _api = stage.start(Role::Api)?;
+    let api = stage.api().await?;
+    stage.create_peers(&api).await?;
+    let source = stage.source.connect().await?;
+    let destination = stage.destination.connect().await?;
+    destination
+        .run("CREATE TYPE mood AS ENUM ('sad', 'glad')")
+        .await?;
+    load::create_tables(&source, 500).await?;
+    source.run(THINGS).await?;
+    let mut tables = load::TABLES.to_vec();
+    tables.push("public.things");
+    let mirror = stage
+        .create_mirror(
+            &api,
+            "mirror",
+            &tables,
+            json!({"schema_changes": "all", "max_batch_size": 50}),
+        )
+        .await?;
+    mirror.wait_running().await?;
+    let load = Load::start(&stage.source, 2, 30);
+    for (index, (point, pass)) in APPLY_SCHEMA_CHANGES.into_iter().enumerate() {
+        apply.restart_to_crash(point, pass)?;
+        for sql in [
+            format!(
+                "BEGIN; INSERT INTO things (id, d) SELECT g, 'before' FROM generate_series({index}000 + 10000, {index}000 + 10080) g;
+                 ALTER TABLE things ADD n{index} int DEFAULT {index}; UPDATE things SET n{index} = id WHERE id % 2 = 0;
+                 ALTER TABLE accounts ADD n{index} text DEFAULT 'x'; COMMIT;"
+            ),
+            format!("ALTER TYPE mood ADD VALUE 'm{index}' AFTER 'sad'"),
+            format!("UPDATE things SET n{index} = 0, m = 'm{index}' WHERE id % 3 = 0"),
+            format!("ALTER TABLE things RENAME n{index} TO r{index}; UPDATE things SET r{index} = 5 WHERE id % 5 = 0"),
+            format!(
+                "ALTER TABLE things DROP COLUMN r{index}; ALTER TABLE things ADD r{index} text DEFAULT 'again';
+                 DELETE FROM things WHERE id % 7 = {index};"
+            ),
+        ] {
+            source.run(&sql).await?;
+            published(&mirror, &source).await?;
+        }
+        apply
+            .wait_crash_point(point, CRASH_LIMIT)
+            .await
+            .with_context(|| format!("{point}, pass {pass}"))?;
+    }
+    apply.restart()?;
+    load.advance(30).await;
+    load.stop().await;
+    let mut pairs = load::pairs();
+    pairs.push(TablePair::same("public.things"));
+    stage.assert_converges(&mirror, &pairs).await?;
+    assert_eq!(
+        columns(&destination, "things").await?,
+        columns(&source, "things").await?
+    );
+    Ok(())
+}
