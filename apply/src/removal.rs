@@ -75,6 +75,8 @@ async fn forget(mirror: &Mirror, context: &MirrorContext) -> Result<()> {
     if !bookkeeping::is_installed(&session).await? {
         return Ok(());
     }
+    // One of an older version may lack a table that is to be emptied.
+    bookkeeping::install(&session).await?;
     let epoch = bookkeeping::take_over(&session, mirror).await?;
     let client: &tokio_postgres::Client = &session;
     client

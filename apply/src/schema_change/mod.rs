@@ -33,7 +33,7 @@ use crate::error::{Error, Result};
 use crate::event::TableVersion;
 
 use destination::PresentTable;
-use plan::{Refusal, Wanted};
+use plan::{Alteration, Refusal, Wanted};
 use shape::{Known, Shape};
 
 /// Something the mirror's log is to say, once it is committed.
@@ -67,6 +67,8 @@ pub(crate) struct Follower {
     mode: SchemaChanges,
     /// As stored, or as the table's sync left it.
     shapes: HashMap<TableName, Shape>,
+    /// To be run at the end of the open transaction.
+    constraints: Vec<(TableName, Vec<Alteration>)>,
     said: Vec<Said>,
 }
 
@@ -96,6 +98,7 @@ impl Follower {
             mirror_id,
             mode,
             shapes: HashMap::new(),
+            constraints: Vec::new(),
             said: Vec::new(),
         }
     }
@@ -103,6 +106,16 @@ impl Follower {
     /// What is to be said about the transaction that was just committed.
     pub(crate) fn said(&mut self) -> Vec<Said> {
         std::mem::take(&mut self.said)
+    }
+
+    /// Runs what waits for the end of the open transaction.
+    pub(crate) async fn finish(&mut self, client: &Client) -> Result<()> {
+        for (table, constraints) in std::mem::take(&mut self.constraints) {
+            let words = run::alterations(client, &constraints).await;
+            let words = words.map_err(|failed| failed.of(&table))?;
+            self.say(&table, words);
+        }
+        Ok(())
     }
 
     /// Makes the destination ready for rows of `version`, in the open transaction.
@@ -141,7 +154,7 @@ impl Follower {
         let enums = labels::of(version);
         if shape.enums != enums {
             let notices = labels::check(client, self.mode, version, &shape.enums, &enums).await?;
-            self.say(version, notices.into_iter().map(Word::Notice));
+            self.say(&version.source, notices.into_iter().map(Word::Notice));
             shape.enums = enums;
             shape::store(client, self.mirror_id, &state, &shape).await?;
         }
@@ -189,10 +202,7 @@ impl Follower {
         }
         let mut words = run::alterations(client, &plan.alterations)
             .await
-            .map_err(|error| match error {
-                run::Failed::Refused(reason) => refused(reason),
-                run::Failed::Other(error) => error,
-            })?;
+            .map_err(|failed| failed.of(&version.source))?;
         words.extend(plan.notices.into_iter().map(Word::Notice));
         let shape = Shape {
             enums: known.enums,
@@ -200,7 +210,11 @@ impl Follower {
         };
         shape::store(client, self.mirror_id, state, &shape).await?;
         reached(crash_points::SCHEMA_CHANGED);
-        self.say(version, words);
+        self.say(&version.source, words);
+        if !plan.constraints.is_empty() {
+            self.constraints
+                .push((version.source.clone(), plan.constraints));
+        }
         Ok(shape)
     }
 
@@ -232,7 +246,7 @@ impl Follower {
                 "{destination} lacks the columns {}; \"schema_changes\" is \"manual\", so the table goes on without them",
                 lacks.join(", ")
             );
-            self.say(version, [Word::Notice(notice)]);
+            self.say(&version.source, [Word::Notice(notice)]);
         }
         let columns = version.columns.iter().map(|column| Known {
             attnum: column.attnum,
@@ -248,9 +262,9 @@ impl Follower {
         })
     }
 
-    fn say(&mut self, version: &TableVersion, words: impl IntoIterator<Item = Word>) {
+    fn say(&mut self, table: &TableName, words: impl IntoIterator<Item = Word>) {
         self.said.extend(words.into_iter().map(|what| Said {
-            table: version.source.clone(),
+            table: table.clone(),
             what,
         }));
     }

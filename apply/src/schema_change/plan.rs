@@ -44,8 +44,11 @@ pub(crate) enum Otherwise {
 /// What is to be done about a version.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Plan {
-    /// In this order.
+    /// In this order, before the version's first row.
     pub(crate) alterations: Vec<Alteration>,
+    /// Constraints, at the end of the destination transaction: what the source's catalog
+    /// says may be true a few rows after the version begins only.
+    pub(crate) constraints: Vec<Alteration>,
     /// What is not done, a sentence each with what to do.
     pub(crate) notices: Vec<String>,
     /// The table afterwards.
@@ -99,7 +102,6 @@ pub(crate) fn plan(wanted: Wanted<'_>) -> Result<Plan, Refusal> {
         table: wanted.destination.quoted(),
         plan: Plan::default(),
         added: Vec::new(),
-        after: Vec::new(),
     };
     planner.run()?;
     Ok(planner.plan)
@@ -111,8 +113,6 @@ struct Planner<'a> {
     plan: Plan,
     /// Alterations that come after the renames.
     added: Vec<Alteration>,
-    /// And those after these.
-    after: Vec<Alteration>,
 }
 
 impl Planner<'_> {
@@ -153,7 +153,6 @@ impl Planner<'_> {
             self.add_primary_key(&key, &columns);
         }
         self.plan.alterations.append(&mut self.added);
-        self.plan.alterations.append(&mut self.after);
         self.plan.shape.primary_key = primary_key(version).or(known.primary_key.clone());
         self.plan.shape.columns = columns;
         Ok(())
@@ -232,7 +231,9 @@ impl Planner<'_> {
             "the new primary key could not be given to {}: rows are found without its index, which is slow; add it there",
             self.wanted.destination
         );
-        self.after.push(alteration(sql, Otherwise::Say(say)));
+        self.plan
+            .constraints
+            .push(alteration(sql, Otherwise::Say(say)));
     }
 
     fn drop_columns(&mut self, gone: &[&Known]) {
@@ -442,7 +443,9 @@ impl Planner<'_> {
             "column {quoted} of {} is NOT NULL at the source by now, but here not every row has a value yet; set it later",
             self.wanted.destination
         );
-        self.after.push(alteration(sql, Otherwise::Say(say)));
+        self.plan
+            .constraints
+            .push(alteration(sql, Otherwise::Say(say)));
     }
 
     fn change_type(&mut self, former: &Known, column: &ColumnSchema, into: &str, present: &str) {

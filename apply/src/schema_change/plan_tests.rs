@@ -90,6 +90,7 @@ fn change(
 fn sql(plan: &Plan) -> Vec<&str> {
     plan.alterations
         .iter()
+        .chain(&plan.constraints)
         .map(|alteration| alteration.attempts[0].sql.as_str())
         .map(|sql| {
             sql.strip_prefix(r#"ALTER TABLE "public"."copy" "#)

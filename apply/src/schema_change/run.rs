@@ -1,5 +1,6 @@
 //! Runs alterations inside the open transaction, each attempt under a savepoint.
 
+use bunny_postgres::TableName;
 use tokio_postgres::Client;
 
 use super::Word;
@@ -11,6 +12,20 @@ pub(super) enum Failed {
     /// The destination accepted no attempt of one that the table cannot do without.
     Refused(String),
     Other(Error),
+}
+
+impl Failed {
+    /// As the error of `table`.
+    pub(super) fn of(self, table: &TableName) -> Error {
+        match self {
+            Failed::Refused(reason) => Error::Table {
+                table: table.clone(),
+                reason,
+                restart_offset: None,
+            },
+            Failed::Other(error) => error,
+        }
+    }
 }
 
 impl From<Error> for Failed {

@@ -196,6 +196,7 @@ impl Writer {
             counts: BTreeMap::new(),
             first_offset: progress.next_offset,
         });
+        self.follower.finish(&self.session).await?;
         let client: &Client = &self.session;
         let counts = open.counts.iter().map(|(table, counts)| {
             self.prepared
