@@ -7,7 +7,7 @@ use bunny_schemas::envelope::{ColumnFacts, EnumLabels, OldRows};
 use tokio_postgres::Row;
 use tokio_postgres::types::Json;
 
-use super::recognise::{self, Former, Slot};
+use super::recognise::{self, Described, Former, FormerColumn, Slot};
 use crate::error::{Error, Result};
 
 /// What is known of one column.
@@ -104,12 +104,20 @@ pub(super) async fn read(
         .map(|row| Slot {
             attnum: row.get("attnum"),
             name: row.get("name"),
+            type_oid: row.get("type"),
             is_dropped: row.get("is_dropped"),
         })
         .collect();
-    let names: Vec<&str> = relation.columns.iter().map(|c| c.name.as_str()).collect();
-    let attnums = recognise::attnums(&names, &slots, former);
-    let mut known = Vec::with_capacity(names.len());
+    let described: Vec<Described<'_>> = relation
+        .columns
+        .iter()
+        .map(|column| Described {
+            name: &column.name,
+            type_oid: column.type_oid,
+        })
+        .collect();
+    let attnums = recognise::attnums(&described, &slots, former);
+    let mut known = Vec::with_capacity(described.len());
     for ((column, attnum), types) in relation.columns.iter().zip(&attnums).zip(&type_rows) {
         let slot = slot_rows
             .iter()
@@ -117,10 +125,14 @@ pub(super) async fn read(
         known.push(one(column.type_oid, slot, types).map_err(failed)?);
     }
     let former = Former {
-        columns: names
+        columns: described
             .iter()
             .zip(attnums)
-            .map(|(name, attnum)| ((*name).to_owned(), attnum))
+            .map(|(column, attnum)| FormerColumn {
+                name: column.name.to_owned(),
+                type_oid: column.type_oid,
+                attnum,
+            })
             .collect(),
         dropped: slots
             .iter()

@@ -6,56 +6,89 @@
 //! their attnums; `pg_attribute` keeps the numbers of dropped columns; and the version
 //! published before says which number each name had.
 
+/// A column of a message: its name and type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Described<'a> {
+    pub(super) name: &'a str,
+    pub(super) type_oid: u32,
+}
+
 /// A number of `pg_attribute`, as it is now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Slot {
     pub(super) attnum: i16,
     pub(super) name: String,
+    /// 0 when dropped.
+    pub(super) type_oid: u32,
     pub(super) is_dropped: bool,
+}
+
+/// A column of the version published before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct FormerColumn {
+    pub(super) name: String,
+    pub(super) type_oid: u32,
+    /// 0 where it was not recognised.
+    pub(super) attnum: i16,
 }
 
 /// What was found for the version published before, all its columns included.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Former {
-    /// Name and attnum of each column; 0 where it was not recognised.
-    pub(super) columns: Vec<(String, i16)>,
+    pub(super) columns: Vec<FormerColumn>,
     /// Numbers that were dropped by then.
     pub(super) dropped: Vec<i16>,
 }
 
 impl Former {
     fn attnum(&self, name: &str) -> Option<i16> {
-        let found = self.columns.iter().find(|(column, _)| column == name);
+        let found = self.columns.iter().find(|column| column.name == name);
         found
-            .map(|(_, attnum)| *attnum)
+            .map(|column| column.attnum)
             .filter(|attnum| *attnum > 0)
     }
 
     fn holds(&self, attnum: i16) -> bool {
-        self.columns.iter().any(|(_, held)| *held == attnum)
+        self.columns.iter().any(|column| column.attnum == attnum)
+    }
+
+    /// Columns whose name the message does not have: dropped, or renamed.
+    fn unnamed<'a>(
+        &'a self,
+        described: &'a [Described<'_>],
+    ) -> impl Iterator<Item = &'a FormerColumn> {
+        self.columns.iter().filter(|column| {
+            column.attnum > 0 && described.iter().all(|other| other.name != column.name)
+        })
     }
 }
 
-/// The attnum of each of `names` (a message's columns, in order); 0 where more than one
-/// column could be meant, or none.
-pub(super) fn attnums(names: &[&str], slots: &[Slot], former: Option<&Former>) -> Vec<i16> {
-    let mut candidates: Vec<Vec<i16>> = names
+/// The attnum of each of `described` (a message's columns, in order); 0 where more than
+/// one column could be meant, or none.
+pub(super) fn attnums(
+    described: &[Described<'_>],
+    slots: &[Slot],
+    former: Option<&Former>,
+) -> Vec<i16> {
+    let mut candidates: Vec<Vec<i16>> = described
         .iter()
-        .map(|name| candidates(name, names, slots, former))
+        .map(|column| candidates(*column, described, slots, former))
         .collect();
-    // Only what fits into an increasing sequence can be meant.
-    let mut above = 0;
-    for column in &mut candidates {
-        column.retain(|attnum| *attnum > above);
-        above = column.iter().copied().min().unwrap_or(i16::MAX);
+    keep_increasing(&mut candidates);
+    // Capture is rarely late: of a column that was dropped and one that was added again
+    // under its name and type, the new one is meant, where the order allows both.
+    for (column, candidates) in described.iter().zip(&mut candidates) {
+        let now = now(*column, slots).filter(|now| now.type_oid == column.type_oid);
+        let was = former.and_then(|former| former.attnum(column.name));
+        if let (Some(now), Some(_)) = (now, was.filter(|was| is_dropped(*was, slots)))
+            && candidates.contains(&now.attnum)
+        {
+            *candidates = vec![now.attnum];
+        }
     }
-    let mut below = i16::MAX;
-    for column in candidates.iter_mut().rev() {
-        column.retain(|attnum| *attnum < below);
-        below = column.iter().copied().max().unwrap_or(0);
-    }
+    keep_increasing(&mut candidates);
     if candidates.iter().any(Vec::is_empty) {
-        return vec![0; names.len()];
+        return vec![0; described.len()];
     }
     candidates
         .iter()
@@ -66,43 +99,61 @@ pub(super) fn attnums(names: &[&str], slots: &[Slot], former: Option<&Former>) -
         .collect()
 }
 
-/// Every column that `name` may mean.
-fn candidates(name: &str, names: &[&str], slots: &[Slot], former: Option<&Former>) -> Vec<i16> {
-    let now = slots
+/// Leaves of each column's candidates those that fit into an increasing sequence.
+fn keep_increasing(candidates: &mut [Vec<i16>]) {
+    let mut above = 0;
+    for column in candidates.iter_mut() {
+        column.retain(|attnum| *attnum > above);
+        above = column.iter().copied().min().unwrap_or(i16::MAX);
+    }
+    let mut below = i16::MAX;
+    for column in candidates.iter_mut().rev() {
+        column.retain(|attnum| *attnum < below);
+        below = column.iter().copied().max().unwrap_or(0);
+    }
+}
+
+fn now<'s>(column: Described<'_>, slots: &'s [Slot]) -> Option<&'s Slot> {
+    slots
         .iter()
-        .find(|slot| !slot.is_dropped && slot.name == name);
-    let now = now.map(|slot| slot.attnum);
-    let before = former.and_then(|former| former.attnum(name));
-    let newest = former.and_then(|former| former.columns.iter().map(|(_, attnum)| *attnum).max());
-    let was_dropped =
-        |slot: &Slot| former.is_some_and(|former| former.dropped.contains(&slot.attnum));
+        .find(|slot| !slot.is_dropped && slot.name == column.name)
+}
+
+fn is_dropped(attnum: i16, slots: &[Slot]) -> bool {
+    let mut slots = slots.iter();
+    slots.any(|slot| slot.attnum == attnum && slot.is_dropped)
+}
+
+/// Every column that `column` may mean.
+fn candidates(
+    column: Described<'_>,
+    described: &[Described<'_>],
+    slots: &[Slot],
+    former: Option<&Former>,
+) -> Vec<i16> {
+    let now = now(column, slots);
+    let before = former.and_then(|former| former.attnum(column.name));
     let mut found: Vec<i16> = match (before, now) {
-        (Some(before), now) => [Some(before), now].into_iter().flatten().collect(),
-        // Or one of that name that was added after the former version, and dropped since.
-        (None, Some(now)) => slots
-            .iter()
-            .filter(|slot| {
-                slot.is_dropped
-                    && !was_dropped(slot)
-                    && newest.is_some_and(|newest| slot.attnum > newest)
-            })
-            .map(|slot| slot.attnum)
-            .chain([now])
+        // Dropped since, and the one of its name now is another: the types tell.
+        (Some(before), Some(now))
+            if is_dropped(before, slots) && now.type_oid != column.type_oid =>
+        {
+            vec![before]
+        }
+        (Some(before), Some(now)) => vec![before, now.attnum],
+        (Some(before), None) => vec![before],
+        (None, Some(now)) => added_since(slots, former)
+            .chain(renamed_to(column, now, described, former))
             .collect(),
         // Renamed or dropped since: it has another name now, or none.
         (None, None) => slots
             .iter()
-            .filter(|slot| !was_dropped(slot))
-            .filter(|slot| slot.is_dropped || !names.contains(&slot.name.as_str()))
+            .filter(|slot| !former.is_some_and(|former| former.dropped.contains(&slot.attnum)))
             .filter(|slot| {
                 former.is_none_or(|former| {
-                    let held = former
-                        .columns
-                        .iter()
-                        .find(|(_, attnum)| *attnum == slot.attnum);
+                    let mut unnamed = former.unnamed(described);
                     // One of the former version's may have been renamed to it.
-                    !former.holds(slot.attnum)
-                        || held.is_some_and(|(held, _)| !names.contains(&held.as_str()))
+                    !former.holds(slot.attnum) || unnamed.any(|held| held.attnum == slot.attnum)
                 })
             })
             .map(|slot| slot.attnum)
@@ -111,6 +162,42 @@ fn candidates(name: &str, names: &[&str], slots: &[Slot], former: Option<&Former
     found.sort_unstable();
     found.dedup();
     found
+}
+
+/// Columns that were added after the former version and are dropped by now: one may have had
+/// the name that another has now.
+fn added_since(slots: &[Slot], former: Option<&Former>) -> impl Iterator<Item = i16> {
+    let newest = former.and_then(|former| former.columns.iter().map(|column| column.attnum).max());
+    slots
+        .iter()
+        .filter(move |slot| {
+            let was_dropped = former.is_some_and(|former| former.dropped.contains(&slot.attnum));
+            slot.is_dropped && !was_dropped && newest.is_some_and(|newest| slot.attnum > newest)
+        })
+        .map(|slot| slot.attnum)
+}
+
+/// The column of that name now; or, if its type is another, one of the former version that
+/// was renamed to it and is gone since.
+fn renamed_to(
+    column: Described<'_>,
+    now: &Slot,
+    described: &[Described<'_>],
+    former: Option<&Former>,
+) -> Vec<i16> {
+    if now.type_oid == column.type_oid {
+        return vec![now.attnum];
+    }
+    let renamed: Vec<i16> = former
+        .into_iter()
+        .flat_map(|former| former.unnamed(described))
+        .filter(|held| held.type_oid == column.type_oid)
+        .map(|held| held.attnum)
+        .collect();
+    if renamed.is_empty() {
+        return vec![now.attnum];
+    }
+    renamed
 }
 
 #[cfg(test)]
@@ -124,6 +211,7 @@ mod tests {
             .map(|(attnum, name)| Slot {
                 attnum,
                 name: name.unwrap_or("........pg.dropped........").to_owned(),
+                type_oid: if name.is_some() { 25 } else { 0 },
                 is_dropped: name.is_none(),
             })
             .collect()
@@ -133,10 +221,38 @@ mod tests {
         Former {
             columns: columns
                 .iter()
-                .map(|(name, attnum)| ((*name).to_owned(), *attnum))
+                .map(|(name, attnum)| FormerColumn {
+                    name: (*name).to_owned(),
+                    type_oid: 25,
+                    attnum: *attnum,
+                })
                 .collect(),
             dropped: dropped.to_vec(),
         }
+    }
+
+    /// Of text columns of these names.
+    fn attnums(names: &[&str], slots: &[Slot], former: Option<&Former>) -> Vec<i16> {
+        let described: Vec<Described<'_>> = names
+            .iter()
+            .map(|name| Described { name, type_oid: 25 })
+            .collect();
+        super::attnums(&described, slots, former)
+    }
+
+    #[test]
+    fn dropped_and_added_again_under_its_name() {
+        let before = former(&[("id", 1), ("a", 2)], &[]);
+        let now = slots(&[Some("id"), None, Some("a")]);
+        assert_eq!(attnums(&["id", "a"], &now, Some(&before)), [1, 3]);
+        // A description from before that, looked up late: the types tell.
+        let mut other = now.clone();
+        other[2].type_oid = 23;
+        assert_eq!(attnums(&["id", "a"], &other, Some(&before)), [1, 2]);
+        // The same after a rename that the description tells of.
+        let renamed = former(&[("id", 1), ("n", 2)], &[]);
+        assert_eq!(attnums(&["id", "a"], &other, Some(&renamed)), [1, 2]);
+        assert_eq!(attnums(&["id", "a"], &now, Some(&renamed)), [1, 3]);
     }
 
     #[test]

@@ -324,7 +324,7 @@ async fn published(mirror: &Mirror, source: &Session) -> Result<()> {
     let lsn = source.current_lsn().await?;
     mirror
         .wait_until("published", CRASH_LIMIT, |_, metrics| {
-            metrics["capture"]["published_lsn"]
+            metrics["source"]["confirmed_flush_lsn"]
                 .as_str()
                 .and_then(|text| text.parse().ok())
                 .is_some_and(|published: bunny_tests::lsn::Lsn| published >= lsn)
