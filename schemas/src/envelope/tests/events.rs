@@ -149,7 +149,7 @@ fn facts(index: usize) -> Option<ColumnFacts> {
         _ => OldRows::Default,
     };
     Some(ColumnFacts {
-        default: (index % 3 == 0).then(|| "'x'::text".to_owned()),
+        default: index.is_multiple_of(3).then(|| "'x'::text".to_owned()),
         old_rows,
         primary_key: (index == 1).then_some(1),
         collation: None,
