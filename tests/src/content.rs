@@ -1,5 +1,7 @@
 //! The content oracle: source and destination hold the same rows, duplicates counted.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, bail};
 use futures_util::TryStreamExt;
 use tokio_postgres::RowStream;
@@ -72,26 +74,60 @@ pub async fn columns(source: &Session, pair: &TablePair) -> anyhow::Result<Vec<S
         .collect())
 }
 
+/// Pairs whose fingerprints one statement asks for.
+const PAIRS_PER_STATEMENT: usize = 40;
+
 /// Compares full contents of every pair; the error shows the first differing rows.
 pub async fn assert_same(
     source: &Session,
     destination: &Session,
     pairs: &[TablePair],
 ) -> anyhow::Result<()> {
-    for pair in pairs {
-        let columns = columns(source, pair).await?;
-        let here = fingerprint(source, &qualified(&pair.source), &columns).await?;
-        let there = fingerprint(destination, &qualified(&pair.destination), &columns).await?;
-        if here != there {
-            bail!(
-                "{} differs from {}: {here} at the source, {there} at the destination\n{}",
-                qualified(&pair.destination),
-                qualified(&pair.source),
-                difference(source, destination, pair, &columns).await?
-            );
+    let differing = differing(source, destination, pairs).await?;
+    if differing.is_empty() {
+        return Ok(());
+    }
+    bail!("{}", differing.into_values().collect::<Vec<_>>().join("\n"))
+}
+
+/// What differs, by the index of the pair.
+pub async fn differing(
+    source: &Session,
+    destination: &Session,
+    pairs: &[TablePair],
+) -> anyhow::Result<BTreeMap<usize, String>> {
+    let mut differing = BTreeMap::new();
+    for (block, some) in pairs.chunks(PAIRS_PER_STATEMENT).enumerate() {
+        let mut columns_of = Vec::with_capacity(some.len());
+        for pair in some {
+            columns_of.push(columns(source, pair).await?);
+        }
+        let ask = |table: fn(&TablePair) -> &(String, String)| {
+            let questions = some.iter().zip(&columns_of).map(|(pair, columns)| {
+                format!("({})", fingerprint_sql(&qualified(table(pair)), columns))
+            });
+            format!("SELECT {}", questions.collect::<Vec<_>>().join(", "))
+        };
+        let (here, there) = tokio::try_join!(
+            source.texts(ask(|pair| &pair.source)),
+            destination.texts(ask(|pair| &pair.destination)),
+        )?;
+        for (index, pair) in some.iter().enumerate() {
+            if here[index] != there[index] {
+                let columns = &columns_of[index];
+                let text = format!(
+                    "{} differs from {}: {} at the source, {} at the destination\n{}",
+                    qualified(&pair.destination),
+                    qualified(&pair.source),
+                    here[index],
+                    there[index],
+                    difference(source, destination, pair, columns).await?
+                );
+                differing.insert(block * PAIRS_PER_STATEMENT + index, text);
+            }
         }
     }
-    Ok(())
+    Ok(differing)
 }
 
 /// Rows and an order-independent 128-bit sum of the rows' hashes, as text. Every row
@@ -101,15 +137,17 @@ pub async fn fingerprint(
     table: &str,
     columns: &[String],
 ) -> anyhow::Result<String> {
-    session
-        .text(&format!(
-            "SELECT count(*)::text || ' rows, sum '
-                || coalesce(sum(('x' || substr(h, 1, 16))::bit(64)::bigint::numeric), 0)::text || ':'
-                || coalesce(sum(('x' || substr(h, 17))::bit(64)::bigint::numeric), 0)::text
-             FROM (SELECT md5(({})::text) AS h FROM {table}) AS hashed",
-            row_expression(columns)
-        ))
-        .await
+    session.text(&fingerprint_sql(table, columns)).await
+}
+
+fn fingerprint_sql(table: &str, columns: &[String]) -> String {
+    format!(
+        "SELECT count(*)::text || ' rows, sum '
+            || coalesce(sum(('x' || substr(h, 1, 16))::bit(64)::bigint::numeric), 0)::text || ':'
+            || coalesce(sum(('x' || substr(h, 17))::bit(64)::bigint::numeric), 0)::text
+         FROM (SELECT md5(({})::text) AS h FROM {table}) AS hashed",
+        row_expression(columns)
+    )
 }
 
 fn row_expression(columns: &[String]) -> String {

@@ -174,6 +174,22 @@ impl Session {
         anyhow::bail!("no row from {sql}")
     }
 
+    /// The columns of a single row, printed by Postgres as text.
+    pub async fn texts(&self, sql: String) -> anyhow::Result<Vec<String>> {
+        let messages = self
+            .client
+            .simple_query(&sql)
+            .await
+            .with_context(|| format!("running {sql}"))?;
+        for message in &messages {
+            if let tokio_postgres::SimpleQueryMessage::Row(row) = message {
+                let cells = (0..row.len()).map(|column| row.get(column).unwrap_or("NULL"));
+                return Ok(cells.map(str::to_owned).collect());
+            }
+        }
+        anyhow::bail!("no row from {sql}")
+    }
+
     /// A single number.
     pub async fn number(&self, sql: &str) -> anyhow::Result<i64> {
         let text = self.text(sql).await?;

@@ -47,12 +47,25 @@ impl Stage {
 
     /// On given servers.
     pub async fn on(services: Arc<Services>, test: &str) -> anyhow::Result<Stage> {
+        Stage::with_source(services, test, "").await
+    }
+
+    /// With `options` of CREATE DATABASE for the source's.
+    pub async fn with_source(
+        services: Arc<Services>,
+        test: &str,
+        options: &str,
+    ) -> anyhow::Result<Stage> {
         let random = uuid::Uuid::new_v4().simple().to_string();
         let name = format!("{test}_{}", &random[..8]);
-        for server in [&services.source, &services.destination, &services.catalog] {
+        for (server, options) in [
+            (&services.source, options),
+            (&services.destination, ""),
+            (&services.catalog, ""),
+        ] {
             let session = server.connect().await?;
             session
-                .run(&format!("CREATE DATABASE {}", quote(&name)))
+                .run(&format!("CREATE DATABASE {} {options}", quote(&name)))
                 .await?;
         }
         let logs = repository().join("target/test-logs").join(&name);

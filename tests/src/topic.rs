@@ -10,6 +10,8 @@
 mod materialise;
 mod records;
 
+use std::collections::HashMap;
+
 use anyhow::{Context, bail, ensure};
 
 use crate::content::TablePair;
@@ -36,6 +38,9 @@ pub struct Summary {
     pub with_before: u64,
     /// Updates with columns that Postgres did not send.
     pub with_unchanged: u64,
+    /// Per source table and column, the Avro type beside null in the newest schema that a
+    /// record uses.
+    pub avro_types: HashMap<(String, String), HashMap<String, String>>,
 }
 
 impl Summary {
@@ -68,12 +73,31 @@ pub async fn assert_history(
         tokio::task::spawn_blocking(move || Topics::read(&brokers, &prefix, &slug)).await??
     };
     let mut tables = Tables::describe(source, pairs).await?;
-    let mut summary = Summary::default();
+    let mut summary = Summary {
+        avro_types: topics.avro_types.clone(),
+        ..Summary::default()
+    };
     let generation = last_generation(&topics).context("no GenerationStarted in the topic")?;
     summary.snapshot_rows = tables.load(&topics.snapshot, &generation)?;
     replay(&topics, &generation, &mut tables, &mut summary)?;
     tables.assert_equal_source(source).await?;
     Ok(summary)
+}
+
+/// Fails if any record of the mirror's topics holds these bytes, in whatever field.
+pub async fn assert_nowhere(
+    brokers: &str,
+    prefix: &str,
+    slug: &str,
+    needle: &str,
+) -> anyhow::Result<()> {
+    for topic in ["changes", "snapshot", "position"] {
+        let (brokers, topic) = (brokers.to_owned(), format!("{prefix}.{slug}.{topic}"));
+        let needle = needle.to_owned();
+        tokio::task::spawn_blocking(move || records::assert_without(&brokers, &topic, &needle))
+            .await??;
+    }
+    Ok(())
 }
 
 /// Writes the last event of the mirror's change topic a second time: what the oracle

@@ -10,6 +10,17 @@ use crate::mirrors::request::CreateRequest;
 /// The oldest server that is supported.
 const VERSION_NUM_MIN: i32 = 140_000;
 
+/// Their input functions refuse every text (pg_proc.dat: "I/O", `cannot accept a value of type …`).
+const UNREADABLE_TYPES: [&str; 7] = [
+    "pg_node_tree",
+    "pg_ndistinct",
+    "pg_dependencies",
+    "pg_mcv_list",
+    "pg_brin_bloom_summary",
+    "pg_brin_minmax_multi_summary",
+    "gtsvector",
+];
+
 /// What a relation that is not a table is called (`pg_class.relkind`).
 pub(super) fn relation_kind(relkind: char) -> Option<&'static str> {
     match relkind {
@@ -220,6 +231,7 @@ fn table(
     privileges(request, source, mapping, found, findings);
     if let Some(definition) = &found.definition {
         columns(mapping, definition, findings);
+        values(mapping, definition, &found.large_object_columns, findings);
         identity(mapping, definition, findings);
     }
 }
@@ -292,6 +304,35 @@ fn columns(mapping: &NewMirrorTable, definition: &TableDefinition, findings: &mu
             "exclude_columns",
             format!("every column of {name} is excluded; leave the table out instead"),
         );
+    }
+}
+
+/// Columns whose values mean nothing elsewhere, or cannot be read back from their text.
+fn values(
+    mapping: &NewMirrorTable,
+    definition: &TableDefinition,
+    large_objects: &[String],
+    findings: &mut Findings,
+) {
+    let name = &mapping.source;
+    for column in &definition.columns {
+        if mapping.exclude_columns.contains(&column.name) {
+            continue;
+        }
+        let is_lo = column.type_schema != "pg_catalog"
+            && (column.type_name == "lo" || column.type_name.ends_with(".lo"));
+        if is_lo || large_objects.contains(&column.name) {
+            findings.refuse(
+                "large_objects",
+                format!("column \"{}\" of {name} names large objects, which no stream carries; move them into a column of type bytea, or put the column into exclude_columns", column.name),
+            );
+        }
+        if UNREADABLE_TYPES.contains(&column.type_name.as_str()) {
+            findings.refuse(
+                "source_type",
+                format!("column \"{}\" of {name} has the type {}, whose text PostgreSQL does not read back; put the column into exclude_columns", column.name, column.type_name),
+            );
+        }
     }
 }
 

@@ -101,6 +101,7 @@ pub(crate) fn found(name: &TableName) -> FoundTable {
         missing_privileges: Vec::new(),
         fires: false,
         has_rows: false,
+        large_object_columns: Vec::new(),
         definition: Some(definition(name)),
     }
 }

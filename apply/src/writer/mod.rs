@@ -13,6 +13,7 @@ mod create;
 mod drift;
 mod keyed;
 mod keyless;
+mod packed;
 mod replica_role;
 mod sql;
 mod target;

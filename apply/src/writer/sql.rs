@@ -4,7 +4,13 @@
 //! and each is planned for the sizes of the moment (a cached plan without parameters
 //! would keep the one it was first made for). They hold quoted identifiers and numbers
 //! of ours, never a value from a row: rows arrive by COPY in the staging table, whose
-//! columns are `n` (order, or copies), `op`, `mask` and `c0`, `c1`, … for the target's.
+//! columns are `n` (order, or copies), `op`, `mask` and `c0`, `c1`, … for the target's. A
+//! table may have 1,600 columns, and so may the staging table: where the target's are too
+//! many, the last of them are staged together as `rest`, an array of their texts.
+
+/// Columns of the target that are staged as such; the rest is packed. Postgres allows 1,600
+/// columns (`MaxHeapAttributeNumber`).
+const STAGED_COLUMNS_MAX: usize = 1500;
 
 /// One written column of a target.
 #[derive(Clone, Debug)]
@@ -13,6 +19,8 @@ pub(super) struct SqlColumn {
     pub(super) name: String,
     /// As `format_type` prints it, domains resolved.
     pub(super) type_name: String,
+    /// The same without its modifier.
+    pub(super) plain_type: String,
     /// Quoted and qualified, when it is not the type's own.
     pub(super) collation: Option<String>,
     /// GENERATED ALWAYS AS IDENTITY: an UPDATE may not set it.
@@ -58,16 +66,38 @@ pub(super) struct Sql {
     table: String,
     staging: String,
     columns: Vec<SqlColumn>,
+    /// Columns that only the destination has, quoted.
+    own: Vec<String>,
+    /// By column: its place in `rest`, from 1; None: it is staged as such.
+    packed: Vec<Option<usize>>,
 }
 
 impl Sql {
-    /// `table` and `staging` quoted.
-    pub(super) fn new(table: String, staging: String, columns: Vec<SqlColumn>) -> Sql {
+    /// `table`, `staging` and `own` quoted.
+    pub(super) fn new(
+        table: String,
+        staging: String,
+        columns: Vec<SqlColumn>,
+        own: Vec<String>,
+    ) -> Sql {
+        let packed = pack(&columns);
         Sql {
             table,
             staging,
             columns,
+            own,
+            packed,
         }
+    }
+
+    /// By column: whether it is staged in `rest`.
+    pub(super) fn is_packed(&self, index: usize) -> bool {
+        self.packed[index].is_some()
+    }
+
+    /// Whether any column is.
+    pub(super) fn packs(&self) -> bool {
+        self.packed.iter().any(Option::is_some)
     }
 
     pub(super) fn create_staging(&self) -> String {
@@ -76,10 +106,16 @@ impl Sql {
             self.staging
         );
         for (index, column) in self.columns.iter().enumerate() {
+            if self.is_packed(index) {
+                continue;
+            }
             sql.push_str(&format!(", c{index} {}", column.type_name));
             if let Some(collation) = &column.collation {
                 sql.push_str(&format!(" COLLATE {collation}"));
             }
+        }
+        if self.packs() {
+            sql.push_str(", rest text[]");
         }
         sql.push_str(") ON COMMIT DELETE ROWS");
         sql
@@ -87,6 +123,18 @@ impl Sql {
 
     pub(super) fn drop_staging(&self) -> String {
         format!("DROP TABLE {}", self.staging)
+    }
+
+    /// Finds single rows of a large staging table quickly. Undone by [`Sql::drop_index`].
+    pub(super) fn index_staging(&self, name: &str) -> String {
+        format!(
+            "CREATE INDEX {name} ON {0} (n); ANALYZE {0} (n)",
+            self.staging
+        )
+    }
+
+    pub(super) fn drop_index(name: &str) -> String {
+        format!("DROP INDEX pg_temp.{name}")
     }
 
     pub(super) fn clear_staging(&self) -> String {
@@ -183,25 +231,40 @@ impl Sql {
         )
     }
 
-    /// Finds a row whose GENERATED ALWAYS identity an UPDATE could not set and that now
-    /// differs from the source's; None for tables without such a column outside the key.
-    pub(super) fn identity_conflict(&self) -> Option<String> {
+    /// Gives rows their GENERATED ALWAYS identity where an UPDATE could not set it: such a
+    /// row is taken out and put in again. None for tables without such a column outside
+    /// the key.
+    pub(super) fn adopt_identities(&self) -> Option<String> {
+        let is_ours = |column: &SqlColumn| column.always_identity && !column.key;
         let differs: Vec<String> = self
             .columns
             .iter()
             .enumerate()
-            .filter(|(_, column)| column.always_identity && !column.key)
-            .map(|(index, column)| format!("(t.{0} <> s.c{index})", column.name))
+            .filter(|(_, column)| is_ours(column))
+            .map(|(index, column)| format!("t.{} <> {}", column.name, self.cell("s", index)))
             .collect();
         if differs.is_empty() {
             return None;
         }
+        let cell = |index: usize, column: &SqlColumn| {
+            if is_ours(column) {
+                self.cell("s", index)
+            } else {
+                format!("old.o{index}")
+            }
+        };
         Some(format!(
-            "SELECT 1 FROM {} AS t JOIN {} AS s ON {} WHERE s.op IN ('I', 'U', 'P') AND ({}) LIMIT 1",
-            self.table,
-            self.staging,
-            self.same_key("t", "s"),
-            differs.join(" OR "),
+            "WITH old AS (DELETE FROM {table} AS t USING {staging} AS s \
+                 WHERE s.op IN ('I', 'U', 'P') AND {same_key} AND ({differs}) RETURNING s.n AS n, {kept}) \
+             INSERT INTO {table} ({names}) OVERRIDING SYSTEM VALUE \
+             SELECT {cells} FROM old JOIN {staging} AS s ON s.n = old.n AND s.op IN ('I', 'U', 'P')",
+            table = self.table,
+            staging = self.staging,
+            same_key = self.same_key("t", "s"),
+            differs = differs.join(" OR "),
+            kept = self.kept("t"),
+            names = self.all_names(),
+            cells = self.all_cells(cell),
         ))
     }
 
@@ -227,25 +290,65 @@ impl Sql {
                 )
             },
         );
-        let assignments: Vec<String> = self
-            .columns
-            .iter()
-            .enumerate()
-            .filter(|(index, column)| {
-                (column.key || !column.always_identity)
-                    && !unchanged.get(*index).copied().unwrap_or(false)
-            })
-            .map(|(index, column)| format!("{} = s.c{index}", column.name))
-            .collect();
+        if self.columns.iter().any(|column| column.always_identity) {
+            return (clear, self.take_out_and_put_in(n, unchanged));
+        }
+        let assignments = self.assignments(unchanged).unwrap_or_default();
         let update = format!(
             "UPDATE {table} AS t SET {assignments} FROM {staging} AS s, {staging} AS o \
              WHERE s.op = 'K' AND s.n = {n} AND o.op = 'O' AND o.n = {n} AND {is_old}",
             table = self.table,
-            assignments = assignments.join(", "),
             staging = self.staging,
             is_old = self.same_key("t", "o"),
         );
         (clear, update)
+    }
+
+    /// The row `n` under its new key, where an UPDATE may not set one of the columns: what
+    /// is not sent, and the destination's own, is taken along. Counts as the update does.
+    fn take_out_and_put_in(&self, n: i64, unchanged: &[bool]) -> String {
+        let cell = |index: usize, _: &SqlColumn| {
+            if unchanged.get(index).copied().unwrap_or(false) {
+                format!("old.o{index}")
+            } else {
+                self.cell("s", index)
+            }
+        };
+        format!(
+            "WITH old AS (DELETE FROM {table} AS t USING {staging} AS o \
+                 WHERE o.op = 'O' AND o.n = {n} AND {is_old} RETURNING {kept}) \
+             INSERT INTO {table} ({names}) OVERRIDING SYSTEM VALUE \
+             SELECT {cells} FROM old, {staging} AS s WHERE s.op = 'K' AND s.n = {n}",
+            table = self.table,
+            staging = self.staging,
+            is_old = self.same_key("t", "o"),
+            kept = self.kept("t"),
+            names = self.all_names(),
+            cells = self.all_cells(cell),
+        )
+    }
+
+    /// All of a row of the table: the written columns as `o0`, …, its own as `w0`, ….
+    fn kept(&self, alias: &str) -> String {
+        let written = self.columns.iter().enumerate();
+        let written = written.map(|(index, column)| format!("{alias}.{} AS o{index}", column.name));
+        let own = self.own.iter().enumerate();
+        let own = own.map(|(index, name)| format!("{alias}.{name} AS w{index}"));
+        written.chain(own).collect::<Vec<_>>().join(", ")
+    }
+
+    fn all_names(&self) -> String {
+        let written = self.columns.iter().map(|column| column.name.as_str());
+        let names: Vec<&str> = written.chain(self.own.iter().map(String::as_str)).collect();
+        names.join(", ")
+    }
+
+    /// In the order of [`Sql::all_names`], what is the destination's own from `old`.
+    fn all_cells(&self, cell: impl Fn(usize, &SqlColumn) -> String) -> String {
+        let written = self.columns.iter().enumerate();
+        let written = written.map(|(index, column)| cell(index, column));
+        let own = (0..self.own.len()).map(|index| format!("old.w{index}"));
+        written.chain(own).collect::<Vec<_>>().join(", ")
     }
 
     /// Turns the rename `n`, whose old row is missing, into what is left to do: an insert
@@ -306,9 +409,20 @@ impl Sql {
 
     fn cells(&self, alias: &str) -> String {
         let cells: Vec<String> = (0..self.columns.len())
-            .map(|index| format!("{alias}.c{index}"))
+            .map(|index| self.cell(alias, index))
             .collect();
         cells.join(", ")
+    }
+
+    /// A staged cell.
+    fn cell(&self, alias: &str, index: usize) -> String {
+        match self.packed[index] {
+            None => format!("{alias}.c{index}"),
+            Some(place) => format!(
+                "({alias}.rest[{place}])::{}",
+                self.columns[index].plain_type
+            ),
+        }
     }
 
     fn key_cells(&self) -> impl Iterator<Item = (usize, &SqlColumn)> {
@@ -343,10 +457,28 @@ impl Sql {
             .filter(|(index, column)| {
                 !column.always_identity && !unchanged.get(*index).copied().unwrap_or(false)
             })
-            .map(|(index, column)| format!("{} = s.c{index}", column.name))
+            .map(|(index, column)| format!("{} = {}", column.name, self.cell("s", index)))
             .collect();
         (!assignments.is_empty()).then(|| assignments.join(", "))
     }
+}
+
+/// Packs the last columns if there are too many: never the key's, which are compared as they
+/// are staged, and never `"char"`, to which text is cast by cutting it.
+fn pack(columns: &[SqlColumn]) -> Vec<Option<usize>> {
+    let surplus = columns.len().saturating_sub(STAGED_COLUMNS_MAX);
+    let may_be = |index: &usize| {
+        let column = &columns[*index];
+        !column.key && column.plain_type != "\"char\""
+    };
+    let last = (0..columns.len()).rev().filter(may_be).take(surplus);
+    let mut chosen: Vec<usize> = last.collect();
+    chosen.sort_unstable();
+    let mut packed = vec![None; columns.len()];
+    for (place, index) in (1..).zip(chosen) {
+        packed[index] = Some(place);
+    }
+    packed
 }
 
 fn only_row(only: Option<i64>) -> String {
@@ -361,6 +493,7 @@ mod tests {
         SqlColumn {
             name: format!("\"{name}\""),
             type_name: "text".into(),
+            plain_type: "text".into(),
             collation: None,
             always_identity: false,
             operator_schema: Some("pg_catalog".into()),
@@ -373,6 +506,7 @@ mod tests {
             "\"public\".\"t\"".into(),
             "pg_temp.\"bunny_stage_1\"".into(),
             columns,
+            vec!["\"own\"".into()],
         )
     }
 
@@ -405,8 +539,14 @@ mod tests {
         );
         assert!(only_key.insert(None).contains("OVERRIDING SYSTEM VALUE"));
         assert!(
-            only_key.identity_conflict().is_none(),
+            only_key.adopt_identities().is_none(),
             "a key that matches is right"
+        );
+        let (_, rename) =
+            sql(vec![identity.clone(), column("big", false)]).rename(1, &[false, true]);
+        assert!(
+            rename.contains("(\"id\", \"big\", \"own\") OVERRIDING SYSTEM VALUE SELECT s.c0, old.o1, old.w0 FROM old"),
+            "a key that no UPDATE may set moves by delete and insert: {rename}"
         );
 
         let beside = sql(vec![
@@ -416,7 +556,11 @@ mod tests {
                 ..identity
             },
         ]);
-        assert!(beside.identity_conflict().is_some());
+        let adopt = beside.adopt_identities().unwrap();
+        assert!(
+            adopt.contains("SELECT old.o0, s.c1, old.w0 FROM old"),
+            "{adopt}"
+        );
     }
 
     #[test]
@@ -443,6 +587,26 @@ mod tests {
         let (clear, _) = sql.rename(1, &[]);
         assert!(!clear.contains("EXISTS"), "{clear}");
         assert!(sql.rename_to(1, Op::Patch).contains("op = 'P'"));
+    }
+
+    #[test]
+    fn the_columns_that_are_too_many_are_packed() {
+        let mut columns: Vec<SqlColumn> = (0..STAGED_COLUMNS_MAX + 2)
+            .map(|n| column(&format!("a{n}"), n > STAGED_COLUMNS_MAX))
+            .collect();
+        columns[STAGED_COLUMNS_MAX - 1].plain_type = "\"char\"".into();
+        columns[STAGED_COLUMNS_MAX].plain_type = "numeric".into();
+        let sql = sql(columns);
+        let packed: Vec<usize> = (0..STAGED_COLUMNS_MAX + 2)
+            .filter(|&index| sql.is_packed(index))
+            .collect();
+        assert_eq!(packed, [STAGED_COLUMNS_MAX - 2, STAGED_COLUMNS_MAX]);
+        assert!(sql.create_staging().contains(", rest text[])"));
+        let insert = sql.insert(None);
+        assert!(
+            insert.contains("s.c1499, (s.rest[2])::numeric, s.c1501 FROM"),
+            "{insert}"
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use bunny_postgres::{TableName, quote_ident};
 use tokio_postgres::{Client, Statement};
 
+use super::packed;
 use super::sql::{Sql, SqlColumn};
 use crate::error::{Error, Result};
 use crate::event::{Row, TableVersion};
@@ -23,7 +24,7 @@ WITH RECURSIVE base(attnum, typid, typmod) AS (
     WHERE t.typtype = 'd'
 )
 SELECT a.attname::text, a.attgenerated <> '' AS generated, a.attidentity = 'a' AS always_identity,
-       format_type(b.typid, b.typmod) AS type_name,
+       format_type(b.typid, b.typmod) AS type_name, format_type(b.typid, -1) AS plain_type,
        CASE WHEN a.attcollation <> 0 AND a.attcollation <> t.typcollation THEN
            (SELECT quote_ident(n.nspname) || '.' || quote_ident(c.collname)
             FROM pg_collation c JOIN pg_namespace n ON n.oid = c.collnamespace WHERE c.oid = a.attcollation)
@@ -102,6 +103,7 @@ impl Target {
             columns.push(SqlColumn {
                 name: quote_ident(into),
                 type_name: row.get("type_name"),
+                plain_type: row.get("plain_type"),
                 collation: row.get("collation"),
                 always_identity: row.get("always_identity"),
                 operator_schema: row.get("operator_schema"),
@@ -123,10 +125,15 @@ impl Target {
                 "a key column is missing or generated in destination table {destination}, so its rows cannot be found by it"
             )));
         }
-        let has_own_columns = rows.iter().any(|row| {
-            let name: &str = row.get(0);
-            !row.get::<_, bool>("generated") && fit.into.iter().flatten().all(|into| into != name)
-        });
+        let own: Vec<String> = rows
+            .iter()
+            .filter(|row| {
+                let name: &str = row.get(0);
+                !row.get::<_, bool>("generated")
+                    && fit.into.iter().flatten().all(|into| into != name)
+            })
+            .map(|row| quote_ident(row.get(0)))
+            .collect();
         let staging = format!("pg_temp.\"bunny_stage_{}\"", version.schema_id);
         Ok(Target {
             source: version.source.clone(),
@@ -134,12 +141,12 @@ impl Target {
             writes_all: written.len() == version.columns.len(),
             written,
             key,
-            key_change: if has_own_columns {
-                KeyChange::Rename
-            } else {
+            key_change: if own.is_empty() {
                 KeyChange::Split
+            } else {
+                KeyChange::Rename
             },
-            sql: Sql::new(destination.quoted(), staging, columns),
+            sql: Sql::new(destination.quoted(), staging, columns, own),
             stage_copy: None,
             direct_copy: None,
             avoid_direct_copy: false,
@@ -164,6 +171,24 @@ impl Target {
             .map_err(Error::sql(doing()))?;
         self.stage_copy = Some(copy);
         Ok(())
+    }
+
+    /// Appends the cells of a row as the staging table takes them, without the line end.
+    pub(super) fn stage_cells(&self, out: &mut Vec<u8>, row: &Row) {
+        if !self.sql.packs() {
+            self.write_cells(out, row);
+            return;
+        }
+        let mut packed = Vec::new();
+        for (position, &index) in self.written.iter().enumerate() {
+            if self.sql.is_packed(position) {
+                packed.push(row.cell(index));
+            } else {
+                out.extend_from_slice(row.cell(index));
+                out.push(b'\t');
+            }
+        }
+        packed::write_array(out, &packed);
     }
 
     /// Appends the written cells of a row as COPY text, without the line end.

@@ -183,8 +183,10 @@ impl Table {
         let key_names = source
             .query(
                 "SELECT a.attname::text FROM pg_index i
+                 JOIN pg_class c ON c.oid = i.indrelid
                  JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
-                 WHERE i.indrelid = $1::text::regclass AND i.indisprimary",
+                 WHERE i.indrelid = $1::text::regclass
+                   AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END",
                 &[&table],
             )
             .await?;
@@ -436,9 +438,10 @@ fn chunks_of(
     Ok(all)
 }
 
+/// Whole lines; an empty one is a row whose only column is empty.
 fn lines(data: &[u8]) -> impl Iterator<Item = &[u8]> {
-    data.split(|&byte| byte == b'\n')
-        .filter(|line| !line.is_empty())
+    data.split_inclusive(|&byte| byte == b'\n')
+        .map(|line| line.strip_suffix(b"\n").unwrap_or(line))
 }
 
 /// The cells of one line of COPY text.

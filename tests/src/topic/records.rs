@@ -22,6 +22,8 @@ pub(super) type NamedRow = HashMap<String, Option<String>>;
 pub(super) struct Topics {
     pub(super) changes: Vec<ChangeRecord>,
     pub(super) snapshot: Vec<SnapshotRecord>,
+    /// See [`super::Summary::avro_types`].
+    pub(super) avro_types: HashMap<(String, String), HashMap<String, String>>,
 }
 
 #[derive(Debug)]
@@ -82,15 +84,26 @@ struct Registered {
     record: String,
     /// True names of the row's columns in field order; empty for fixed records.
     columns: Vec<String>,
+    /// The Avro type of each, beside null.
+    types: Vec<String>,
 }
 
 impl Topics {
     pub(super) fn read(brokers: &str, prefix: &str, slug: &str) -> anyhow::Result<Topics> {
         let schemas = read_schemas(brokers, &format!("{prefix}.schemas"))?;
         let mut changes = Vec::new();
+        let mut avro_types = HashMap::new();
         consume(brokers, &format!("{prefix}.{slug}.changes"), |_, value| {
             let (schema, record) = decode(&schemas, value)?;
-            changes.push(change_record(schema, &record)?);
+            let record = change_record(schema, &record)?;
+            if let ChangeRecord::Event(event) = &record {
+                let columns = schema.columns.iter().cloned();
+                avro_types.insert(
+                    event.table.clone(),
+                    columns.zip(schema.types.iter().cloned()).collect(),
+                );
+            }
+            changes.push(record);
             Ok(())
         })?;
         let mut snapshot = Vec::new();
@@ -99,7 +112,11 @@ impl Topics {
             snapshot.push(snapshot_record(schema, &record)?);
             Ok(())
         })?;
-        Ok(Topics { changes, snapshot })
+        Ok(Topics {
+            changes,
+            snapshot,
+            avro_types,
+        })
     }
 }
 
@@ -116,17 +133,23 @@ fn read_schemas(brokers: &str, topic: &str) -> anyhow::Result<HashMap<u32, Regis
             .as_array()
             .and_then(|fields| fields.iter().find(|field| field["name"] == "before"))
             .map(|before| before["type"][1]["fields"].clone());
-        let columns = row
+        let fields: Vec<&serde_json::Value> = row
             .as_ref()
             .and_then(serde_json::Value::as_array)
             .into_iter()
             .flatten()
-            .map(|field| field["column"].as_str().unwrap_or_default().to_owned())
             .collect();
+        let of_fields = |name: fn(&serde_json::Value) -> &serde_json::Value| -> Vec<String> {
+            let texts = fields.iter().map(|field| name(field).as_str());
+            texts
+                .map(|text| text.unwrap_or_default().to_owned())
+                .collect()
+        };
         let registered = Registered {
             avro: Schema::parse_str(text)?,
             record: json["name"].as_str().unwrap_or_default().to_owned(),
-            columns,
+            columns: of_fields(|field| &field["column"]),
+            types: of_fields(|field| &field["type"][1]),
         };
         let former = schemas.insert(id, registered);
         ensure!(former.is_none(), "schema id {id} was given twice");
@@ -187,6 +210,19 @@ fn consume(
         }
     }
     Ok(())
+}
+
+/// Fails at the first record with `needle` in its key or value.
+pub(super) fn assert_without(brokers: &str, topic: &str, needle: &str) -> anyhow::Result<()> {
+    let needle = needle.as_bytes();
+    consume(brokers, topic, |key, value| {
+        let found = |bytes: &[u8]| bytes.windows(needle.len()).any(|part| part == needle);
+        ensure!(
+            !found(key) && !found(value),
+            "the record holds what it should not"
+        );
+        Ok(())
+    })
 }
 
 /// Writes the last event of the change topic once more.

@@ -5,6 +5,7 @@ use bunny_tests::api::Api;
 use bunny_tests::bunny::{Bunny, Role};
 use bunny_tests::content::TablePair;
 use bunny_tests::database::Session;
+use bunny_tests::services::Services;
 use bunny_tests::stage::{Mirror, Stage};
 use serde_json::{Value, json};
 
@@ -19,7 +20,16 @@ pub struct Scene {
 
 impl Scene {
     pub async fn new(test: &str) -> Result<Scene> {
-        let stage = Stage::new(test).await?;
+        Scene::on(Stage::new(test).await?).await
+    }
+
+    /// With a source database of another kind: `options` as in CREATE DATABASE.
+    pub async fn with_source(test: &str, options: &str) -> Result<Scene> {
+        let services = Services::shared()?;
+        Scene::on(Stage::with_source(services, test, options).await?).await
+    }
+
+    async fn on(stage: Stage) -> Result<Scene> {
         stage.migrate()?;
         let bunny = stage.start(Role::Up)?;
         let api = stage.api().await?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use bunny_catalog::Peer;
-use bunny_postgres::{Result, ResultExt, Session, TableName, introspect};
+use bunny_postgres::{Result, ResultExt, Session, TableName, introspect, quote_ident};
 
 use super::{
     DestinationFacts, FoundTable, PeerFacts, Place, Publication, ServerFacts, Slot, SourceFacts,
@@ -16,15 +16,25 @@ const PARAMETER_PRIVILEGES_SINCE: i32 = 150_000;
 /// Row filters and column lists of publications came with 15.
 const PUBLICATION_FILTERS_SINCE: i32 = 150_000;
 
+/// Rows in which large objects are looked for: enough to know a column that is used for them.
+const LARGE_OBJECT_ROWS: u32 = 1000;
+
 pub(super) async fn source(
     session: &Session,
     peer: &Peer,
     request: &CreateRequest,
 ) -> Result<SourceFacts> {
     let server = server(session, peer).await?;
+    let has_large_objects = has_large_objects(session).await?;
     let mut tables = Vec::with_capacity(request.tables.len());
     for mapping in &request.tables {
-        let found = find(session, &mapping.source).await?;
+        let mut found = find(session, &mapping.source).await?;
+        if let Some(table) = &mut found
+            && table.may_select
+            && has_large_objects
+        {
+            table.large_object_columns = large_object_columns(session, table).await?;
+        }
         tables.push(TableFacts {
             name: mapping.source.clone(),
             found,
@@ -186,12 +196,49 @@ async fn find(session: &Session, name: &TableName) -> Result<Option<FoundTable>>
         missing_privileges,
         fires: row.get(9),
         has_rows: false,
+        large_object_columns: Vec::new(),
         definition,
     }))
 }
 
 fn first_char(text: &str) -> char {
     text.chars().next().unwrap_or(' ')
+}
+
+async fn has_large_objects(session: &Session) -> Result<bool> {
+    let row = session
+        .query_one("SELECT EXISTS (SELECT FROM pg_largeobject_metadata)", &[])
+        .await
+        .doing("looking for large objects")?;
+    Ok(row.get(0))
+}
+
+/// The table's columns of type `oid` among whose first rows a large object's number stands.
+async fn large_object_columns(session: &Session, table: &FoundTable) -> Result<Vec<String>> {
+    let mut columns = Vec::new();
+    let Some(definition) = &table.definition else {
+        return Ok(columns);
+    };
+    for column in &definition.columns {
+        if column.type_name != "oid" {
+            continue;
+        }
+        let sql = format!(
+            "SELECT EXISTS (
+                 SELECT FROM (SELECT {0} AS number FROM {1} WHERE {0} <> 0 LIMIT {LARGE_OBJECT_ROWS}) few
+                 JOIN pg_largeobject_metadata m ON m.oid = few.number)",
+            quote_ident(&column.name),
+            definition.name.quoted(),
+        );
+        let row = session
+            .query_one(&sql, &[])
+            .await
+            .doing(format!("looking for large objects in {}", definition.name))?;
+        if row.get(0) {
+            columns.push(column.name.clone());
+        }
+    }
+    Ok(columns)
 }
 
 async fn has_rows(session: &Session, name: &TableName) -> Result<bool> {

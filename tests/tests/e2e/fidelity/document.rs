@@ -1,0 +1,133 @@
+//! docs/fidelity.md: written from the tables of this suite, and compared with them, so that it
+//! says what is tested and nothing else.
+
+use std::fmt::Write as _;
+
+use bunny_tests::services::repository;
+
+use super::refusals::REFUSALS;
+use super::{row_cases, values};
+
+const HEAD: &str = "\
+# Fidelity
+
+What arrives exactly as it was, and what is refused. **This page is written from the test suite**
+(`tests/tests/e2e/fidelity`) and compared with it by a test: every line is a case that runs on real
+servers. After a change of the suite, `BUNNY_WRITE_DOCS=1` and the test of this page write it anew.
+
+Each case is compared in three places: the destination's content, byte for byte as Postgres prints it;
+the destination's column types; and the events in the topics, decoded by another Avro implementation,
+which must add up to the source. Source and destination are set to other date styles, time zones,
+interval styles and the like on purpose. `make test-matrix` runs all of it over PostgreSQL 14 to 18, mixed
+both ways.
+
+## Types
+
+Every type goes through the snapshot, insert, update from each value to the next, update of another
+column, and delete; in a table without a key, where one of two equal rows changes; as a primary key, where it can be
+one; and in arrays with NULL elements, empty, of two dimensions, with a lower bound. NULL is always among
+the values. *Event* is the Avro type beside null.
+";
+
+const ROWS: &str = "
+## Rows
+
+Each line is a kind of table or transaction, compared after every change.
+";
+
+const REFUSED: &str = "
+## Refused
+
+Said when a mirror is created, by name, before anything is made.
+
+| what | what to do |
+|---|---|
+";
+
+const TAIL: &str = "
+## Good to know
+
+- A table without a usable identity is mirrored insert-only, and the answer to the request says so: updates
+  and deletes are not captured.
+- A value of a `reg` type, an `aclitem`, or of an enum names something that has to be at the destination. If
+  it is not, the table becomes `ERRORED` and its message is Postgres' own.
+- Unique constraints that are DEFERRABLE are not checked at the destination while rows are replicated, because
+  Postgres checks them by triggers that do not fire in replica role. The source has checked them.
+- With `on_existing_rows` `upsert`, rows that are at the destination and not at the source stay. So do rows that a
+  snapshot loaded before it had to start over, if the source deleted them in between.
+- PostGIS and pgvector are untested: Debian's PostgreSQL brings neither. Their values travel as text like any
+  other's.
+- Large objects, triggers, policies and grants are not replicated.
+";
+
+fn document() -> String {
+    let mut page = HEAD.to_owned();
+    for group in values::GROUPS {
+        let _ = write!(
+            page,
+            "\n### {}\n\n| type | event | key | arrays | from | |\n|---|---|---|---|---|---|\n",
+            group.title
+        );
+        for case in group.cases {
+            let yes = |yes: bool| if yes { "yes" } else { "" };
+            let extension = match case.extension {
+                "" => String::new(),
+                extension => format!("extension `{extension}`"),
+            };
+            let notes: Vec<&str> = [extension.as_str(), case.note]
+                .into_iter()
+                .filter(|note| !note.is_empty())
+                .collect();
+            let since = if case.since > 14 {
+                format!("PostgreSQL {}", case.since)
+            } else {
+                String::new()
+            };
+            let _ = writeln!(
+                page,
+                "| `{}` | {} | {} | {} | {since} | {} |",
+                case.type_name,
+                case.avro,
+                yes(case.key),
+                yes(case.arrays),
+                notes.join("; ")
+            );
+        }
+    }
+    page.push_str(ROWS);
+    for group in row_cases::GROUPS {
+        let _ = write!(page, "\n### {}\n\n", group.title);
+        for case in group.cases {
+            let since = if case.since > 14 {
+                format!(" (PostgreSQL {} and later)", case.since)
+            } else {
+                String::new()
+            };
+            let _ = writeln!(page, "- {}{since}", case.name);
+        }
+        if group.title == "Transactions" {
+            page.push_str("- 2,000 transactions interleaved over 64 connections\n");
+        }
+    }
+    page.push_str(REFUSED);
+    for refusal in REFUSALS {
+        let _ = writeln!(page, "| {} | {} |", refusal.name, refusal.cure);
+    }
+    page.push_str(TAIL);
+    page
+}
+
+#[test]
+fn the_support_table_is_that_of_the_suite() -> anyhow::Result<()> {
+    let path = repository().join("docs/fidelity.md");
+    let written = document();
+    if std::env::var_os("BUNNY_WRITE_DOCS").is_some() {
+        std::fs::write(&path, &written)?;
+    }
+    let found = std::fs::read_to_string(&path).unwrap_or_default();
+    anyhow::ensure!(
+        found == written,
+        "docs/fidelity.md is not what the suite says; write it with BUNNY_WRITE_DOCS=1"
+    );
+    Ok(())
+}

@@ -1,0 +1,181 @@
+//! What a mirror cannot carry is refused when it is created, by name, with cause and cure.
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use crate::scene::Scene;
+
+/// One thing that is refused.
+pub struct Refusal {
+    pub name: &'static str,
+    /// At the source; the table to be mirrored is `public.t`.
+    pub source: &'static str,
+    pub destination: &'static str,
+    /// What the answer says: the cause, and what to do.
+    pub says: &'static [&'static str],
+    /// For the table of docs/fidelity.md.
+    pub cure: &'static str,
+}
+
+const fn refusal(
+    name: &'static str,
+    source: &'static str,
+    says: &'static [&'static str],
+    cure: &'static str,
+) -> Refusal {
+    Refusal {
+        name,
+        source,
+        destination: "",
+        says,
+        cure,
+    }
+}
+
+impl Refusal {
+    const fn destination(mut self, sql: &'static str) -> Refusal {
+        self.destination = sql;
+        self
+    }
+}
+
+pub const REFUSALS: &[Refusal] = &[
+    refusal(
+        "unlogged tables",
+        "CREATE UNLOGGED TABLE t (id int PRIMARY KEY)",
+        &["public.t", "is unlogged", "SET LOGGED"],
+        "`ALTER TABLE … SET LOGGED`",
+    ),
+    refusal(
+        "temporary tables",
+        "",
+        &["public.t", "does not exist"],
+        "they are no other session's, so they are not found; leave them out",
+    ),
+    refusal(
+        "views",
+        "CREATE VIEW t AS SELECT 1 AS id",
+        &["public.t", "is a view", "map the tables behind it"],
+        "mirror the tables behind it",
+    ),
+    refusal(
+        "materialized views",
+        "CREATE MATERIALIZED VIEW t AS SELECT 1 AS id",
+        &[
+            "public.t",
+            "is a materialized view",
+            "map the tables behind it",
+        ],
+        "mirror the tables behind it",
+    ),
+    refusal(
+        "foreign tables",
+        "CREATE FOREIGN DATA WRAPPER nothing; CREATE SERVER nowhere FOREIGN DATA WRAPPER nothing; CREATE FOREIGN TABLE t (id int) SERVER nowhere",
+        &["public.t", "is a foreign table", "leave it out"],
+        "mirror them from the server they are on",
+    ),
+    refusal(
+        "sequences",
+        "CREATE SEQUENCE t",
+        &["public.t", "is a sequence"],
+        "leave them out",
+    ),
+    refusal(
+        "large objects in an `oid` column",
+        "CREATE TABLE t (id int PRIMARY KEY, photo oid); INSERT INTO t SELECT g, lo_from_bytea(0, 'x') FROM generate_series(1, 3) g; INSERT INTO t VALUES (9, NULL)",
+        &[
+            "column \"photo\" of public.t",
+            "large objects",
+            "bytea",
+            "exclude_columns",
+        ],
+        "move them into a `bytea` column, or exclude the column",
+    ),
+    refusal(
+        "columns of type `lo`",
+        "CREATE EXTENSION lo SCHEMA public; CREATE TABLE t (id int PRIMARY KEY, photo lo)",
+        &[
+            "column \"photo\" of public.t",
+            "large objects",
+            "bytea",
+            "exclude_columns",
+        ],
+        "as above",
+    )
+    .destination("CREATE EXTENSION lo SCHEMA public"),
+    refusal(
+        "types whose text Postgres does not read back (`pg_node_tree`, `gtsvector`, statistics)",
+        "CREATE TABLE t (id int PRIMARY KEY, plan pg_node_tree)",
+        &[
+            "column \"plan\" of public.t",
+            "pg_node_tree",
+            "exclude_columns",
+        ],
+        "exclude the column",
+    ),
+    refusal(
+        "a type that the destination lacks",
+        "CREATE TYPE mood AS RANGE (subtype = float8); CREATE TABLE t (id int PRIMARY KEY, m mood)",
+        &[
+            "has no type public.mood",
+            "column \"m\" of public.t",
+            "exclude_columns",
+        ],
+        "create it there, or exclude the column",
+    ),
+    refusal(
+        "a destination column that cannot be written",
+        "CREATE TABLE t (id int PRIMARY KEY, a int, b int)",
+        &["column \"b\" of public.t", "is generated"],
+        "make it a plain column, or exclude it",
+    )
+    .destination(
+        "CREATE TABLE t (id int PRIMARY KEY, a int, b int GENERATED ALWAYS AS (a + 1) STORED)",
+    ),
+    refusal(
+        "a destination table without one of the columns",
+        "CREATE TABLE t (id int PRIMARY KEY, a int, b int)",
+        &["public.t", "has no column \"b\"", "exclude_columns"],
+        "add it, or exclude it",
+    )
+    .destination("CREATE TABLE t (id int PRIMARY KEY, a int)"),
+    refusal(
+        "an unlogged destination table",
+        "CREATE TABLE t (id int PRIMARY KEY)",
+        &["public.t", "is unlogged", "SET LOGGED"],
+        "`ALTER TABLE … SET LOGGED`",
+    )
+    .destination("CREATE UNLOGGED TABLE t (id int PRIMARY KEY)"),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_carried_is_refused_by_name() -> Result<()> {
+    let scene = Scene::new("fidelity_refusals").await?;
+    let destination = scene.stage.destination.connect().await?;
+    let mut wrong = Vec::new();
+    for refusal in REFUSALS {
+        scene.source.run(refusal.source).await?;
+        destination.run(refusal.destination).await?;
+        let body = json!({
+            "name": "refused", "source_peer": "source", "destination_peer": "destination",
+            "table_mappings": [{"source_table": "public.t", "destination_table": "public.t"}],
+        });
+        let answer = scene.api.post("/v1/mirrors", body).await?;
+        let error = answer.body["error"].as_str().unwrap_or_default().to_owned();
+        if answer.status != 422 || !refusal.says.iter().all(|said| error.contains(said)) {
+            wrong.push(format!(
+                "{}: {} {}",
+                refusal.name, answer.status, answer.body
+            ));
+        }
+        let clean = "DROP SCHEMA public CASCADE; CREATE SCHEMA public; DROP FOREIGN DATA WRAPPER IF EXISTS nothing CASCADE";
+        scene.source.run(clean).await?;
+        destination.run(clean).await?;
+    }
+    ensure!(
+        wrong.is_empty(),
+        "not refused as they should be:\n{}",
+        wrong.join("\n")
+    );
+    Ok(())
+}
