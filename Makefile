@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: help deps build demo up down status services services-down test test-full lint
+.PHONY: help deps build demo up down status services services-down test test-full test-matrix lint
 
 # People install Rust for themselves; a shell without their profile finds it here.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -49,6 +49,10 @@ test: deps ## Unit, property and end-to-end tests on real servers
 test-full: deps ## Everything: also memory bounds and soak (about half an hour)
 	cargo build --workspace --all-targets $(FEATURES),bunny-tests/full
 	scripts/with-services cargo test --workspace $(FEATURES),bunny-tests/full -- --include-ignored
+
+test-matrix: deps ## The fidelity suite over PostgreSQL 14 to 18, mixed both ways
+	cargo build --workspace --bin bunny --test e2e $(FEATURES)
+	scripts/test-matrix $(PAIRS)
 
 lint: deps ## rustfmt and clippy, warnings are errors
 	cargo fmt --all --check

@@ -485,6 +485,34 @@ async fn a_higher_attempt_takes_over_from_open_chunks() {
     stage.clean_up().await;
 }
 
+/// `upsert` keeps rows of others, never those of an attempt that is void: what the source
+/// deleted in between would stay for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs servers"]
+async fn a_table_that_was_empty_keeps_nothing_of_a_void_attempt() {
+    let config = MirrorConfig {
+        on_existing_rows: OnExistingRows::Upsert,
+        ..MirrorConfig::default()
+    };
+    let stage = Stage::new("ghosts", &["a"], config).await;
+    let run = stage.run().await;
+    let writing = async {
+        stage.start(0, 1).await;
+        stage.chunk(0, 1, 0, 0, 3).await;
+        while stage.state(0).await.rows_synced < 1_000 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        stage.start(0, 2).await;
+        stage.chunk(0, 2, 0, 5_000, 3).await;
+        stage.finish(0, 2, 1, 1_000).await;
+    };
+    let progress = LoadProgress::default();
+    let (loaded, ()) = tokio::join!(load(&run, &progress), writing);
+    loaded.unwrap();
+    stage.assert_loaded(0, 2, 1_000).await;
+    stage.clean_up().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs servers"]
 async fn a_refused_table_does_not_stop_the_others() {

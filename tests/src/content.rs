@@ -59,19 +59,44 @@ pub fn qualified((schema, table): &(String, String)) -> String {
 
 /// The columns of a source table that are compared, in their order, true names.
 pub async fn columns(source: &Session, pair: &TablePair) -> anyhow::Result<Vec<String>> {
+    Ok(columns_of(source, std::slice::from_ref(pair))
+        .await?
+        .pop()
+        .unwrap_or_default())
+}
+
+/// As [`columns`], for several.
+async fn columns_of(source: &Session, pairs: &[TablePair]) -> anyhow::Result<Vec<Vec<String>>> {
+    let tables: Vec<String> = pairs.iter().map(|pair| qualified(&pair.source)).collect();
     let rows = source
         .query(
-            "SELECT attname::text FROM pg_attribute
-             WHERE attrelid = $1::text::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
-            &[&qualified(&pair.source)],
+            "SELECT ARRAY(SELECT attname::text FROM pg_attribute
+                          WHERE attrelid = t::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum)
+             FROM unnest($1::text[]) WITH ORDINALITY AS listed(t, n) ORDER BY n",
+            &[&tables],
         )
         .await
-        .with_context(|| format!("reading the columns of {pair:?}"))?;
-    Ok(rows
-        .iter()
-        .map(|row| row.get(0))
-        .filter(|column| !pair.excluded.contains(column))
-        .collect())
+        .with_context(|| format!("reading the columns of {tables:?}"))?;
+    let columns = rows.iter().zip(pairs).map(|(row, pair)| {
+        let mut columns: Vec<String> = row.get(0);
+        columns.retain(|column| !pair.excluded.contains(column));
+        columns
+    });
+    Ok(columns.collect())
+}
+
+/// What to select from: the table, without the tables that inherit from it.
+pub async fn own_rows(session: &Session, tables: &[String]) -> anyhow::Result<Vec<String>> {
+    let rows = session
+        .query(
+            "SELECT CASE WHEN c.relkind = 'r' THEN 'ONLY ' ELSE '' END || t
+             FROM unnest($1::text[]) WITH ORDINALITY AS listed(t, n) JOIN pg_class c ON c.oid = t::regclass
+             ORDER BY n",
+            &[&tables],
+        )
+        .await
+        .with_context(|| format!("looking for {tables:?}"))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 /// Pairs whose fingerprints one statement asks for.
@@ -98,20 +123,21 @@ pub async fn differing(
 ) -> anyhow::Result<BTreeMap<usize, String>> {
     let mut differing = BTreeMap::new();
     for (block, some) in pairs.chunks(PAIRS_PER_STATEMENT).enumerate() {
-        let mut columns_of = Vec::with_capacity(some.len());
-        for pair in some {
-            columns_of.push(columns(source, pair).await?);
-        }
-        let ask = |table: fn(&TablePair) -> &(String, String)| {
-            let questions = some.iter().zip(&columns_of).map(|(pair, columns)| {
-                format!("({})", fingerprint_sql(&qualified(table(pair)), columns))
-            });
+        let columns_of = columns_of(source, some).await?;
+        let names = |table: fn(&TablePair) -> &(String, String)| -> Vec<String> {
+            some.iter().map(|pair| qualified(table(pair))).collect()
+        };
+        let ours = own_rows(source, &names(|pair| &pair.source)).await?;
+        let theirs = own_rows(destination, &names(|pair| &pair.destination)).await?;
+        let ask = |tables: &[String]| {
+            let questions = tables
+                .iter()
+                .zip(&columns_of)
+                .map(|(table, columns)| format!("({})", fingerprint_sql(table, columns)));
             format!("SELECT {}", questions.collect::<Vec<_>>().join(", "))
         };
-        let (here, there) = tokio::try_join!(
-            source.texts(ask(|pair| &pair.source)),
-            destination.texts(ask(|pair| &pair.destination)),
-        )?;
+        let (here, there) =
+            tokio::try_join!(source.texts(ask(&ours)), destination.texts(ask(&theirs)))?;
         for (index, pair) in some.iter().enumerate() {
             if here[index] != there[index] {
                 let columns = &columns_of[index];
@@ -121,7 +147,12 @@ pub async fn differing(
                     qualified(&pair.source),
                     here[index],
                     there[index],
-                    difference(source, destination, pair, columns).await?
+                    difference(
+                        (source, &ours[index]),
+                        (destination, &theirs[index]),
+                        columns
+                    )
+                    .await?
                 );
                 differing.insert(block * PAIRS_PER_STATEMENT + index, text);
             }
@@ -145,7 +176,7 @@ fn fingerprint_sql(table: &str, columns: &[String]) -> String {
         "SELECT count(*)::text || ' rows, sum '
             || coalesce(sum(('x' || substr(h, 1, 16))::bit(64)::bigint::numeric), 0)::text || ':'
             || coalesce(sum(('x' || substr(h, 17))::bit(64)::bigint::numeric), 0)::text
-         FROM (SELECT md5(({})::text) AS h FROM {table}) AS hashed",
+         FROM (SELECT md5(convert_to(({})::text, 'UTF8')) AS h FROM {table}) AS hashed",
         row_expression(columns)
     )
 }
@@ -157,13 +188,12 @@ fn row_expression(columns: &[String]) -> String {
 
 /// Walks both sides in the same order and collects what only one has.
 async fn difference(
-    source: &Session,
-    destination: &Session,
-    pair: &TablePair,
+    (source, ours): (&Session, &str),
+    (destination, theirs): (&Session, &str),
     columns: &[String],
 ) -> anyhow::Result<String> {
-    let mut here = sorted_rows(source, &qualified(&pair.source), columns).await?;
-    let mut there = sorted_rows(destination, &qualified(&pair.destination), columns).await?;
+    let mut here = sorted_rows(source, ours, columns).await?;
+    let mut there = sorted_rows(destination, theirs, columns).await?;
     let mut lines = Vec::new();
     let (mut left, mut right) = (next(&mut here).await?, next(&mut there).await?);
     while lines.len() < SHOWN_ROWS {

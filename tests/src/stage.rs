@@ -319,6 +319,7 @@ async fn remove_databases(services: &Services, name: &str) {
          SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
          WHERE database = '{name}' AND active_pid IS NULL;"
     );
+    roll_back_prepared(&services.source.with_database(name)).await;
     let drop_database = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", quote(name));
     for server in [&services.source, &services.destination, &services.catalog] {
         let Ok(session) = server.connect().await else {
@@ -326,6 +327,20 @@ async fn remove_databases(services: &Services, name: &str) {
         };
         let _ = session.run(&drop_slots).await;
         let _ = session.run(&drop_database).await;
+    }
+}
+
+/// Prepared transactions keep a database from being dropped, and slots from being created.
+async fn roll_back_prepared(database: &Url) {
+    let Ok(session) = database.connect().await else {
+        return;
+    };
+    let left = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()";
+    for row in session.query(left, &[]).await.unwrap_or_default() {
+        let gid: String = row.get(0);
+        let _ = session
+            .run(&format!("ROLLBACK PREPARED '{}'", gid.replace('\'', "''")))
+            .await;
     }
 }
 

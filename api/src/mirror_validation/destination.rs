@@ -124,17 +124,36 @@ fn existing_table(
             format!("row level security of {name} applies to user \"{user}\" of destination peer '{peer}'; run ALTER ROLE \"{user}\" BYPASSRLS"),
         );
     }
-    if found.has_rows
-        && request.config.do_initial_snapshot
-        && request.config.on_existing_rows == OnExistingRows::Refuse
-    {
-        findings.refuse(
-            "existing_rows",
-            format!("table {name} on destination peer '{peer}' has rows already; empty it, or allow that with this line in the request: \"on_existing_rows\": \"truncate\" (its rows are deleted first)"),
-        );
+    if found.has_rows && request.config.do_initial_snapshot {
+        existing_rows(request, peer, mapping, source, findings);
     }
     if let (Some(source), Some(definition)) = (source, &found.definition) {
         shape(mapping, peer, source, definition, findings);
+    }
+}
+
+/// Rows are there that the copy will meet.
+fn existing_rows(
+    request: &CreateRequest,
+    peer: &str,
+    mapping: &NewMirrorTable,
+    source: Option<&TableDefinition>,
+    findings: &mut Findings,
+) {
+    let name = &mapping.destination;
+    let has_key = source
+        .is_some_and(|source| !source.primary_key.is_empty() || !source.identity_key.is_empty());
+    match request.config.on_existing_rows {
+        OnExistingRows::Truncate => {}
+        OnExistingRows::Upsert if has_key => {}
+        OnExistingRows::Upsert => findings.refuse(
+            "existing_rows",
+            format!("table {name} on destination peer '{peer}' has rows already, and {} has no key by which \"on_existing_rows\": \"upsert\" could tell them apart; empty it, use \"truncate\" (its rows are deleted first), or add a primary key", mapping.source),
+        ),
+        OnExistingRows::Refuse => findings.refuse(
+            "existing_rows",
+            format!("table {name} on destination peer '{peer}' has rows already; empty it, or allow that with this line in the request: \"on_existing_rows\": \"truncate\" (its rows are deleted first) or \"upsert\" (rows of the same key are overwritten, others stay; for tables with a key)"),
+        ),
     }
 }
 

@@ -85,7 +85,7 @@ impl CreateRequest {
         }
         let dry_run = fields.boolean("dry_run", false);
         fields.finish()?;
-        not_available(source_mirror.as_deref(), &config)?;
+        not_available(source_mirror.as_deref())?;
         Ok(Self {
             name,
             source_peer,
@@ -101,15 +101,10 @@ impl CreateRequest {
 
 /// What the contract knows and this version cannot do. Accepting it silently would do something else
 /// than asked.
-fn not_available(source_mirror: Option<&str>, config: &MirrorConfig) -> Result<()> {
+fn not_available(source_mirror: Option<&str>) -> Result<()> {
     if source_mirror.is_some() {
         return Err(Refusal::unprocessable(
             "source_mirror is not available in this version; give a source_peer, which captures through a slot of its own",
-        ));
-    }
-    if config.on_existing_rows == OnExistingRows::Upsert {
-        return Err(Refusal::unprocessable(
-            "on_existing_rows \"upsert\" is not available in this version; empty the tables yourself or use \"on_existing_rows\": \"truncate\"",
         ));
     }
     Ok(())
@@ -432,9 +427,6 @@ mod tests {
 
     #[test]
     fn what_is_not_available_is_said() {
-        let upsert = GUIDE.replacen('{', "{\"on_existing_rows\": \"upsert\", ", 1);
-        let refusal = read(&upsert).unwrap_err();
-        assert_eq!(refusal.status, StatusCode::UNPROCESSABLE_ENTITY);
         let fan_out = GUIDE.replace("\"source_peer\": \"source_db\"", "\"source_mirror\": \"m\"");
         let refusal = read(&fan_out).unwrap_err();
         assert_eq!(refusal.status, StatusCode::UNPROCESSABLE_ENTITY);

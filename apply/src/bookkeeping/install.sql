@@ -37,6 +37,8 @@ CREATE TABLE IF NOT EXISTS _bunny.tables (
     rows_deleted bigint NOT NULL DEFAULT 0,
     error text,
     last_synced_at timestamptz,
+    -- Rows of others were there when the sync first began, and are kept (on_existing_rows upsert).
+    keeps_rows boolean NOT NULL DEFAULT false,
     updated_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (mirror_id, source_schema, source_table)
 ) WITH (fillfactor = 50);

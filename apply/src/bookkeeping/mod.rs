@@ -26,8 +26,8 @@ pub use owner::{Epoch, fence, take_over};
 pub use prepared::{Counts, Prepared};
 pub use progress::{Progress, progress, set_progress};
 pub use tables::{
-    State, TableState, leave_main, put_table, quarantine_table, remove_table, set_state, table,
-    tables,
+    State, TableState, keeps_rows, leave_main, put_table, quarantine_table, remove_table,
+    set_keeps_rows, set_state, table, tables,
 };
 
 /// Removes every trace of a mirror from `_bunny`, the owner row last; destination

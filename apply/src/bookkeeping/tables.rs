@@ -214,6 +214,41 @@ pub async fn put_table<C: GenericClient + Sync>(
     Ok(())
 }
 
+/// Whether the table held rows of others when its sync first began, to be kept.
+pub async fn keeps_rows<C: GenericClient + Sync>(
+    client: &C,
+    mirror_id: Uuid,
+    source: &TableName,
+) -> Result<bool> {
+    let row = client
+        .query_opt(
+            "SELECT keeps_rows FROM _bunny.tables
+             WHERE mirror_id = $1 AND source_schema = $2 AND source_table = $3",
+            &[&mirror_id, &source.schema, &source.name],
+        )
+        .await
+        .map_err(Error::sql(format!("reading the state of table {source}")))?;
+    Ok(row.is_some_and(|row| row.get(0)))
+}
+
+/// Stores what [`keeps_rows`] answers; the table's row is there.
+pub async fn set_keeps_rows<C: GenericClient + Sync>(
+    client: &C,
+    mirror_id: Uuid,
+    source: &TableName,
+    keeps_rows: bool,
+) -> Result<()> {
+    client
+        .execute(
+            "UPDATE _bunny.tables SET keeps_rows = $4
+             WHERE mirror_id = $1 AND source_schema = $2 AND source_table = $3",
+            &[&mirror_id, &source.schema, &source.name, &keeps_rows],
+        )
+        .await
+        .map_err(Error::sql(format!("writing the state of table {source}")))?;
+    Ok(())
+}
+
 /// Changes a table's state, and its error text, only.
 pub async fn set_state<C: GenericClient + Sync>(
     client: &C,

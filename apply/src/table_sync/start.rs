@@ -18,8 +18,10 @@ const LOCK_TIMEOUT_SECONDS: u32 = 30;
 ///
 /// Rows are ours if an earlier attempt got as far as this: from then on the table was
 /// empty or emptied. Rows of others are refused, emptied or kept, as `on_existing_rows`
-/// says. Kept (`upsert`), rows that a void attempt loaded are kept as well: they can't be
-/// told apart, and the next attempt overwrites them key by key.
+/// says. Whether there were any to keep (`upsert`) is stored with the first attempt, so that
+/// the next one empties a table that was empty. Where there were some, rows that a void
+/// attempt loaded are kept as well: they can't be told apart, and the next attempt
+/// overwrites them key by key.
 pub(super) async fn make_true(
     session: &Session,
     run: &MirrorRun,
@@ -71,13 +73,22 @@ async fn write(
         },
     )
     .await?;
-    if !ensured.created {
-        let has_key = !definition.primary_key.is_empty() || !definition.identity_key.is_empty();
-        make_room(client, &table, is_ours, has_key, config.on_existing_rows).await?;
+    let has_key = !definition.primary_key.is_empty() || !definition.identity_key.is_empty();
+    let may_keep = config.on_existing_rows == OnExistingRows::Upsert && has_key;
+    let keeps_rows = if is_ours {
+        may_keep && bookkeeping::keeps_rows(client, mirror_id, &source).await?
+    } else {
+        may_keep
+            && !ensured.created
+            && destination_table::has_rows(client, &table.destination).await?
+    };
+    if !ensured.created && !keeps_rows {
+        make_room(client, &table, is_ours, config.on_existing_rows).await?;
     }
     bookkeeping::forget_chunks(client, mirror_id, sync.request_id).await?;
     let started = started(table, sync)?;
     bookkeeping::put_table(client, mirror_id, &started).await?;
+    bookkeeping::set_keeps_rows(client, mirror_id, &source, keeps_rows).await?;
     Ok(ensured)
 }
 
@@ -85,13 +96,9 @@ async fn make_room(
     client: &tokio_postgres::Client,
     table: &TableState,
     is_ours: bool,
-    has_key: bool,
     policy: OnExistingRows,
 ) -> Result<()> {
     let destination = &table.destination;
-    if policy == OnExistingRows::Upsert && has_key {
-        return Ok(());
-    }
     if is_ours || policy == OnExistingRows::Truncate {
         return destination_table::empty(client, destination).await;
     }

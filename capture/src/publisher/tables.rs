@@ -120,7 +120,7 @@ impl Tables {
             name: relation.name.clone(),
         };
         let known = match self.mappings.get(&name) {
-            None if self.own_publications => {
+            None if self.own_publications && !self.is_partition(oid, source).await? => {
                 return Err(Error::fatal(format!(
                     "the source publishes {name} to this mirror, which does not map it: a mirrored table was renamed or swapped, or someone altered the publication; rename it back, or delete the mirror and create it again with the new name"
                 )));
@@ -157,6 +157,36 @@ impl Tables {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether the relation is a partition of a mapped table, at whatever depth, or gone. The
+    /// walsender describes a partition after the root under which it publishes its rows
+    /// (maybe_send_schema in pgoutput.c), and never sends a change under its own name.
+    async fn is_partition(&self, oid: u32, source: &Session) -> Result<bool> {
+        let ancestors = source
+            .query(
+                "SELECT n.nspname::text, c.relname::text FROM pg_partition_ancestors($1::oid::regclass) a
+                 JOIN pg_class c ON c.oid = a.relid JOIN pg_namespace n ON n.oid = c.relnamespace
+                 WHERE c.oid <> $1
+                 UNION ALL SELECT NULL, NULL WHERE NOT EXISTS (SELECT FROM pg_class WHERE oid = $1)",
+                &[&oid],
+            )
+            .await
+            .map_err(|error| Error::Query {
+                doing: "looking for the partitioned table of a relation",
+                error,
+            })?;
+        Ok(ancestors.iter().any(|row| {
+            match (
+                row.get::<_, Option<String>>(0),
+                row.get::<_, Option<String>>(1),
+            ) {
+                (Some(schema), Some(name)) => {
+                    self.mappings.contains_key(&TableName { schema, name })
+                }
+                _ => true,
+            }
+        }))
     }
 
     /// The mapped table behind `oid`; `None` when the mirror does not map it.

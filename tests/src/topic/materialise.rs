@@ -294,10 +294,11 @@ impl Table {
         name: &(String, String),
     ) -> anyhow::Result<Vec<Row>> {
         let columns: Vec<String> = self.columns.iter().map(|c| quote(&c.name)).collect();
+        let own_rows = content::own_rows(source, &[qualified(name)]).await?;
         let sql = format!(
             "COPY (SELECT {} FROM {}) TO STDOUT",
             columns.join(", "),
-            qualified(name)
+            own_rows.join("")
         );
         let chunks: Vec<Bytes> = source.copy_out(&sql).await?.try_collect().await?;
         let text = chunks.concat();
