@@ -175,7 +175,10 @@ const DEFINITION: &str = "
             'kind', c.relreplident,
             'key', coalesce(jsonb_agg(a.attname ORDER BY k.position)
                             FILTER (WHERE a.attnum IS NOT NULL), '[]'),
-            'key_generated', coalesce(bool_or(a.attgenerated <> ''), false)) AS identity
+            'key_generated', coalesce(bool_or(a.attgenerated <> ''), false),
+            'full_refused', c.relreplident = 'f' AND current_setting('server_version_num')::int >= 180000
+                AND EXISTS (SELECT FROM pg_attribute g WHERE g.attrelid = c.oid
+                            AND g.attgenerated <> '' AND NOT g.attisdropped)) AS identity
         FROM (SELECT oid FROM root UNION SELECT oid FROM held) one
         JOIN pg_class c ON c.oid = one.oid
         LEFT JOIN pg_index i ON i.indrelid = c.oid

@@ -14,11 +14,16 @@ pub(super) struct RawIdentity {
     pub(super) key: Vec<String>,
     /// One of them is generated, and so never in the stream.
     pub(super) key_generated: bool,
+    /// FULL that does not count: from 18 on a server refuses updates of a published table whose
+    /// identity holds generated columns that are not published (PostgreSQL 18, "Generated Column
+    /// Replication").
+    #[serde(default)]
+    pub(super) full_refused: bool,
 }
 
 impl RawIdentity {
     fn is_full(&self) -> bool {
-        self.kind == 'f'
+        self.kind == 'f' && !self.full_refused
     }
 
     /// The key, when it can identify a row at the other end.
@@ -84,6 +89,7 @@ mod tests {
             kind,
             key: key.iter().map(|&name| name.to_owned()).collect(),
             key_generated: false,
+            full_refused: false,
         }
     }
 
@@ -111,6 +117,15 @@ mod tests {
         let mut generated = raw('d', &["id"]);
         generated.key_generated = true;
         assert_eq!(in_force(&generated, &[]).1, Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_full_identity_that_the_server_refuses_is_none() {
+        let mut full = raw('f', &[]);
+        full.full_refused = true;
+        assert_eq!(in_force(&full, &[]), (ReplicaIdentity::Nothing, vec![]));
+        let by_id = raw('d', &["id"]);
+        assert_eq!(in_force(&by_id, &[full]).0, ReplicaIdentity::Nothing);
     }
 
     #[test]

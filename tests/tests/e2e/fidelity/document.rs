@@ -98,10 +98,10 @@ fn document() -> String {
     for group in row_cases::GROUPS {
         let _ = write!(page, "\n### {}\n\n", group.title);
         for case in group.cases {
-            let since = if case.since > 14 {
-                format!(" (PostgreSQL {} and later)", case.since)
-            } else {
-                String::new()
+            let since = match (case.since, case.until) {
+                (15.., _) => format!(" (PostgreSQL {} and later)", case.since),
+                (_, ..100) => format!(" (sources up to PostgreSQL {})", case.until),
+                _ => String::new(),
             };
             let _ = writeln!(page, "- {}{since}", case.name);
         }
