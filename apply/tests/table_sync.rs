@@ -499,7 +499,9 @@ async fn a_table_that_was_empty_keeps_nothing_of_a_void_attempt() {
     let writing = async {
         stage.start(0, 1).await;
         stage.chunk(0, 1, 0, 0, 3).await;
-        while stage.state(0).await.rows_synced < 1_000 {
+        let request_id = stage.mirror.tables[0].request_id.unwrap();
+        let loaded = || bookkeeping::loaded_chunks(&*stage.session, stage.mirror.id, request_id, 1);
+        while loaded().await.unwrap().is_empty() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         stage.start(0, 2).await;

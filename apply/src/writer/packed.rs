@@ -38,8 +38,7 @@ mod tests {
     fn texts_are_quoted_for_the_array_and_then_for_copy() {
         let mut out = b"x\t".to_vec();
         write_array(&mut out, &[b"1", b"\\N", b"", b"\\\\N", b"a\"b\\tc"]);
-        let expected = br#"x	{"1",NULL,"","\\N","a\"b\tc"}"#;
-        let expected = String::from_utf8_lossy(expected).replacen("x\\t", "x\t", 1);
+        let expected = "x\t".to_owned() + r#"{"1",NULL,"","\\\\N","a\\"b\tc"}"#;
         assert_eq!(String::from_utf8_lossy(&out), expected);
     }
 }
