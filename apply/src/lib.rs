@@ -10,7 +10,6 @@
 pub mod batch;
 pub mod bookkeeping;
 pub mod budget;
-mod closing;
 pub mod context;
 pub mod crash_points;
 mod error;

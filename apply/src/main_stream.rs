@@ -20,7 +20,6 @@ use uuid::Uuid;
 use crate::batch::Part;
 use crate::bookkeeping::{self, Progress, State};
 use crate::budget::Budget;
-use crate::closing::Closing;
 use crate::context::MirrorRun;
 use crate::crash_points::{self, reached};
 use crate::error::{Error, Result};
@@ -28,6 +27,7 @@ use crate::reader::{self, Flush, PARTITION, Reader, Work};
 use crate::routes::Routes;
 use crate::stats::Stats;
 use crate::writer::{Policy, Writer};
+use bunny_schemas::kafka::Closing;
 
 /// The consumer group's offset only shows the lag in Kafka tools: often enough is enough.
 const GROUP_COMMIT_EVERY: Duration = Duration::from_millis(200);

@@ -95,7 +95,11 @@ impl EventEncoder {
         )?;
         if value.len() > EVENT_BYTES_MAX {
             // What cannot travel leaves a visible hole, and the stream goes on.
-            return Ok(self.gap(&table.table, place, value.len()));
+            let reason = format!(
+                "a change of {} bytes is over the limit of {EVENT_BYTES_MAX} bytes an event may have; make that row smaller and sync the table again",
+                value.len()
+            );
+            return Ok(self.gap(&table.table, place, &reason));
         }
         let key = if table.has_key() {
             let values = if new.is_some() { &after } else { &before };
@@ -128,12 +132,10 @@ impl EventEncoder {
         Ok(Encoded { key: None, value })
     }
 
-    fn gap(&self, table: &TableName, place: &Place, bytes: usize) -> Encoded {
-        let reason = format!(
-            "a change of {bytes} bytes is over the limit of {EVENT_BYTES_MAX} bytes an event may have"
-        );
+    /// The visible hole of a table that must not go on.
+    pub(crate) fn gap(&self, table: &TableName, place: &Place, reason: &str) -> Encoded {
         let gap = TableGap {
-            reason: &reason,
+            reason,
             source: self.source(table, place),
             last: false,
         };

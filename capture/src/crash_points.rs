@@ -38,6 +38,8 @@ pub const PAUSE_RECORDED: &str = "capture::pause_recorded";
 pub const REMOVAL_SOURCE_CLEAN: &str = "capture::removal_source_clean";
 /// The topics are gone too, the mirror's row is not.
 pub const REMOVAL_TOPICS_CLEAN: &str = "capture::removal_topics_clean";
+/// A table that lost its identity stands in the other publication, the log does not say so.
+pub const TABLE_MOVED: &str = "capture::table_moved";
 
 /// Ends the process here when a test has armed `name`; nothing otherwise.
 pub(crate) fn crash_point(name: &'static str) {

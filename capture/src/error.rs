@@ -66,6 +66,13 @@ impl Error {
             )
     }
 
+    /// True when a statement did not get its lock in time.
+    pub(crate) fn is_lock_timeout(&self) -> bool {
+        /// `lock_not_available` (PostgreSQL manual, appendix A).
+        const LOCK_NOT_AVAILABLE: &str = "55P03";
+        matches!(self, Self::Source(error) if error.sqlstate() == Some(LOCK_NOT_AVAILABLE))
+    }
+
     /// True when the same attempt may succeed later without anyone's help.
     pub fn is_transient(&self) -> bool {
         !self.is_fatal()

@@ -2,7 +2,8 @@
 //!
 //! A [`Service`] holds leases and runs one task per mirror. A run goes through the start
 //! order (`slot`), then streams (`stream`, `change`, `publisher`) while table syncs
-//! (`rounds`, `snapshot`) and reports go on beside it. Any error ends the run; the next one
+//! (`rounds`, `snapshot`), a look at the mapped tables now and then (`watch`) and reports go
+//! on beside it. Any error ends the run; the next one
 //! begins at the top. docs/invariants.md lists every point at which it may die.
 
 mod change;
@@ -20,6 +21,7 @@ mod service;
 mod slot;
 mod snapshot;
 mod stream;
+mod watch;
 
 pub use error::{Error, Result};
 pub use run::Options;

@@ -10,18 +10,19 @@ use bunny_schemas::control::SchemaKind;
 use bunny_schemas::kafka::TopicKind;
 use bunny_schemas::registry::Registry;
 use bunny_schemas::{reader, topics::SNAPSHOT_PARTITIONS_MAX};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use crate::change::EventEncoder;
 use crate::crash_points::{PUBLICATIONS_CREATED, crash_point};
 use crate::error::{Error, Result};
 use crate::publisher::{Publisher, Tables};
-use crate::report::{self, Reporting};
+use crate::report::{self, Reporting, SettingUp};
 use crate::rounds::{self, Rounds};
 use crate::run::{Options, Run};
 use crate::slot::{self, Places};
 use crate::snapshot::SyncRecorder;
 use crate::stream::{Parts, Stream};
+use crate::watch::Watch;
 use crate::{paused, publication, removal};
 
 /// Sync records and log lines under way between the tasks of one run.
@@ -56,13 +57,17 @@ pub(crate) async fn run(
 
 async fn capture(run: &Run, source: Session) -> Result<Finished> {
     let mirror = &run.mirror;
-    let members = publication::ensure(&source, mirror).await?;
+    if !mirror.generation_ready {
+        publication::create(&source, mirror).await?;
+    }
     crash_point(PUBLICATIONS_CREATED);
     ensure_topics(run).await?;
     let Options { kafka, topics, .. } = &*run.options;
     let registry = Registry::open(kafka.clone(), topics).await?;
     let mut publisher = Publisher::open(kafka, topics, &registry, &mirror.slug).await?;
     let positions = reader::read_positions(kafka, topics, &mirror.slug).await?;
+    let pending = rounds::pending(mirror, &positions.syncs);
+    let watch = Watch::begin(&source, mirror, &positions.tables, &pending).await?;
     let mut replication = Replication::connect(
         &run.peer,
         &run.application_name,
@@ -70,6 +75,8 @@ async fn capture(run: &Run, source: Session) -> Result<Finished> {
         &publication::names(mirror),
     )
     .await?;
+    let setting_up = SettingUp::default();
+    let waits_for = |blockers: Option<String>| setting_up.waits_for(run, blockers);
     let places = Places {
         mirror,
         catalog: &run.options.catalog,
@@ -77,6 +84,8 @@ async fn capture(run: &Run, source: Session) -> Result<Finished> {
         topics,
         registry: &registry,
         source: &source,
+        tables: watch.first_records(mirror),
+        waits_for: &waits_for,
     };
     let record = slot::prepare(
         &places,
@@ -89,34 +98,40 @@ async fn capture(run: &Run, source: Session) -> Result<Finished> {
     let wal = replication.start(record.confirm_lsn).await?;
 
     let (sync_sender, sync_requests) = mpsc::channel(SYNC_REQUESTS_MAX);
-    let (passed, passed_seen) = watch::channel(Default::default());
-    let (status, status_seen) = watch::channel(Default::default());
+    let (passed, passed_seen) = tokio::sync::watch::channel(Default::default());
+    let (status, status_seen) = tokio::sync::watch::channel(Default::default());
+    let (finding_sender, findings) = mpsc::channel(1);
+    let (view, view_seen) = tokio::sync::watch::channel(Default::default());
     let gap_schema_id = registry.register_control(SchemaKind::TableGap).await?;
     let stream = Stream::new(Parts {
         wal,
         publisher,
-        tables: Tables::new(mirror),
+        tables: Tables::new(mirror, watch.oids(&pending)),
         encoder: EventEncoder::new(mirror.name.clone(), mirror.generation, gap_schema_id),
         record,
         sync_requests,
+        findings,
         passed,
         status,
     });
-    let rounds = Rounds::new(mirror, &positions.syncs);
+    let rounds = Rounds::new(mirror, &positions.syncs, &watch.absent(mirror));
+    let syncs = rounds.view();
     let reporting = Reporting {
         passed: passed_seen.clone(),
         status: status_seen,
         syncs: rounds.view(),
-        insert_only: members.insert_only.into_iter().collect(),
+        watched: view_seen,
     };
     // A session of its own: what the report asks must not queue behind the stream's look-ups.
     let report_session = Session::connect(&run.peer, &run.application_name).await?;
+    let watch_session = Session::connect(&run.peer, &run.application_name).await?;
 
     let recorder = SyncRecorder::new(sync_sender);
     tokio::select! {
         ended = stream.run(&source, &registry, run.context.cancel.clone()) => ended?,
         ended = rounds::run(run, rounds, recorder, passed_seen) => ended?,
         ended = report::run(run, &report_session, reporting) => ended?,
+        ended = watch.run(run, &watch_session, || syncs.pending(), finding_sender, view) => ended?,
     }
     Ok(Finished::Idle)
 }

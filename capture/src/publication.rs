@@ -38,18 +38,6 @@ impl Members {
     }
 }
 
-impl Members {
-    /// A table that has gained an identity stays insert-only until it is synced again: its
-    /// earlier updates were not captured.
-    fn keep_insert_only(&mut self, found: &Members) {
-        for table in &found.insert_only {
-            if self.all.remove(table) {
-                self.insert_only.insert(table.clone());
-            }
-        }
-    }
-}
-
 /// Names the publications START_REPLICATION asks for.
 pub(crate) fn names(mirror: &Mirror) -> Vec<String> {
     if mirror.publication_given {
@@ -65,34 +53,28 @@ pub(crate) fn names(mirror: &Mirror) -> Vec<String> {
 /// Creates the publications that are missing and fills them with `mirror.tables`.
 ///
 /// Only before the generation has started: a table or publication that left afterwards has
-/// had changes that nobody captured, and putting it back would hide that (invariant I6).
-/// A publication that the user named is only looked at: it must exist and hold the tables.
+/// had changes that nobody captured, and putting it back would hide that (invariant I6);
+/// from then on `watch` looks after them. A publication that the user named is only looked
+/// at: it must exist and hold the tables.
 ///
 /// # Errors
-/// A mapped table that does not exist, or a membership that has changed under a running
-/// mirror, is fatal and named.
-pub(crate) async fn ensure(source: &Session, mirror: &Mirror) -> Result<Members> {
+/// A mapped table that does not exist is fatal and named.
+pub(crate) async fn create(source: &Session, mirror: &Mirror) -> Result<()> {
     // Looking at a table waits for whoever holds it exclusively; that must show, not hang.
     source.batch("SET lock_timeout = '5s'").await?;
-    let mut wanted = wanted_members(source, mirror).await?;
+    let wanted = wanted_members(source, mirror).await?;
     if mirror.publication_given {
-        check_given(source, mirror, &wanted).await?;
-        return Ok(wanted);
+        return check_given(source, mirror, &wanted).await;
     }
     let all = (&mirror.publication_name, "insert, update, delete, truncate");
     let insert_only = (&mirror.publication_ins_name, "insert, truncate");
-    if !mirror.generation_ready {
-        for (name, operations) in [all, insert_only] {
-            create_if_missing(source, name, operations).await?;
-        }
+    for (name, operations) in [all, insert_only] {
+        create_if_missing(source, name, operations).await?;
     }
     let found = Members {
         all: members(source, all.0).await?,
         insert_only: members(source, insert_only.0).await?,
     };
-    if mirror.generation_ready {
-        wanted.keep_insert_only(&found);
-    }
     let statements: Vec<String> = alterations(all.0, &found.all, &wanted.all)
         .into_iter()
         .chain(alterations(
@@ -102,21 +84,11 @@ pub(crate) async fn ensure(source: &Session, mirror: &Mirror) -> Result<Members>
         ))
         .collect();
     if statements.is_empty() {
-        return Ok(wanted);
-    }
-    if mirror.generation_ready {
-        return Err(Error::fatal(format!(
-            "the mirror's publications are not what they were (a table was renamed, recreated, \
-             lost its replica identity, or someone altered them), so changes may have been \
-             missed; what would mend them: {}; delete the mirror and create it again to copy \
-             the tables afresh",
-            statements.join("; ")
-        )));
+        return Ok(());
     }
     // One transaction, so that a table that changes publication is always in one of them.
     let script = format!("BEGIN; {}; COMMIT", statements.join("; "));
-    source.batch(&script).await?;
-    Ok(wanted)
+    Ok(source.batch(&script).await?)
 }
 
 /// True when the source holds a publication that carries one of the mirror's own names.
@@ -277,20 +249,6 @@ mod tests {
                 name: (*name).into(),
             })
             .collect()
-    }
-
-    #[test]
-    fn a_table_that_gained_an_identity_stays_insert_only() {
-        let found = Members {
-            all: tables(&["a"]),
-            insert_only: tables(&["b"]),
-        };
-        let mut wanted = Members {
-            all: tables(&["a", "b"]),
-            insert_only: tables(&[]),
-        };
-        wanted.keep_insert_only(&found);
-        assert_eq!(wanted, found);
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! What capture says of itself, about once a second.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use bunny_catalog::{CaptureReport, SyncProgress};
-use bunny_postgres::{Lsn, Session, TableName};
+use bunny_catalog::{CaptureReport, LogLevel, SyncProgress};
+use bunny_postgres::{Lsn, Session};
 use tokio::sync::watch;
 
 use crate::error::{Error, Result};
@@ -11,6 +12,7 @@ use crate::rounds::SyncView;
 use crate::run::Run;
 use crate::snapshot::Passed;
 use crate::stream::Status;
+use crate::watch::View;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -19,7 +21,7 @@ pub(crate) struct Reporting {
     pub(crate) passed: watch::Receiver<Passed>,
     pub(crate) status: watch::Receiver<Status>,
     pub(crate) syncs: SyncView,
-    pub(crate) insert_only: Vec<TableName>,
+    pub(crate) watched: watch::Receiver<View>,
 }
 
 /// Reports until the run ends. A source that cannot be asked ends it.
@@ -35,6 +37,9 @@ pub(crate) async fn run(run: &Run, source: &Session, reporting: Reporting) -> Re
             && former_end.is_some_and(|end| passed.lsn >= end);
         former_end = Some(slot.current_lsn);
         let syncs: Vec<SyncProgress> = reporting.syncs.tables();
+        let watched = reporting.watched.borrow().clone();
+        let mut messages = reporting.syncs.messages();
+        messages.extend(watched.messages);
         let report = CaptureReport {
             phase: if syncs.iter().all(|sync| sync.finished) {
                 "streaming".to_owned()
@@ -54,11 +59,43 @@ pub(crate) async fn run(run: &Run, source: &Session, reporting: Reporting) -> Re
             caught_up,
             events_published: status.events_published,
             syncs,
-            insert_only: reporting.insert_only.clone(),
-            messages: reporting.syncs.messages(),
+            insert_only: watched.insert_only,
+            messages,
         };
         run.context.reporter.report(&report);
         tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+/// Says what the creation of the slot waits for: in the status while it does, in the
+/// mirror's log once.
+#[derive(Default)]
+pub(crate) struct SettingUp {
+    said: Mutex<Option<String>>,
+}
+
+impl SettingUp {
+    /// `blockers` in words; None: it waits for nothing any more.
+    pub(crate) fn waits_for(&self, run: &Run, blockers: Option<String>) {
+        let message = blockers.map(|blockers| {
+            format!("the replication slot can only be made when older transactions have ended: {blockers}")
+        });
+        run.context.reporter.report(&CaptureReport {
+            phase: "creating the replication slot".to_owned(),
+            generation: Some(run.mirror.generation),
+            messages: message.iter().cloned().collect(),
+            ..CaptureReport::default()
+        });
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(message) = message
+            && said.as_ref() != Some(&message)
+        {
+            let details = serde_json::json!({});
+            run.context
+                .reporter
+                .log(LogLevel::Info, message.clone(), details);
+            *said = Some(message);
+        }
     }
 }
 

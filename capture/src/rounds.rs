@@ -3,11 +3,12 @@
 //! A round that fails leaves the stream alone; what it finished stays, the rest starts over
 //! under a new consistent point and a higher attempt.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bunny_catalog::{LogLevel, Mirror, MirrorTable, SyncProgress};
+use bunny_postgres::TableName;
 use bunny_schemas::control::{SyncRecord, SyncState};
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
@@ -17,6 +18,7 @@ use crate::run::Run;
 use crate::snapshot::{
     self, Cause, LogSink, Loudness, Passed, Progress, SnapshotContext, SyncRecorder, TableSync,
 };
+use crate::watch::Pending;
 
 const BACKOFF_FIRST: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
@@ -27,6 +29,7 @@ const LOG_LINES_MAX: usize = 256;
 /// What the position topic and the mirror say about table syncs at the start of a run.
 pub(crate) struct Rounds {
     wanted: Vec<(Uuid, MirrorTable)>,
+    absent: BTreeSet<TableName>,
     attempts: HashMap<Uuid, i32>,
     finished: HashSet<Uuid>,
     /// How often a table was refused, or had changed under its snapshot, in this run.
@@ -35,7 +38,12 @@ pub(crate) struct Rounds {
 }
 
 impl Rounds {
-    pub(crate) fn new(mirror: &Mirror, recorded: &HashMap<Uuid, SyncRecord>) -> Self {
+    /// Tables that are `absent` from the source wait.
+    pub(crate) fn new(
+        mirror: &Mirror,
+        recorded: &HashMap<Uuid, SyncRecord>,
+        absent: &BTreeSet<TableName>,
+    ) -> Self {
         let wanted: Vec<(Uuid, MirrorTable)> = mirror
             .tables
             .iter()
@@ -52,6 +60,7 @@ impl Rounds {
                 .map(|(request, _)| *request)
                 .collect(),
             wanted,
+            absent: absent.clone(),
             failures: HashMap::new(),
             progress: Progress::default(),
         }
@@ -83,7 +92,7 @@ impl Rounds {
     fn next_round(&mut self) -> Vec<TableSync> {
         let mut round = Vec::new();
         for (request, table) in &self.wanted {
-            if self.finished.contains(request) {
+            if self.finished.contains(request) || self.absent.contains(&table.source) {
                 continue;
             }
             let attempt = self.attempts.entry(*request).or_insert(0);
@@ -133,7 +142,26 @@ impl Rounds {
     }
 }
 
+/// The tables whose sync is asked for and not recorded as finished.
+pub(crate) fn pending(mirror: &Mirror, recorded: &HashMap<Uuid, SyncRecord>) -> Pending {
+    let is_finished = |request: &Uuid| {
+        let record = recorded.get(request);
+        record.is_some_and(|record| record.state == SyncState::Finished)
+    };
+    mirror
+        .tables
+        .iter()
+        .filter(|table| {
+            table
+                .request_id
+                .is_some_and(|request| !is_finished(&request))
+        })
+        .map(|table| table.source.clone())
+        .collect()
+}
+
 /// Table syncs as the report shows them.
+#[derive(Clone)]
 pub(crate) struct SyncView {
     finished_before: Vec<SyncProgress>,
     waiting: Vec<SyncProgress>,
@@ -168,6 +196,15 @@ impl SyncView {
             .iter()
             .cloned()
             .chain(present)
+            .collect()
+    }
+
+    /// The tables whose sync has not finished.
+    pub(crate) fn pending(&self) -> Pending {
+        let tables = self.tables().into_iter();
+        tables
+            .filter(|table| !table.finished)
+            .map(|table| table.source)
             .collect()
     }
 

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use bunny_postgres::pgoutput::{self, Message};
 use bunny_postgres::replication::{WalEvent, WalStream};
-use bunny_postgres::{Lsn, Session};
+use bunny_postgres::{Lsn, Session, TableName};
 use bunny_schemas::Position;
-use bunny_schemas::control::{PositionRecord, SyncRecord};
+use bunny_schemas::control::{PositionRecord, SyncRecord, TableRecord};
 use bunny_schemas::registry::Registry;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -17,9 +17,10 @@ use tokio_util::sync::CancellationToken;
 use crate::change::{Encoded, EventEncoder, RowChange};
 use crate::crash_points::{AFTER_CONFIRM, MID_TRANSACTION, crash_point};
 use crate::error::{Error, Result};
-use crate::publisher::{Publisher, Tables};
-use crate::slot::Sequencer;
+use crate::publisher::{Captured, Publisher, Tables};
+use crate::slot::{Place, Sequencer};
 use crate::snapshot::{Passed, SyncRequest};
+use crate::watch::Finding;
 
 /// How often a position that only keepalives moved is recorded, so that a quiet source
 /// does not keep WAL for us (invariant I1).
@@ -54,6 +55,9 @@ pub(crate) struct Stream {
     recorded_at: Instant,
     sync_requests: mpsc::Receiver<SyncRequest>,
     syncs_waiting: Vec<SyncRequest>,
+    findings: mpsc::Receiver<Finding>,
+    /// What the log has to hold once the stream has come so far.
+    finding: Option<Finding>,
     /// Events sent since the last commit.
     sent: u64,
     passed: watch::Sender<Passed>,
@@ -68,6 +72,7 @@ pub(crate) struct Parts {
     pub(crate) encoder: EventEncoder,
     pub(crate) record: PositionRecord,
     pub(crate) sync_requests: mpsc::Receiver<SyncRequest>,
+    pub(crate) findings: mpsc::Receiver<Finding>,
     pub(crate) passed: watch::Sender<Passed>,
     pub(crate) status: watch::Sender<Status>,
 }
@@ -94,6 +99,8 @@ impl Stream {
             recorded_at: Instant::now(),
             sync_requests: parts.sync_requests,
             syncs_waiting: Vec::new(),
+            findings: parts.findings,
+            finding: None,
             sent: 0,
             passed: parts.passed,
             status: parts.status,
@@ -117,6 +124,9 @@ impl Stream {
                     self.syncs_waiting.push(request);
                     self.commit().await?;
                 }
+                Some(finding) = self.findings.recv(), if self.finding.is_none() => {
+                    self.finding = Some(finding);
+                }
                 event = self.wal.next() => {
                     self.take(event?, source, registry).await?;
                     if self.publisher.is_due() {
@@ -132,6 +142,7 @@ impl Stream {
                     self.commit().await?;
                 }
             }
+            self.settle(source, registry).await?;
         }
         if self.publisher.has_open() {
             self.commit().await?;
@@ -152,6 +163,7 @@ impl Stream {
                 xid,
             } => {
                 self.sequencer.begin(final_lsn, commit_ts_us, xid)?;
+                self.tables.begin(xid);
                 self.status.send_if_modified(|status| {
                     let first = status.oldest_open_commit_us.is_none();
                     status.oldest_open_commit_us.get_or_insert(commit_ts_us);
@@ -231,25 +243,32 @@ impl Stream {
         let Some(position) = self.sequencer.row()? else {
             return Ok(());
         };
-        let Some(table) = self.tables.get(relation)? else {
-            return Ok(());
-        };
         let new = match &message {
             Message::Insert { new, .. } | Message::Update { new, .. } => Some(new),
             _ => None,
         };
-        if new.is_some_and(|new| table.has_new_label(new)) {
+        let knows_all = self
+            .tables
+            .get(relation)?
+            .is_none_or(|table| new.is_none_or(|new| !table.has_new_label(new)));
+        if !knows_all {
             self.tables
                 .describe_again(relation, source, registry)
                 .await?;
         }
-        let Some(table) = self.tables.get(relation)? else {
-            return Ok(());
-        };
         let open = *self
             .sequencer
             .open()
             .ok_or_else(|| Error::transient("a row change outside a transaction"))?;
+        let table = match self.tables.captured(relation)? {
+            Captured::Of(table) => table,
+            Captured::Missed(missed) => {
+                let place = open.at(lsn, position.seq);
+                let event = self.encoder.gap(&missed.table, &place, &missed.reason);
+                return self.hold(Held { event, position }).await;
+            }
+            Captured::Not => return Ok(()),
+        };
         let change = match &message {
             Message::Insert { new, .. } => RowChange::Insert(new),
             Message::Update { old, new, .. } => RowChange::Update(old.as_ref(), new),
@@ -277,16 +296,23 @@ impl Stream {
         else {
             return Ok(());
         };
+        let Some(open) = self.sequencer.open().copied() else {
+            return Err(Error::transient("a truncate outside a transaction"));
+        };
         let mut tables = Vec::with_capacity(relations.len());
         for relation in relations {
             if let Some(table) = self.tables.get(*relation)? {
                 tables.push(table);
             }
         }
-        let Some(open) = self.sequencer.open().copied() else {
-            return Err(Error::transient("a truncate outside a transaction"));
-        };
         if tables.is_empty() {
+            for relation in relations {
+                if let Captured::Missed(missed) = self.tables.captured(*relation)? {
+                    let place = open.at(lsn, position.seq);
+                    let event = self.encoder.gap(&missed.table, &place, &missed.reason);
+                    return self.hold(Held { event, position }).await;
+                }
+            }
             return Ok(());
         }
         let event = self.encoder.truncate(
@@ -296,6 +322,50 @@ impl Stream {
             &open.at(lsn, position.seq),
         )?;
         self.hold(Held { event, position }).await
+    }
+
+    /// Puts what the watch found into the log, as soon as everything before it is there.
+    ///
+    /// Gaps stand between two source transactions, where no commit record can: all that was
+    /// received was committed before `confirm_lsn`, what comes begins at or after it, and
+    /// records are aligned, so the byte before it is nobody's commit LSN. It is larger than
+    /// the LSN of any sync that could hide the gap, because what was found happened later.
+    async fn settle(&mut self, source: &Session, registry: &Registry) -> Result<()> {
+        let reached = self.reached.confirm_lsn;
+        let between = Lsn(reached.0.saturating_sub(1));
+        let is_ready = |finding: &mut Finding| {
+            reached >= finding.at && (finding.gaps.is_empty() || between > self.reached.commit_lsn)
+        };
+        if self.sequencer.open().is_some() {
+            return Ok(());
+        }
+        let Some(finding) = self.finding.take_if(is_ready) else {
+            return Ok(());
+        };
+        let count = finding.gaps.len() as u64;
+        for (seq, (table, reason)) in (1..).zip(&finding.gaps) {
+            let place = Place {
+                lsn: between,
+                commit_lsn: between,
+                commit_ts_us: chrono::Utc::now().timestamp_micros(),
+                xid: 0,
+                seq,
+            };
+            let mut event = self.encoder.gap(table, &place, reason);
+            if seq == count {
+                event.set_last();
+            }
+            let position = Position {
+                commit_lsn: between,
+                seq,
+            };
+            self.send(Held { event, position }).await?;
+        }
+        self.tables.expect(finding.oids, source, registry).await?;
+        self.commit_with(&finding.records).await?;
+        // A watch that no longer waits has ended with its run.
+        let _ = finding.done.send(());
+        Ok(())
     }
 
     async fn hold(&mut self, next: Held) -> Result<()> {
@@ -317,12 +387,17 @@ impl Stream {
 
     /// Commits to Kafka, then confirms to the slot, in this order only.
     async fn commit(&mut self) -> Result<()> {
+        self.commit_with(&[]).await
+    }
+
+    /// The same, with what is known of tables from then on.
+    async fn commit_with(&mut self, tables: &[(TableName, Option<TableRecord>)]) -> Result<()> {
         let syncs: Vec<SyncRecord> = self
             .syncs_waiting
             .iter()
             .map(|(record, _)| record.clone())
             .collect();
-        self.publisher.commit(&self.reached, &syncs).await?;
+        self.publisher.commit(&self.reached, &syncs, tables).await?;
         self.wal.confirm(self.reached.confirm_lsn);
         crash_point(AFTER_CONFIRM);
         self.recorded = self.reached.clone();

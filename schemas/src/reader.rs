@@ -4,7 +4,9 @@ use std::collections::HashMap;
 
 use uuid::Uuid;
 
-use crate::control::{GenerationStarted, PositionRecord, SchemaKind, SyncRecord, TableGap};
+use crate::control::{
+    GenerationStarted, PositionRecord, SchemaKind, SyncRecord, TableGap, TableRecord,
+};
 use crate::envelope::Decoder;
 use crate::kafka::KafkaConfig;
 use crate::registry::Registry;
@@ -19,6 +21,8 @@ pub struct Positions {
     pub position: Option<PositionRecord>,
     /// Table syncs by request.
     pub syncs: HashMap<Uuid, SyncRecord>,
+    /// What is known of tables at the source, by [`TableRecord::key_of`].
+    pub tables: HashMap<String, TableRecord>,
 }
 
 /// The last committed event of a change topic.
@@ -45,9 +49,21 @@ impl Positions {
             self.position = datum.map(PositionRecord::decode).transpose()?;
             return Ok(());
         }
-        let request_id = std::str::from_utf8(key)
-            .ok()
-            .and_then(|key| key.strip_prefix(SyncRecord::KEY_PREFIX))
+        let key_text = std::str::from_utf8(key).unwrap_or_default();
+        if key_text.starts_with(TableRecord::KEY_PREFIX) {
+            match datum {
+                Some(datum) => {
+                    self.tables
+                        .insert(key_text.to_owned(), TableRecord::decode(datum)?);
+                }
+                None => {
+                    self.tables.remove(key_text);
+                }
+            }
+            return Ok(());
+        }
+        let request_id = key_text
+            .strip_prefix(SyncRecord::KEY_PREFIX)
             .and_then(|id| Uuid::try_parse(id).ok());
         let Some(request_id) = request_id else {
             return Err(Error::Corrupt(format!(
@@ -170,7 +186,7 @@ fn place(schema_json: &str, datum: &[u8]) -> Result<(Uuid, Option<Position>)> {
 
 #[cfg(test)]
 mod tests {
-    use bunny_postgres::Lsn;
+    use bunny_postgres::{Lsn, TableName};
 
     use super::*;
     use crate::control::SyncState;
@@ -214,6 +230,19 @@ mod tests {
         assert_eq!(positions.syncs.get(&sync.request_id), Some(&sync));
         apply(&mut positions, sync.key().as_bytes(), None).unwrap();
         assert!(positions.syncs.is_empty());
+
+        let mut table = TableRecord {
+            generation: Uuid::from_u128(1),
+            table: TableName::new("a.b", "c\"d"),
+            facts: "{}".to_owned(),
+        };
+        let key = TableRecord::key_of(&table.table);
+        apply(&mut positions, key.as_bytes(), Some(&table.encode(3))).unwrap();
+        table.facts = "{\"oid\": 1}".to_owned();
+        apply(&mut positions, key.as_bytes(), Some(&table.encode(3))).unwrap();
+        assert_eq!(positions.tables.get(&key), Some(&table));
+        apply(&mut positions, key.as_bytes(), None).unwrap();
+        assert!(positions.tables.is_empty());
     }
 
     #[test]

@@ -27,12 +27,12 @@ use uuid::Uuid;
 use crate::batch::{Assembler, Part};
 use crate::bookkeeping::Progress;
 use crate::budget::Budget;
-use crate::closing::Closing;
 use crate::context::MirrorRun;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::routes::Routes;
 use crate::stats::Stats;
+use bunny_schemas::kafka::Closing;
 
 use decode::{Decoding, Record};
 use order::{Order, Start};

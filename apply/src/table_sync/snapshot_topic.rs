@@ -20,9 +20,9 @@ use uuid::Uuid;
 
 use super::board::{Announced, SyncId};
 use super::lane::{Head, PartHead};
-use crate::closing::Closing;
 use crate::context::MirrorRun;
 use crate::error::{Error, Result};
+use bunny_schemas::kafka::Closing;
 
 /// What is prefetched for each partition; a part is about 1 MiB. The second counts
 /// compressed bytes, which unpack to several times as much.

@@ -13,14 +13,15 @@ mod tables;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bunny_schemas::control::{PositionRecord, SchemaKind, SyncRecord};
-use bunny_schemas::kafka::{KafkaConfig, commit_transaction};
+use bunny_postgres::TableName;
+use bunny_schemas::control::{PositionRecord, SchemaKind, SyncRecord, TableRecord};
+use bunny_schemas::kafka::{Closing, KafkaConfig, commit_transaction};
 use bunny_schemas::registry::Registry;
 use bunny_schemas::topics::Topics;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 
-pub(crate) use tables::{Published, Tables};
+pub(crate) use tables::{Captured, Published, Tables};
 
 use crate::crash_points::{AFTER_KAFKA_COMMIT, BEFORE_KAFKA_COMMIT, crash_point};
 use crate::error::{Error, Result};
@@ -49,11 +50,12 @@ struct OpenTransaction {
 
 /// Writes to a mirror's change and position topics, as the only one who can.
 pub(crate) struct Publisher {
-    producer: Arc<TransactionalProducer>,
+    producer: Arc<Closing<TransactionalProducer>>,
     changes_topic: String,
     position_topic: String,
     position_schema_id: u32,
     sync_schema_id: u32,
+    table_schema_id: u32,
     open: Option<OpenTransaction>,
 }
 
@@ -68,6 +70,7 @@ impl Publisher {
     ) -> Result<Self> {
         let position_schema_id = registry.register_control(SchemaKind::Position).await?;
         let sync_schema_id = registry.register_control(SchemaKind::Sync).await?;
+        let table_schema_id = registry.register_control(SchemaKind::Table).await?;
         let id = topics.capture_transactional_id(slug);
         let producer: TransactionalProducer =
             kafka
@@ -78,11 +81,12 @@ impl Publisher {
                     error,
                 })?;
         let publisher = Self {
-            producer: Arc::new(producer),
+            producer: Arc::new(Closing::new(producer)),
             changes_topic: topics.changes(slug),
             position_topic: topics.position(slug),
             position_schema_id,
             sync_schema_id,
+            table_schema_id,
             open: None,
         };
         publisher
@@ -110,23 +114,33 @@ impl Publisher {
     /// Appends one event to the change topic, inside the open transaction.
     pub(crate) async fn send_event(&mut self, key: Option<&[u8]>, value: &[u8]) -> Result<()> {
         let topic = self.changes_topic.clone();
-        self.send(&topic, key, value).await
+        self.send(&topic, key, Some(value)).await
     }
 
-    /// Commits what was sent, together with the position it reaches and the table syncs it
-    /// records. Returns once Kafka has answered.
+    /// Commits what was sent, together with the position it reaches, the table syncs it
+    /// records and what is known of tables (None forgets one). Returns once Kafka has
+    /// answered.
     pub(crate) async fn commit(
         &mut self,
         position: &PositionRecord,
         syncs: &[SyncRecord],
+        tables: &[(TableName, Option<TableRecord>)],
     ) -> Result<()> {
         let topic = self.position_topic.clone();
         let record = position.encode(self.position_schema_id);
-        self.send(&topic, Some(PositionRecord::KEY), &record)
+        self.send(&topic, Some(PositionRecord::KEY), Some(&record))
             .await?;
         for sync in syncs {
             let record = sync.encode(self.sync_schema_id);
-            self.send(&topic, Some(sync.key().as_bytes()), &record)
+            self.send(&topic, Some(sync.key().as_bytes()), Some(&record))
+                .await?;
+        }
+        for (table, record) in tables {
+            let record = record
+                .as_ref()
+                .map(|record| record.encode(self.table_schema_id));
+            let key = TableRecord::key_of(table);
+            self.send(&topic, Some(key.as_bytes()), record.as_deref())
                 .await?;
         }
         crash_point(BEFORE_KAFKA_COMMIT);
@@ -139,7 +153,7 @@ impl Publisher {
         Ok(())
     }
 
-    async fn send(&mut self, topic: &str, key: Option<&[u8]>, value: &[u8]) -> Result<()> {
+    async fn send(&mut self, topic: &str, key: Option<&[u8]>, value: Option<&[u8]>) -> Result<()> {
         let open = match &mut self.open {
             Some(open) => open,
             None => {
@@ -156,13 +170,14 @@ impl Publisher {
                 })
             }
         };
-        open.bytes += value.len() + key.map_or(0, <[u8]>::len);
+        open.bytes += value.map_or(0, <[u8]>::len) + key.map_or(0, <[u8]>::len);
         open.events += 1;
 
         let deadline = Instant::now() + KAFKA_PATIENCE;
-        let mut record = BaseRecord::<[u8], [u8]>::to(topic)
-            .payload(value)
-            .partition(0);
+        let mut record = BaseRecord::<[u8], [u8]>::to(topic).partition(0);
+        if let Some(value) = value {
+            record = record.payload(value);
+        }
         if let Some(key) = key {
             record = record.key(key);
         }
@@ -196,15 +211,5 @@ impl Publisher {
             .await
             .map_err(|error| Error::transient(format!("{doing}: {error}")))?
             .map_err(|error| Error::Kafka { doing, error })
-    }
-}
-
-impl Drop for Publisher {
-    /// Closing a producer waits for its threads, and for the broker; not on an async thread.
-    fn drop(&mut self) {
-        let producer = Arc::clone(&self.producer);
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            drop(runtime.spawn_blocking(move || drop(producer)));
-        }
     }
 }

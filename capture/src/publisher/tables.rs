@@ -78,21 +78,43 @@ impl Published {
 
 enum Known {
     Mapped(Box<Published>),
-    /// Published, but not by this mirror's mappings (a publication the user brought).
-    Unmapped,
+    /// A mapped table under another name, or another table under a mapped name: its
+    /// changes must not be published as the table's, and are missed there.
+    Displaced(Displaced),
+    /// Published, but nothing to the mirror's mappings.
+    Unmapped(Relation),
+}
+
+/// Whose changes a relation's are not, any more or yet.
+pub(crate) struct Displaced {
+    relation: Relation,
+    /// The mapped table that misses them.
+    pub(crate) table: TableName,
+    pub(crate) reason: String,
+    /// The log says so already.
+    said: bool,
+}
+
+/// What a change of a relation is to the mirror.
+pub(crate) enum Captured<'t> {
+    /// A change of a mapped table.
+    Of(&'t Published),
+    /// One that the table misses: the first, so the log has to say so.
+    Missed(&'t Displaced),
+    Not,
 }
 
 /// The relations of one replication session.
 pub(crate) struct Tables {
     mirror: String,
     mappings: HashMap<TableName, MirrorTable>,
-    /// False when the user brought the publication, which may hold more than is mapped.
-    own_publications: bool,
+    /// Oids of the mapped tables whose changes are captured; 0 for one that is gone.
+    oids: HashMap<TableName, u32>,
     known: HashMap<u32, Known>,
 }
 
 impl Tables {
-    pub(crate) fn new(mirror: &Mirror) -> Self {
+    pub(crate) fn new(mirror: &Mirror, oids: HashMap<TableName, u32>) -> Self {
         Self {
             mirror: mirror.name.clone(),
             mappings: mirror
@@ -100,7 +122,7 @@ impl Tables {
                 .iter()
                 .map(|table| (table.source.clone(), table.clone()))
                 .collect(),
-            own_publications: !mirror.publication_given,
+            oids,
             known: HashMap::new(),
         }
     }
@@ -119,27 +141,29 @@ impl Tables {
             schema: relation.schema.clone(),
             name: relation.name.clone(),
         };
-        let known = match self.mappings.get(&name) {
-            None if self.own_publications && !self.is_partition(oid, source).await? => {
-                return Err(Error::fatal(format!(
-                    "the source publishes {name} to this mirror, which does not map it: a mirrored table was renamed or swapped, or someone altered the publication; rename it back, or delete the mirror and create it again with the new name"
-                )));
-            }
-            None => Known::Unmapped,
-            Some(mapping) => {
-                let former = match self.known.get(&oid) {
-                    Some(Known::Mapped(former)) => Some(former.as_ref()),
-                    _ => None,
-                };
-                let published =
-                    publish(&self.mirror, mapping, relation, former, source, registry).await?;
-                let Some(published) = published else {
-                    return Ok(());
-                };
-                Known::Mapped(Box::new(published))
-            }
+        if let Some((table, reason)) = self.displaced(oid, &name) {
+            let said = matches!(self.known.get(&oid), Some(Known::Displaced(before)) if before.table == table && before.said);
+            let displaced = Displaced {
+                relation,
+                table,
+                reason,
+                said,
+            };
+            self.known.insert(oid, Known::Displaced(displaced));
+            return Ok(());
+        }
+        let Some(mapping) = self.mappings.get(&name) else {
+            self.known.insert(oid, Known::Unmapped(relation));
+            return Ok(());
         };
-        self.known.insert(oid, known);
+        let former = match self.known.get(&oid) {
+            Some(Known::Mapped(former)) => Some(former.as_ref()),
+            _ => None,
+        };
+        let published = publish(&self.mirror, mapping, relation, former, source, registry).await?;
+        if let Some(published) = published {
+            self.known.insert(oid, Known::Mapped(Box::new(published)));
+        }
         Ok(())
     }
 
@@ -159,46 +183,82 @@ impl Tables {
         }
     }
 
-    /// Whether the relation is a partition of a mapped table, at whatever depth, or gone. The
-    /// walsender describes a partition after the root under which it publishes its rows
-    /// (maybe_send_schema in pgoutput.c), and never sends a change under its own name.
-    async fn is_partition(&self, oid: u32, source: &Session) -> Result<bool> {
-        let ancestors = source
-            .query(
-                "SELECT n.nspname::text, c.relname::text FROM pg_partition_ancestors($1::oid::regclass) a
-                 JOIN pg_class c ON c.oid = a.relid JOIN pg_namespace n ON n.oid = c.relnamespace
-                 WHERE c.oid <> $1
-                 UNION ALL SELECT NULL, NULL WHERE NOT EXISTS (SELECT FROM pg_class WHERE oid = $1)",
-                &[&oid],
-            )
-            .await
-            .map_err(|error| Error::Query {
-                doing: "looking for the partitioned table of a relation",
-                error,
-            })?;
-        Ok(ancestors.iter().any(|row| {
-            match (
-                row.get::<_, Option<String>>(0),
-                row.get::<_, Option<String>>(1),
-            ) {
-                (Some(schema), Some(name)) => {
-                    self.mappings.contains_key(&TableName { schema, name })
-                }
-                _ => true,
-            }
-        }))
+    /// Changes of other oids are captured from now on.
+    pub(crate) async fn expect(
+        &mut self,
+        oids: HashMap<TableName, u32>,
+        source: &Session,
+        registry: &Registry,
+    ) -> Result<()> {
+        if self.oids == oids {
+            return Ok(());
+        }
+        self.oids = oids;
+        let described: Vec<Relation> = self
+            .known
+            .values()
+            .map(|known| match known {
+                Known::Mapped(published) => published.described.clone(),
+                Known::Displaced(displaced) => displaced.relation.clone(),
+                Known::Unmapped(relation) => relation.clone(),
+            })
+            .collect();
+        for relation in described {
+            self.describe(relation, source, registry).await?;
+        }
+        Ok(())
     }
 
-    /// The mapped table behind `oid`; `None` when the mirror does not map it.
+    /// What a change of `oid` is. A displaced table's is given out once.
+    pub(crate) fn captured(&mut self, oid: u32) -> Result<Captured<'_>> {
+        match self.known.get_mut(&oid) {
+            Some(Known::Mapped(published)) => Ok(Captured::Of(published)),
+            Some(Known::Displaced(displaced)) => Ok(if displaced.said {
+                Captured::Not
+            } else {
+                displaced.said = true;
+                Captured::Missed(displaced)
+            }),
+            Some(Known::Unmapped(_)) => Ok(Captured::Not),
+            None => Err(undescribed(oid)),
+        }
+    }
+
+    /// The mapped table behind `oid`; `None` when its changes are not captured.
     pub(crate) fn get(&self, oid: u32) -> Result<Option<&Published>> {
         match self.known.get(&oid) {
             Some(Known::Mapped(published)) => Ok(Some(published)),
-            Some(Known::Unmapped) => Ok(None),
-            None => Err(Error::transient(format!(
-                "the source sent a change of relation {oid} before describing it"
-            ))),
+            Some(Known::Displaced(_) | Known::Unmapped(_)) => Ok(None),
+            None => Err(undescribed(oid)),
         }
     }
+
+    /// The mapped table that misses the changes of `oid` under this name, and why.
+    fn displaced(&self, oid: u32, name: &TableName) -> Option<(TableName, String)> {
+        let expected = self.oids.get(name);
+        if expected.is_none_or(|expected| *expected == oid) && self.mappings.contains_key(name) {
+            return None;
+        }
+        let mut oids = self.oids.iter();
+        if let Some((table, _)) = oids.find(|(_, expected)| **expected == oid) {
+            let reason = format!(
+                "the source table {table} was renamed to {name}; rename it back and sync it again, or take it out of the mirror"
+            );
+            return Some((table.clone(), reason));
+        }
+        self.mappings.contains_key(name).then(|| {
+            let reason = format!(
+                "the source table {name} is another one than before (dropped and created again, or another was given its name); sync it again"
+            );
+            (name.clone(), reason)
+        })
+    }
+}
+
+fn undescribed(oid: u32) -> Error {
+    Error::transient(format!(
+        "the source sent a change of relation {oid} before describing it"
+    ))
 }
 
 /// The version that `relation` describes; None when it is `former` still.

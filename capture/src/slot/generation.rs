@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 use bunny_catalog::{Catalog, Mirror};
 use bunny_postgres::replication::{Replication, SystemId};
 use bunny_postgres::{Lsn, Session};
-use bunny_schemas::control::{GenerationStarted, PositionRecord, SchemaKind};
+use bunny_schemas::control::{GenerationStarted, PositionRecord, SchemaKind, TableRecord};
 use bunny_schemas::kafka::KafkaConfig;
 use bunny_schemas::reader;
 use bunny_schemas::registry::Registry;
 use bunny_schemas::topics::Topics;
 
 use super::start::{LastInTopic, SlotFacts, SourceFacts, check_log, check_source};
+use super::waiting;
 use crate::crash_points::{GENERATION_RECORDED, SLOT_CREATED, crash_point};
 use crate::error::{Error, Result};
 use crate::publisher::Publisher;
@@ -23,6 +24,11 @@ use crate::publisher::Publisher;
 /// How long a former owner of the slot, whose session was just ended, may take to let go.
 const SLOT_RELEASE_PATIENCE: Duration = Duration::from_secs(10);
 const SLOT_RELEASE_POLL: Duration = Duration::from_millis(50);
+
+/// A broker that has just become leader, or is one no more, may answer with less than it
+/// has for so long.
+const STALE_PATIENCE: Duration = Duration::from_secs(10);
+const STALE_PAUSE: Duration = Duration::from_millis(700);
 
 /// What [`prepare`] needs to reach.
 pub(crate) struct Places<'a> {
@@ -32,6 +38,10 @@ pub(crate) struct Places<'a> {
     pub(crate) topics: &'a Topics,
     pub(crate) registry: &'a Registry,
     pub(crate) source: &'a Session,
+    /// What is known of the tables as a generation starts.
+    pub(crate) tables: Vec<TableRecord>,
+    /// Told which transactions the slot's creation waits for, in words.
+    pub(crate) waits_for: &'a (dyn Fn(Option<String>) + Sync),
 }
 
 /// Brings the mirror to where its slot may be read, and says from which position.
@@ -60,6 +70,30 @@ pub(crate) async fn prepare(
             .await?;
         Some(started)
     };
+    let patience = Patience::until(Instant::now() + STALE_PATIENCE);
+    let mut found = record;
+    let record = loop {
+        match agreed(places, replication, found).await {
+            Err(error) if patience.has_left_for(&error) => {
+                tracing::info!(mirror = %mirror.name, %error, "log and slot disagree, reading again");
+                tokio::time::sleep(STALE_PAUSE).await;
+            }
+            answer => break answer?,
+        }
+        let again = reader::read_positions(places.kafka, places.topics, &mirror.slug);
+        found = again.await?.position;
+    };
+    wait_released(places.source, &mirror.slot_name).await?;
+    Ok(record)
+}
+
+/// The record, if log, slot and source belong together.
+async fn agreed(
+    places: &Places<'_>,
+    replication: &mut Replication,
+    record: Option<PositionRecord>,
+) -> Result<PositionRecord> {
+    let mirror = places.mirror;
     let last = reader::last_change(places.kafka, places.registry, places.topics, &mirror.slug)
         .await?
         .map(|event| LastInTopic {
@@ -67,13 +101,29 @@ pub(crate) async fn prepare(
             position: event.position,
         });
     let mut record = check_log(mirror.generation, record.as_ref(), last)?;
-    // Asked again: a slot just created stands beyond what the first answer knew.
+    // Asked now: a slot just created stands beyond what an earlier answer knew.
     let system = replication.identify_system().await?;
     let facts = source_facts(places, replication, &system).await?;
     check_source(&record, &facts)?;
     record.timeline = facts.timeline;
-    wait_released(places.source, &mirror.slot_name).await?;
     Ok(record)
+}
+
+/// How long a refusal that may come from a stale answer is asked about again.
+struct Patience {
+    deadline: Instant,
+}
+
+impl Patience {
+    fn until(deadline: Instant) -> Patience {
+        Patience { deadline }
+    }
+
+    /// Only a disagreement that lasts is one; what no broker can be wrong about is at once.
+    fn has_left_for(&self, error: &Error) -> bool {
+        matches!(error, Error::Refused(refusal) if refusal.may_be_stale())
+            && Instant::now() < self.deadline
+    }
 }
 
 /// True when the source holds a slot of the mirror's own name that the user did not bring.
@@ -120,7 +170,19 @@ async fn start_generation(
             .confirmed_flush_lsn
     } else {
         drop_slot(places.source, mirror).await?;
-        let lsn = replication.create_slot(&mirror.slot_name).await?;
+        let pid = replication.backend_pid();
+        let creation = replication.create_slot(&mirror.slot_name);
+        let mut creation = std::pin::pin!(creation);
+        let lsn = loop {
+            match tokio::time::timeout(waiting::LOOK_INTERVAL, &mut creation).await {
+                Ok(created) => break created?,
+                Err(_) => {
+                    let blockers = waiting::blockers(places.source, pid).await;
+                    (places.waits_for)(blockers.ok().flatten());
+                }
+            }
+        };
+        (places.waits_for)(None);
         crash_point(SLOT_CREATED);
         lsn
     };
@@ -144,7 +206,12 @@ async fn start_generation(
         seq: 0,
         confirm_lsn: start_lsn,
     };
-    publisher.commit(&record, &[]).await?;
+    let tables: Vec<_> = places
+        .tables
+        .iter()
+        .map(|record| (record.table.clone(), Some(record.clone())))
+        .collect();
+    publisher.commit(&record, &[], &tables).await?;
     tracing::info!(mirror = %mirror.name, generation = %mirror.generation, %start_lsn, "generation started");
     Ok(record)
 }
@@ -220,5 +287,25 @@ async fn wait_released(source: &Session, slot: &str) -> Result<()> {
             )));
         }
         tokio::time::sleep(SLOT_RELEASE_POLL).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::slot::Refusal;
+
+    #[test]
+    fn only_what_a_stale_answer_explains_is_asked_again_and_not_for_ever() {
+        let stale = Error::from(Refusal::NoPosition(Uuid::nil()));
+        let sure = Error::from(Refusal::SlotLost(Lsn(1)));
+        let transient = Error::transient("the broker is away");
+        let some = Patience::until(Instant::now() + STALE_PATIENCE);
+        assert!(some.has_left_for(&stale));
+        assert!(!some.has_left_for(&sure) && !some.has_left_for(&transient));
+        let none = Patience::until(Instant::now());
+        assert!(!none.has_left_for(&stale));
     }
 }

@@ -3,6 +3,7 @@
 mod generation;
 mod sequence;
 mod start;
+pub(crate) mod waiting;
 
 pub(crate) use generation::{Places, drop_slot, exists_foreign, prepare};
 pub use sequence::SequenceError;

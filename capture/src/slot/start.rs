@@ -85,6 +85,20 @@ pub enum Refusal {
     UnknownTimeline { recorded: u32, found: u32 },
 }
 
+impl Refusal {
+    /// True when an answer of Kafka's from before a change of leader would look the same:
+    /// only a disagreement that lasts is one.
+    pub(crate) fn may_be_stale(&self) -> bool {
+        matches!(
+            self,
+            Refusal::NoPosition(_)
+                | Refusal::OtherGeneration { .. }
+                | Refusal::TopicDisagrees { .. }
+                | Refusal::SlotAhead { .. }
+        )
+    }
+}
+
 /// Checks that position record and change topic belong together.
 pub(crate) fn check_log(
     wanted: Uuid,

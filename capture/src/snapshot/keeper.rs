@@ -16,13 +16,12 @@ use super::port::LogSink;
 use super::progress::Progress;
 use crate::crash_points::{SYNC_SLOT_CREATED, crash_point};
 use crate::error::{Error, Result};
+use crate::slot::waiting;
 
 /// How often the keeper is asked whether it is still there.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
 /// A ping without an answer for this long means that the keeper is lost.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// How often a slot that can't be created yet is looked into.
-const WAIT_LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What Postgres allows for the name of a slot, in bytes.
 const SLOT_NAME_BYTES_MAX: usize = 63;
@@ -116,7 +115,7 @@ async fn create_slot(
     let began = Instant::now();
     let mut observer = Observer::default();
     let exported = loop {
-        match tokio::time::timeout(WAIT_LOOK_INTERVAL, &mut creation).await {
+        match tokio::time::timeout(waiting::LOOK_INTERVAL, &mut creation).await {
             Ok(created) => break created,
             Err(_) => {
                 observer
@@ -160,7 +159,7 @@ impl Observer {
             self.session = source.connect().await.ok();
         }
         let Some(session) = &self.session else { return };
-        match blockers(session, walsender_pid).await {
+        match waiting::blockers(session, walsender_pid).await {
             Ok(Some(blockers)) => {
                 let reason = format!("transactions older than the snapshot must end: {blockers}");
                 progress.round_waits_for(Some(reason));
@@ -181,22 +180,6 @@ impl Observer {
             }
         }
     }
-}
-
-/// The transactions that hold up the server process `pid`, in words.
-async fn blockers(session: &Session, pid: i32) -> bunny_postgres::Result<Option<String>> {
-    let row = session
-        .query_one(
-            "SELECT string_agg(format('pid %s of %s since %s', a.pid, \
-                    coalesce(a.usename::text, 'an unnamed user'), \
-                    coalesce(a.xact_start::text, 'unknown')), ', ' ORDER BY a.pid) \
-             FROM pg_catalog.pg_stat_activity a \
-             WHERE a.pid = ANY (pg_catalog.pg_blocking_pids($1))",
-            &[&pid],
-        )
-        .await
-        .doing("looking for what the slot's creation waits for")?;
-    Ok(row.get(0))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod identity;
 mod objects;
 mod server;
 mod tables;
+mod watch;
 
 pub use definition::{
     ColumnDefinition, IdentityKind, Leaf, ReplicaIdentity, TableDefinition, TableKind,
@@ -21,3 +22,4 @@ pub use objects::{
 };
 pub use server::{ServerInfo, server_info};
 pub use tables::{TableSummary, list_tables};
+pub use watch::{HeldLook, Look, Member, PublicationState, TableLook, look};

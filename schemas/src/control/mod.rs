@@ -4,7 +4,7 @@
 //! |---|---|
 //! | changes | [`GenerationStarted`], [`TableGap`] |
 //! | snapshot | [`TableSyncStarted`], [`SnapshotChunk`], [`TableSyncFinished`] |
-//! | position | [`PositionRecord`], [`SyncRecord`] |
+//! | position | [`PositionRecord`], [`SyncRecord`], [`TableRecord`] |
 //!
 //! `encode` frames the record with the id its schema has in the registry; `decode`
 //! takes the datum after the frame.
@@ -21,7 +21,7 @@ use apache_avro::Schema;
 use serde_json::Value as Json;
 
 pub use changes::{GenerationStarted, TableGap};
-pub use position::{PositionRecord, SyncRecord, SyncState};
+pub use position::{PositionRecord, SyncRecord, SyncState, TableRecord};
 pub use snapshot::{SnapshotChunk, TableSyncFinished, TableSyncStarted};
 
 use crate::{Error, Result};
@@ -47,10 +47,12 @@ pub enum SchemaKind {
     Position,
     /// [`SyncRecord`].
     Sync,
+    /// [`TableRecord`].
+    Table,
 }
 
 /// Kind, record name and schema text of each fixed record.
-const CONTROL: [(SchemaKind, &str, &str); 7] = [
+const CONTROL: [(SchemaKind, &str, &str); 8] = [
     (
         SchemaKind::GenerationStarted,
         "bunny.event.GenerationStarted",
@@ -86,11 +88,16 @@ const CONTROL: [(SchemaKind, &str, &str); 7] = [
         "bunny.event.Sync",
         include_str!("../../avro/Sync.avsc"),
     ),
+    (
+        SchemaKind::Table,
+        "bunny.event.Table",
+        include_str!("../../avro/Table.avsc"),
+    ),
 ];
 
 impl SchemaKind {
     /// The fixed records.
-    pub const CONTROL: [SchemaKind; 7] = [
+    pub const CONTROL: [SchemaKind; 8] = [
         SchemaKind::GenerationStarted,
         SchemaKind::TableGap,
         SchemaKind::TableSyncStarted,
@@ -98,6 +105,7 @@ impl SchemaKind {
         SchemaKind::TableSyncFinished,
         SchemaKind::Position,
         SchemaKind::Sync,
+        SchemaKind::Table,
     ];
 
     /// Full record name of a fixed record, which is also its subject.

@@ -144,3 +144,52 @@ impl SyncRecord {
         Ok(record)
     }
 }
+
+/// What capture last knew of a mapped table at the source, to notice what changed while
+/// nobody looked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableRecord {
+    /// Generation it belongs to.
+    pub generation: Uuid,
+    /// The table at the source.
+    pub table: TableName,
+    /// Capture's own matter, as JSON.
+    pub facts: String,
+}
+
+impl TableRecord {
+    /// What every key of a table starts with.
+    pub const KEY_PREFIX: &'static str = "table/";
+
+    /// Key under which a table's record stands (plain UTF-8, no frame); a null value
+    /// removes it.
+    pub fn key_of(table: &TableName) -> String {
+        format!("{}{}", TableRecord::KEY_PREFIX, table.quoted())
+    }
+
+    /// The framed record.
+    pub fn encode(&self, schema_id: u32) -> Vec<u8> {
+        let mut out = Vec::with_capacity(256);
+        wire::write_frame(&mut out, schema_id);
+        wire::write_uuid(&mut out, self.generation);
+        wire::write_str(&mut out, &self.table.schema);
+        wire::write_str(&mut out, &self.table.name);
+        wire::write_str(&mut out, &self.facts);
+        out
+    }
+
+    /// Reads the datum after the frame.
+    pub fn decode(datum: &[u8]) -> Result<TableRecord> {
+        let mut reader = Reader::new(datum);
+        let record = TableRecord {
+            generation: reader.uuid()?,
+            table: TableName {
+                schema: reader.str()?.to_owned(),
+                name: reader.str()?.to_owned(),
+            },
+            facts: reader.str()?.to_owned(),
+        };
+        reader.end()?;
+        Ok(record)
+    }
+}

@@ -3,7 +3,7 @@
 use apache_avro::Schema;
 use apache_avro::reader::datum::GenericDatumReader;
 use apache_avro::types::Value as Avro;
-use bunny_postgres::Lsn;
+use bunny_postgres::{Lsn, TableName};
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -226,6 +226,19 @@ proptest! {
     }
 
     #[test]
+    fn table(generation: u128, schema: String, table: String, facts: String) {
+        let record = TableRecord {
+            generation: Uuid::from_u128(generation), table: TableName::new(schema, table), facts,
+        };
+        let message = record.encode(9);
+        prop_assert_eq!(values(read_avro(SchemaKind::Table, &message)), vec![
+            Avro::Uuid(record.generation), text(&record.table.schema), text(&record.table.name), text(&record.facts),
+        ]);
+        prop_assert_eq!(TableRecord::decode(datum(&message)).unwrap(), record);
+        refuses_damage(&message, TableRecord::decode);
+    }
+
+    #[test]
     fn any_bytes_are_answered(bytes: Vec<u8>) {
         let _ = GenerationStarted::decode(&bytes);
         let _ = TableGap::decode(&bytes);
@@ -234,5 +247,6 @@ proptest! {
         let _ = TableSyncFinished::decode(&bytes);
         let _ = PositionRecord::decode(&bytes);
         let _ = SyncRecord::decode(&bytes);
+        let _ = TableRecord::decode(&bytes);
     }
 }

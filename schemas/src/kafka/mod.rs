@@ -3,12 +3,14 @@
 //! librdkafka's synchronous calls run in `spawn_blocking`; nothing here retries
 //! by itself beyond what librdkafka does.
 
+mod closing;
 mod config;
 mod topic;
 mod transaction;
 
 use std::time::Duration;
 
+pub use closing::Closing;
 pub use config::KafkaConfig;
 pub use topic::TopicKind;
 pub use transaction::commit_transaction;

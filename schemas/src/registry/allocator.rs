@@ -6,7 +6,7 @@ use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedPr
 
 use super::Shared;
 use super::state::Registered;
-use crate::kafka::{CALL_TIMEOUT, commit_transaction};
+use crate::kafka::{CALL_TIMEOUT, Closing, commit_transaction};
 use crate::{Error, Result};
 
 /// How long an abort may take before the producer is given up as it is; who
@@ -21,7 +21,8 @@ const ABORT_MAX: Duration = Duration::from_secs(5);
 /// we initialise and read again.
 #[derive(Default)]
 pub(super) struct Allocator {
-    producer: Option<ThreadedProducer<DefaultProducerContext>>,
+    /// The allocator goes with the last clone of the registry, on whatever thread that is.
+    producer: Option<Closing<ThreadedProducer<DefaultProducerContext>>>,
 }
 
 impl Allocator {
@@ -59,7 +60,7 @@ impl Allocator {
 }
 
 /// Fences the former writer, then reads all it has committed.
-fn initialise(shared: &Shared) -> Result<ThreadedProducer<DefaultProducerContext>> {
+fn initialise(shared: &Shared) -> Result<Closing<ThreadedProducer<DefaultProducerContext>>> {
     let doing = format!("become the writer of {}", shared.topic);
     let producer: ThreadedProducer<DefaultProducerContext> = shared
         .kafka
@@ -69,6 +70,7 @@ fn initialise(shared: &Shared) -> Result<ThreadedProducer<DefaultProducerContext
         .set("message.timeout.ms", "15000")
         .create()
         .map_err(Error::kafka(doing.clone()))?;
+    let producer = Closing::new(producer);
     producer
         .init_transactions(CALL_TIMEOUT)
         .map_err(Error::kafka(doing))?;

@@ -41,6 +41,8 @@ const CAPTURE_STREAMING: [(&str, u32); 12] = [
     ("capture::after_kafka_commit", 9),
     ("capture::after_confirm", 2),
 ];
+/// Passed when a table at the source changes hands, see `source_changes`.
+pub const CAPTURE_WATCH: [(&str, u32); 1] = [("capture::table_moved", 1)];
 const APPLY_SNAPSHOT: [(&str, u32); 9] = [
     ("apply::after_take_over", 1),
     ("apply::sync_started", 2),
@@ -209,6 +211,7 @@ fn every_crash_point_is_in_a_suite() -> Result<()> {
     let suites = [
         &CAPTURE_SETUP_AND_SNAPSHOT[..],
         &CAPTURE_STREAMING,
+        &CAPTURE_WATCH,
         &APPLY_SNAPSHOT,
         &APPLY_STREAMING,
         &APPLY_PAUSE,

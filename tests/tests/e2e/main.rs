@@ -18,5 +18,6 @@ mod schema_changes;
 mod secrets;
 mod seed;
 mod snapshots;
+mod source_changes;
 mod tables;
 mod types;

@@ -1,13 +1,14 @@
-//! Kafka consumers close off the runtime's threads.
+//! Kafka clients close off the runtime's threads.
 
 use std::ops::Deref;
 
-/// Drops what it holds on a thread that may block: closing a consumer that has a group
-/// lasts as long as a broker keeps it waiting, and its last holder may be any task.
-pub(crate) struct Closing<T: Send + 'static>(Option<T>);
+/// Drops what it holds on a thread that may block: closing a client waits for its threads,
+/// and for a broker, and its last holder may be any task.
+pub struct Closing<T: Send + 'static>(Option<T>);
 
 impl<T: Send + 'static> Closing<T> {
-    pub(crate) fn new(held: T) -> Closing<T> {
+    /// Holds `held` until this is dropped.
+    pub fn new(held: T) -> Closing<T> {
         Closing(Some(held))
     }
 }

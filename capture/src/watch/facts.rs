@@ -1,0 +1,282 @@
+//! What is remembered of a mapped table, and what follows when it is not so any more. Pure.
+
+use bunny_catalog::MirrorTable;
+use bunny_postgres::introspect::{Look, PublicationState, TableKind, TableLook};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::drift::Drift;
+
+/// A table as the source's catalog showed it. Travels as JSON in the position topic, so
+/// fields only get added, with a default.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct TableFacts {
+    /// `pg_class.oid`; 0 when there was no such table.
+    pub(crate) oid: u32,
+    /// The oid of one that is gone, by which it is found under another name.
+    pub(crate) former: u32,
+    /// Oid of the publication it is in; 0 when in none.
+    pub(crate) publication: u32,
+    /// Oid of its row in `pg_publication_rel`; 0 when it is in for another reason.
+    pub(crate) membership: u32,
+    /// What that publication lets through.
+    pub(crate) carried: Carried,
+    /// The sync the mirror asked for when this was seen.
+    pub(crate) request_id: Option<Uuid>,
+    /// Rows changed although only inserts are captured.
+    pub(crate) drift: Option<Drift>,
+}
+
+impl TableFacts {
+    /// The oid it has, or had when it was there last.
+    pub(super) fn last_oid(&self) -> u32 {
+        if self.oid == 0 { self.former } else { self.oid }
+    }
+}
+
+/// Kinds of change that are published.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Carried {
+    inserts: bool,
+    updates: bool,
+    deletes: bool,
+    truncates: bool,
+    /// Changes of leaves, as the root's. True for a table without leaves.
+    leaves: bool,
+}
+
+impl Carried {
+    fn of(publication: &PublicationState, kind: TableKind) -> Carried {
+        Carried {
+            inserts: publication.inserts,
+            updates: publication.updates,
+            deletes: publication.deletes,
+            truncates: publication.truncates,
+            leaves: publication.via_root || kind == TableKind::Ordinary,
+        }
+    }
+
+    /// What was let through and is no more, in words; empty when nothing is.
+    fn lost_since(self, before: Carried) -> String {
+        let kinds = [
+            ("inserts", before.inserts, self.inserts),
+            ("updates", before.updates, self.updates),
+            ("deletes", before.deletes, self.deletes),
+            ("truncates", before.truncates, self.truncates),
+            ("changes of partitions", before.leaves, self.leaves),
+        ];
+        let lost: Vec<&str> = kinds
+            .into_iter()
+            .filter(|(_, before, now)| *before && !now)
+            .map(|(kind, ..)| kind)
+            .collect();
+        lost.join(", ")
+    }
+}
+
+/// The publications of a mirror, by name.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Publications<'a> {
+    pub(crate) all: &'a str,
+    /// None when the user brought the publication: then there is only that one.
+    pub(crate) insert_only: Option<&'a str>,
+}
+
+/// What one look says of one table.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Judged {
+    pub(crate) facts: TableFacts,
+    /// Changes may have been missed, for this reason: the table must not go on.
+    pub(crate) gap: Option<String>,
+    /// What is wrong now, and what to do.
+    pub(crate) problem: Option<String>,
+    /// Its updates and deletes are not captured.
+    pub(crate) insert_only: bool,
+    /// It stands where updates are published and cannot carry them: the source refuses
+    /// its own updates until it is moved.
+    pub(crate) to_be_moved: bool,
+}
+
+/// Compares what a look shows of `table` with what was known `before`. `is_new` tells
+/// that nothing can have been known: nothing of it was captured yet.
+pub(crate) fn judge(
+    table: &MirrorTable,
+    before: Option<&TableFacts>,
+    is_new: bool,
+    look: &Look,
+    publications: Publications<'_>,
+) -> Judged {
+    let name = &table.source;
+    let request_id = table.request_id;
+    let Some(found) = look.table(name) else {
+        let former = before.map_or(0, TableFacts::last_oid);
+        let moved = look.moved.iter().find(|(oid, _)| *oid == former);
+        let what = match moved {
+            Some((_, now)) => format!("the source table {name} was renamed to {now}"),
+            None => format!("the source table {name} is gone"),
+        };
+        let was_there = before.map_or(!is_new, |before| before.oid != 0);
+        return Judged {
+            facts: TableFacts {
+                former,
+                request_id,
+                ..TableFacts::default()
+            },
+            gap: was_there.then(|| {
+                format!("{what}; bring it back under its name and sync it again, or take it out of the mirror")
+            }),
+            problem: Some(format!(
+                "{what}; bring it back under its name and sync it again, or take it out of the mirror"
+            )),
+            ..Judged::default()
+        };
+    };
+
+    let place = place(found, look, publications);
+    let mut facts = TableFacts {
+        oid: found.oid,
+        request_id,
+        ..TableFacts::default()
+    };
+    if let Some((publication, membership)) = place {
+        facts.publication = publication.oid;
+        facts.membership = membership;
+        facts.carried = Carried::of(publication, found.kind);
+    }
+    let insert_only = !found.can_carry_updates() || !facts.carried.updates;
+    if insert_only {
+        let same =
+            before.filter(|before| before.oid == facts.oid && before.request_id == request_id);
+        let known = same.and_then(|before| before.drift.as_ref());
+        facts.drift = Some(Drift::after(known, found.changed_rows()));
+    }
+    let is_first =
+        Some(publications.all) == place.map(|(publication, _)| publication.name.as_str());
+    Judged {
+        gap: gap(table, before, is_new, &facts, found),
+        problem: problem(table, &facts, found, publications),
+        insert_only,
+        to_be_moved: is_first && publications.insert_only.is_some() && !found.can_carry_updates(),
+        facts,
+    }
+}
+
+/// The publication the table is in, and its membership there.
+fn place<'l>(
+    found: &TableLook,
+    look: &'l Look,
+    publications: Publications<'_>,
+) -> Option<(&'l PublicationState, u32)> {
+    [Some(publications.all), publications.insert_only]
+        .into_iter()
+        .flatten()
+        .filter_map(|name| look.publication(name))
+        .find_map(|publication| {
+            let member = look.member(publication.oid, found.oid)?;
+            Some((publication, member.oid))
+        })
+}
+
+fn gap(
+    table: &MirrorTable,
+    before: Option<&TableFacts>,
+    is_new: bool,
+    now: &TableFacts,
+    found: &TableLook,
+) -> Option<String> {
+    let name = &table.source;
+    let Some(before) = before else {
+        let missed = !is_new && now.publication == 0;
+        return missed.then(|| {
+            format!("the source table {name} is in no publication of the mirror; sync it again")
+        });
+    };
+    if before.oid == 0 {
+        // It was gone, and is marked so already.
+        return None;
+    }
+    if before.oid != now.oid {
+        return Some(format!(
+            "the source table {name} is another one than before (dropped and created again, or another was given its name); sync it again"
+        ));
+    }
+    if before.publication == 0 {
+        return None;
+    }
+    if now.publication == 0 {
+        return Some(format!(
+            "the source table {name} was taken out of the mirror's publication; sync it again"
+        ));
+    }
+    let lost = now.carried.lost_since(before.carried);
+    if !lost.is_empty() && !found.can_carry_updates() {
+        return Some(format!(
+            "the source table {name} has lost its replica identity (its key was dropped, or REPLICA IDENTITY changed), so its {lost} are not published any more; give it a key or REPLICA IDENTITY FULL and sync it again, or sync it again as it is, insert-only"
+        ));
+    }
+    if !lost.is_empty() {
+        return Some(format!(
+            "the publication of the source table {name} was altered and lost {lost}; undo that and sync the table again"
+        ));
+    }
+    (before.membership != now.membership).then(|| {
+        format!(
+            "the source table {name} was taken out of the mirror's publication and put back; sync it again"
+        )
+    })
+}
+
+fn problem(
+    table: &MirrorTable,
+    now: &TableFacts,
+    found: &TableLook,
+    publications: Publications<'_>,
+) -> Option<String> {
+    let name = &table.source;
+    let given = publications.insert_only.is_none();
+    if now.publication == 0 {
+        let cure = if given {
+            format!(
+                "add it with ALTER PUBLICATION {} ADD TABLE {} and sync it again",
+                bunny_postgres::quote_ident(publications.all),
+                name.quoted()
+            )
+        } else {
+            "sync it again, which puts it back".to_owned()
+        };
+        return Some(format!(
+            "the source table {name} is not in the mirror's publication, its changes are not captured; {cure}"
+        ));
+    }
+    let wanted = Carried {
+        inserts: true,
+        updates: found.can_carry_updates(),
+        deletes: found.can_carry_updates(),
+        truncates: true,
+        leaves: true,
+    };
+    let in_first = now.carried.updates || now.carried.deletes;
+    let wanted = if in_first {
+        wanted
+    } else {
+        // A table that has gained an identity stays insert-only until it is synced again.
+        Carried {
+            updates: false,
+            deletes: false,
+            ..wanted
+        }
+    };
+    let lost = now.carried.lost_since(wanted);
+    if !lost.is_empty() {
+        return Some(format!(
+            "the mirror's publication of {name} does not publish {lost}: someone altered it; set publish and publish_via_partition_root back with ALTER PUBLICATION … SET and sync the table again"
+        ));
+    }
+    (given && in_first && !found.can_carry_updates()).then(|| {
+        format!(
+            "the source table {name} has no usable replica identity and stands in a publication of updates: the source refuses its updates and deletes; give it a key or REPLICA IDENTITY FULL"
+        )
+    })
+}

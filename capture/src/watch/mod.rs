@@ -1,0 +1,553 @@
+//! Whether the mapped tables are still what the mirror captures: there, published, with an
+//! identity that carries their updates.
+//!
+//! What was seen is kept in the position topic ([`TableRecord`]), so that what changes
+//! while no capture runs is noticed too. Where changes of a table may have been missed, the
+//! stream writes a `TableGap` into the log, behind everything that had been captured well,
+//! together with the new record: the table is ERRORED until it is synced again, the others
+//! go on (invariant I6). A table whose sync has not finished needs none: its next attempt
+//! begins after what happened.
+
+mod drift;
+mod facts;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::{Duration, Instant};
+
+use bunny_catalog::{LogLevel, Mirror, MirrorTable};
+use bunny_postgres::introspect::{self, Look};
+use bunny_postgres::{Lsn, Session, TableName, quote_ident};
+use bunny_schemas::control::TableRecord;
+use serde_json::json;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::crash_points::{TABLE_MOVED, crash_point};
+use crate::error::{Error, Result};
+use crate::run::Run;
+use facts::{Judged, Publications, TableFacts, judge};
+
+/// The design promises to notice within 10 s.
+const INTERVAL: Duration = Duration::from_secs(4);
+/// Nothing here is worth waiting for a lock; the next look tries again.
+const LOCK_TIMEOUT: &str = "SET lock_timeout = '2s'";
+/// How often a table's drift is put into the log at most.
+const DRIFT_LOGGED_EVERY: Duration = Duration::from_secs(60);
+
+/// What a look found that the log must hold, with the line to answer on once it does.
+#[derive(Debug)]
+pub(crate) struct Finding {
+    /// It happened before this: once the stream has passed it, all that was captured well
+    /// is in the log.
+    pub(crate) at: Lsn,
+    /// Tables that must not go on, and why.
+    pub(crate) gaps: Vec<(TableName, String)>,
+    /// What is known from now on; None forgets the table.
+    pub(crate) records: Vec<(TableName, Option<TableRecord>)>,
+    /// Oids of the tables whose changes are captured from now on.
+    pub(crate) oids: HashMap<TableName, u32>,
+    pub(crate) done: oneshot::Sender<()>,
+}
+
+/// What the report shows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct View {
+    pub(crate) insert_only: Vec<TableName>,
+    pub(crate) messages: Vec<String>,
+}
+
+/// A table enters or leaves a publication.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Alteration {
+    publication: String,
+    adds: bool,
+    table: TableName,
+}
+
+impl Alteration {
+    fn sql(&self) -> String {
+        format!(
+            "ALTER PUBLICATION {} {} TABLE {}",
+            quote_ident(&self.publication),
+            if self.adds { "ADD" } else { "DROP" },
+            self.table.quoted()
+        )
+    }
+}
+
+/// Tables whose sync is asked for and has not finished.
+pub(crate) type Pending = BTreeSet<TableName>;
+
+pub(crate) struct Watch {
+    known: BTreeMap<TableName, TableFacts>,
+    /// Nothing was known at all: written by a version that did not look.
+    knew_nothing: bool,
+    first: Option<Look>,
+    drift_logged: HashMap<TableName, Instant>,
+    said: BTreeSet<String>,
+}
+
+impl Watch {
+    /// Looks for the first time in a run, and puts right what a table that is about to be
+    /// synced needs: it is published, and where its identity belongs.
+    ///
+    /// # Errors
+    /// Fatal when a publication of a running mirror is gone: decoding fails for good then.
+    pub(crate) async fn begin(
+        source: &Session,
+        mirror: &Mirror,
+        stored: &HashMap<String, TableRecord>,
+        pending: &Pending,
+    ) -> Result<Watch> {
+        source.batch(LOCK_TIMEOUT).await?;
+        let known: BTreeMap<TableName, TableFacts> = stored
+            .values()
+            .filter(|record| record.generation == mirror.generation)
+            .map(|record| {
+                let facts = serde_json::from_str(&record.facts).unwrap_or_default();
+                (record.table.clone(), facts)
+            })
+            .collect();
+        let mut watch = Watch {
+            knew_nothing: known.is_empty(),
+            known,
+            first: None,
+            drift_logged: HashMap::new(),
+            said: BTreeSet::new(),
+        };
+        let mut look = watch.look(source, mirror).await?;
+        check_publications(mirror, &watch.known, &look)?;
+        if mirror.generation_ready && !mirror.publication_given {
+            let changes = watch.wanted_changes(mirror, &look, pending);
+            if !changes.is_empty() {
+                let lock = loses_concurrent_writers(source.server_version_num());
+                alter(source, &changes, lock).await?;
+                look = watch.look(source, mirror).await?;
+            }
+        }
+        watch.first = Some(look);
+        Ok(watch)
+    }
+
+    /// Oids by table, as captured now. A table about to be synced counts as it is.
+    pub(crate) fn oids(&self, pending: &Pending) -> HashMap<TableName, u32> {
+        let seen = self.first.iter().flat_map(|look| &look.tables);
+        let mut oids: HashMap<TableName, u32> =
+            seen.map(|table| (table.name.clone(), table.oid)).collect();
+        for (table, facts) in &self.known {
+            if !pending.contains(table) {
+                oids.insert(table.clone(), facts.oid);
+            }
+        }
+        oids
+    }
+
+    /// Records of all tables as they are: for the first transaction of a generation.
+    pub(crate) fn first_records(&self, mirror: &Mirror) -> Vec<TableRecord> {
+        let Some(look) = &self.first else {
+            return Vec::new();
+        };
+        mirror
+            .tables
+            .iter()
+            .map(|table| {
+                let judged = judge(table, None, true, look, publications(mirror));
+                record(mirror, &table.source, &judged.facts)
+            })
+            .collect()
+    }
+
+    /// Mapped tables that do not exist at the source.
+    pub(crate) fn absent(&self, mirror: &Mirror) -> BTreeSet<TableName> {
+        let is_absent = |table: &&MirrorTable| {
+            self.first
+                .as_ref()
+                .is_some_and(|look| look.table(&table.source).is_none())
+        };
+        let absent = mirror.tables.iter().filter(is_absent);
+        absent.map(|table| table.source.clone()).collect()
+    }
+
+    /// Looks again and again until the run ends.
+    ///
+    /// # Errors
+    /// The source cannot be asked; or something happened to a table that is being copied,
+    /// which begins anew with the next run.
+    pub(crate) async fn run(
+        mut self,
+        run: &Run,
+        source: &Session,
+        pending: impl Fn() -> Pending,
+        findings: mpsc::Sender<Finding>,
+        view: watch::Sender<View>,
+    ) -> Result<()> {
+        let mirror = &*run.mirror;
+        source.batch(LOCK_TIMEOUT).await?;
+        let absent = self.absent(mirror);
+        let mut is_first = true;
+        loop {
+            let look = match self.first.take() {
+                Some(look) => look,
+                None => match self.look_and_move(run, source).await {
+                    Ok(look) => look,
+                    Err(error) if error.is_lock_timeout() => {
+                        tracing::info!(mirror = %mirror.name, %error, "a look at the source tables waited for a lock, trying again");
+                        tokio::time::sleep(INTERVAL).await;
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                },
+            };
+            check_publications(mirror, &self.known, &look)?;
+            let pending = pending();
+            let judged = self.judge_all(mirror, &look);
+            if !is_first {
+                restart_if_copying(&judged, &pending, &absent)?;
+            }
+            is_first = false;
+            self.show(run, &look, &judged, &view);
+            self.settle(run, &look, judged, &pending, &findings).await?;
+            tokio::time::sleep(INTERVAL).await;
+        }
+    }
+
+    async fn look(&self, source: &Session, mirror: &Mirror) -> Result<Look> {
+        let known = |table: &TableName| self.known.get(table).map_or(0, TableFacts::last_oid);
+        let tables: Vec<(TableName, u32)> = mirror
+            .tables
+            .iter()
+            .map(|table| (table.source.clone(), known(&table.source)))
+            .collect();
+        let names = crate::publication::names(mirror);
+        Ok(introspect::look(source, &tables, &names, mirror.publication_given).await?)
+    }
+
+    /// A table that lost its identity is moved at once: until then the source refuses its
+    /// own updates.
+    async fn look_and_move(&self, run: &Run, source: &Session) -> Result<Look> {
+        let mirror = &run.mirror;
+        let look = self.look(source, mirror).await?;
+        if mirror.publication_given {
+            return Ok(look);
+        }
+        let changes = self.wanted_changes(mirror, &look, &Pending::new());
+        if changes.is_empty() {
+            return Ok(look);
+        }
+        alter(source, &changes, false).await?;
+        crash_point(TABLE_MOVED);
+        tracing::warn!(mirror = %mirror.name, ?changes, "altered the publications");
+        self.look(source, mirror).await
+    }
+
+    fn judge_all<'m>(&self, mirror: &'m Mirror, look: &Look) -> Vec<(&'m MirrorTable, Judged)> {
+        mirror
+            .tables
+            .iter()
+            .map(|table| {
+                let before = self.known.get(&table.source);
+                let is_new = before.is_none() && !self.knew_nothing;
+                let judged = judge(table, before, is_new, look, publications(mirror));
+                (table, judged)
+            })
+            .collect()
+    }
+
+    /// Statements that bring tables where they belong: those about to be synced, those
+    /// nothing is known of yet, those that lost their identity, and those not mapped any more.
+    fn wanted_changes(&self, mirror: &Mirror, look: &Look, pending: &Pending) -> Vec<Alteration> {
+        let (Some(all), Some(insert_only)) = (
+            look.publication(&mirror.publication_name),
+            look.publication(&mirror.publication_ins_name),
+        ) else {
+            return Vec::new();
+        };
+        let mut changes = Vec::new();
+        let mut change = |publication: &str, adds: bool, table: &TableName| {
+            changes.push(Alteration {
+                publication: publication.to_owned(),
+                adds,
+                table: table.clone(),
+            });
+        };
+        for (table, judged) in self.judge_all(mirror, look) {
+            let name = &table.source;
+            let Some(found) = look.table(name) else {
+                continue;
+            };
+            let is_new = !self.known.contains_key(name) && !self.knew_nothing;
+            if !(judged.to_be_moved || pending.contains(name) || is_new) {
+                continue;
+            }
+            let (wanted, other) = if found.can_carry_updates() {
+                (all, insert_only)
+            } else {
+                (insert_only, all)
+            };
+            if look.member(other.oid, found.oid).is_some() {
+                change(&other.name, false, name);
+            }
+            if look.member(wanted.oid, found.oid).is_none() {
+                change(&wanted.name, true, name);
+            }
+        }
+        let is_mapped = |name: &TableName| mirror.tables.iter().any(|table| table.source == *name);
+        for (name, facts) in self.known.iter().filter(|(name, _)| !is_mapped(name)) {
+            let members = look
+                .members
+                .iter()
+                .filter(|member| member.table == facts.oid);
+            for member in members.filter(|member| member.name == *name) {
+                let publication = look
+                    .publications
+                    .iter()
+                    .find(|found| found.oid == member.publication);
+                if let Some(publication) = publication {
+                    change(&publication.name, false, name);
+                }
+            }
+        }
+        changes
+    }
+
+    /// Gives the stream what the log must hold, and waits until it does.
+    async fn settle(
+        &mut self,
+        run: &Run,
+        look: &Look,
+        judged: Vec<(&MirrorTable, Judged)>,
+        pending: &Pending,
+        findings: &mpsc::Sender<Finding>,
+    ) -> Result<()> {
+        let mirror = &run.mirror;
+        let mut known = BTreeMap::new();
+        let mut gaps = Vec::new();
+        let mut records = Vec::new();
+        for (table, judged) in judged {
+            let name = &table.source;
+            if self.known.get(name) != Some(&judged.facts) {
+                records.push((name.clone(), Some(record(mirror, name, &judged.facts))));
+            }
+            if let Some(reason) = judged.gap.filter(|_| !pending.contains(name)) {
+                gaps.push((name.clone(), reason));
+            }
+            known.insert(name.clone(), judged.facts);
+        }
+        let forgotten = self.known.keys().filter(|name| !known.contains_key(*name));
+        records.extend(forgotten.map(|name| (name.clone(), None)));
+        if records.is_empty() && gaps.is_empty() {
+            return Ok(());
+        }
+        for (name, reason) in &gaps {
+            run.context.reporter.log(
+                LogLevel::Error,
+                format!("changes of table {name} may be missing: {reason}"),
+                json!({"table": name.to_string(), "lsn": look.lsn.to_string()}),
+            );
+        }
+        let (done, settled) = oneshot::channel();
+        let finding = Finding {
+            at: look.lsn,
+            gaps,
+            records,
+            oids: known
+                .iter()
+                .map(|(name, facts)| (name.clone(), facts.oid))
+                .collect(),
+            done,
+        };
+        let gone = || Error::transient("the main stream has ended");
+        findings.send(finding).await.map_err(|_| gone())?;
+        settled.await.map_err(|_| gone())?;
+        self.known = known;
+        self.knew_nothing = false;
+        Ok(())
+    }
+
+    /// What the report shows, and what goes into the mirror's log: each thing once, drift
+    /// now and then.
+    fn show(
+        &mut self,
+        run: &Run,
+        look: &Look,
+        judged: &[(&MirrorTable, Judged)],
+        view: &watch::Sender<View>,
+    ) {
+        let mirror = &run.mirror;
+        let mut now = View {
+            insert_only: Vec::new(),
+            messages: Vec::new(),
+        };
+        for (table, judged) in judged {
+            if judged.insert_only {
+                now.insert_only.push(table.source.clone());
+            }
+            now.messages.extend(judged.problem.clone());
+            let Some(drift) = judged.facts.drift.as_ref() else {
+                continue;
+            };
+            let Some(said) = drift.said() else { continue };
+            let message = format!("table {} is insert-only: {said}", table.source);
+            let before = self.known.get(&table.source);
+            let rose = before.and_then(|before| before.drift.as_ref()) != Some(drift);
+            let logged = self.drift_logged.get(&table.source);
+            if rose && logged.is_none_or(|at| at.elapsed() >= DRIFT_LOGGED_EVERY) {
+                self.drift_logged
+                    .insert(table.source.clone(), Instant::now());
+                let details = json!({"table": table.source.to_string(), "updates": drift.updates, "deletes": drift.deletes});
+                run.context
+                    .reporter
+                    .log(LogLevel::Warn, message.clone(), details);
+            }
+            now.messages.push(message);
+        }
+        if !mirror.publication_given {
+            now.messages.extend(strangers(mirror, &self.known, look));
+        }
+        let problems = judged
+            .iter()
+            .filter_map(|(_, judged)| judged.problem.clone());
+        let problems: BTreeSet<String> = problems.collect();
+        for problem in problems.difference(&self.said) {
+            run.context
+                .reporter
+                .log(LogLevel::Warn, problem.clone(), json!({}));
+        }
+        self.said = problems;
+        view.send_if_modified(|view| {
+            let changed = *view != now;
+            *view = now;
+            changed
+        });
+    }
+}
+
+fn publications(mirror: &Mirror) -> Publications<'_> {
+    Publications {
+        all: &mirror.publication_name,
+        insert_only: (!mirror.publication_given).then_some(mirror.publication_ins_name.as_str()),
+    }
+}
+
+fn record(mirror: &Mirror, table: &TableName, facts: &TableFacts) -> TableRecord {
+    TableRecord {
+        generation: mirror.generation,
+        table: table.clone(),
+        // Numbers and names always serialise.
+        facts: serde_json::to_string(facts).unwrap_or_default(),
+    }
+}
+
+/// A publication that is gone, or another of its name, ends decoding for good.
+fn check_publications(
+    mirror: &Mirror,
+    known: &BTreeMap<TableName, TableFacts>,
+    look: &Look,
+) -> Result<()> {
+    if !mirror.generation_ready {
+        return Ok(());
+    }
+    for name in crate::publication::names(mirror) {
+        if look.publication(&name).is_none() {
+            return Err(Error::fatal(format!(
+                "publication {name} of this mirror is gone from the source: changes may have been missed; delete the mirror and create it again to copy the tables afresh"
+            )));
+        }
+    }
+    let is_known = |oid: u32| look.publications.iter().any(|found| found.oid == oid);
+    let gone = known
+        .values()
+        .any(|facts| facts.publication != 0 && !is_known(facts.publication));
+    if gone {
+        return Err(Error::fatal(
+            "a publication of this mirror was dropped and created again at the source: changes may have been missed; delete the mirror and create it again to copy the tables afresh",
+        ));
+    }
+    Ok(())
+}
+
+/// What happened to a table that is being copied, or has come back to be, concerns its
+/// next attempt, which begins with the next run.
+fn restart_if_copying(
+    judged: &[(&MirrorTable, Judged)],
+    pending: &Pending,
+    absent: &BTreeSet<TableName>,
+) -> Result<()> {
+    for (table, judged) in judged {
+        let name = &table.source;
+        if !pending.contains(name) {
+            continue;
+        }
+        if let Some(reason) = &judged.gap {
+            return Err(Error::transient(format!(
+                "copying table {name} begins anew: {reason}"
+            )));
+        }
+        if absent.contains(name) && judged.facts.oid != 0 {
+            return Err(Error::transient(format!(
+                "the source table {name} is there now, copying it begins"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Members of the mirror's own publications that it does not map.
+fn strangers(mirror: &Mirror, known: &BTreeMap<TableName, TableFacts>, look: &Look) -> Vec<String> {
+    let is_mapped = |name: &TableName| mirror.tables.iter().any(|table| table.source == *name);
+    let was_mapped = |oid: u32| known.values().any(|facts| facts.oid == oid);
+    look.members
+        .iter()
+        .filter(|member| !is_mapped(&member.name) && !was_mapped(member.table))
+        .filter_map(|member| {
+            let mut publications = look.publications.iter();
+            let publication = publications.find(|found| found.oid == member.publication)?;
+            Some(format!(
+                "publication {} holds table {}, which the mirror does not map; take it out with ALTER PUBLICATION {} DROP TABLE {}",
+                publication.name,
+                member.name,
+                quote_ident(&publication.name),
+                member.name.quoted()
+            ))
+        })
+        .collect()
+}
+
+/// One transaction, so that a table that changes publication is always in one of them.
+async fn alter(source: &Session, changes: &[Alteration], lock: bool) -> Result<()> {
+    let added: Vec<String> = changes
+        .iter()
+        .filter(|change| lock && change.adds)
+        .map(|change| change.table.quoted())
+        .collect();
+    let mut statements = vec!["BEGIN".to_owned()];
+    if !added.is_empty() {
+        statements.push(format!(
+            "LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE",
+            added.join(", ")
+        ));
+    }
+    statements.extend(changes.iter().map(Alteration::sql));
+    statements.push("COMMIT".to_owned());
+    let altered = source.batch(&statements.join("; ")).await;
+    if altered.is_err() {
+        // The session goes on being used.
+        let _ = source.batch("ROLLBACK").await;
+    }
+    Ok(altered?)
+}
+
+/// Whether changes of a writer that is at work while its table is published can be lost
+/// (mended in 14.18, 15.13, 16.9 and 17.5): then writers have to end first.
+fn loses_concurrent_writers(server_version_num: i32) -> bool {
+    let (major, minor) = (server_version_num / 10_000, server_version_num % 10_000);
+    match major {
+        14 => minor < 18,
+        15 => minor < 13,
+        16 => minor < 9,
+        17 => minor < 5,
+        _ => major < 14,
+    }
+}
+
+#[cfg(test)]
+mod tests;
