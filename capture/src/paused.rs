@@ -115,7 +115,9 @@ async fn look(
 
 async fn read(run: &Run, source: &Session) -> Result<Known> {
     let mirror = &run.mirror;
-    let Positions { position, syncs } = if mirror.generation_ready {
+    let Positions {
+        position, syncs, ..
+    } = if mirror.generation_ready {
         let options = &run.options;
         reader::read_positions(&options.kafka, &options.topics, &mirror.slug).await?
     } else {
@@ -133,7 +135,9 @@ async fn read(run: &Run, source: &Session) -> Result<Known> {
         })?;
     Ok(Known {
         position: position.filter(|record| record.generation == mirror.generation),
-        syncs: Rounds::new(mirror, &syncs).view().tables(),
+        syncs: Rounds::new(mirror, &syncs, &Default::default())
+            .view()
+            .tables(),
         insert_only: members
             .iter()
             .map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)))

@@ -234,7 +234,6 @@ impl Watch {
             return Ok(look);
         }
         alter(source, &changes, false).await?;
-        crash_point(TABLE_MOVED);
         tracing::warn!(mirror = %mirror.name, ?changes, "altered the publications");
         self.look(source, mirror).await
     }
@@ -533,7 +532,9 @@ async fn alter(source: &Session, changes: &[Alteration], lock: bool) -> Result<(
         // The session goes on being used.
         let _ = source.batch("ROLLBACK").await;
     }
-    Ok(altered?)
+    altered?;
+    crash_point(TABLE_MOVED);
+    Ok(())
 }
 
 /// Whether changes of a writer that is at work while its table is published can be lost
