@@ -163,7 +163,6 @@ impl Stream {
                 xid,
             } => {
                 self.sequencer.begin(final_lsn, commit_ts_us, xid)?;
-                self.tables.begin(xid);
                 self.status.send_if_modified(|status| {
                     let first = status.oldest_open_commit_us.is_none();
                     status.oldest_open_commit_us.get_or_insert(commit_ts_us);
