@@ -38,6 +38,16 @@ pub const PAUSE_FENCED: &str = "apply::pause_fenced";
 pub const PAUSE_RECORDED: &str = "apply::pause_recorded";
 /// Of a mirror being deleted, nothing is left in `_bunny`; the command does not say so yet.
 pub const REMOVAL_CLEAN: &str = "apply::removal_clean";
+/// Rows and offsets of tables that catch up are written, not committed.
+pub const CATCH_UP_BEFORE_COMMIT: &str = "apply::catch_up_before_commit";
+/// They are committed.
+pub const CATCH_UP_AFTER_COMMIT: &str = "apply::catch_up_after_commit";
+/// Main holds, and the tables that catch up are where it stands.
+pub const CATCH_UP_HELD: &str = "apply::catch_up_held";
+/// Tables are marked as in main, not committed.
+pub const CATCH_UP_BEFORE_JOIN: &str = "apply::catch_up_before_join";
+/// Tables are in main, which does not know yet.
+pub const CATCH_UP_JOINED: &str = "apply::catch_up_joined";
 
 /// A destination table is altered for a new version, its rows are not written yet.
 pub const SCHEMA_CHANGED: &str = "apply::schema_changed";
@@ -65,6 +75,11 @@ pub const ALL: &[&str] = &[
     REMOVAL_CLEAN,
     SCHEMA_CHANGED,
     LABEL_ADDED,
+    CATCH_UP_BEFORE_COMMIT,
+    CATCH_UP_AFTER_COMMIT,
+    CATCH_UP_HELD,
+    CATCH_UP_BEFORE_JOIN,
+    CATCH_UP_JOINED,
 ];
 
 /// Dies here, as by `kill -9`, when the point is armed.

@@ -10,8 +10,10 @@
 pub mod batch;
 pub mod bookkeeping;
 pub mod budget;
+mod catch_up;
 pub mod context;
 pub mod crash_points;
+pub mod crossing;
 mod error;
 pub mod event;
 pub mod main_stream;

@@ -22,6 +22,7 @@ use crate::bookkeeping::{self, Progress, State};
 use crate::budget::Budget;
 use crate::context::MirrorRun;
 use crate::crash_points::{self, reached};
+use crate::crossing::{Hold, MainEnd, Outcome};
 use crate::error::{Error, Result};
 use crate::reader::{self, Flush, PARTITION, Reader, Work};
 use crate::routes::Routes;
@@ -35,9 +36,23 @@ const GROUP_COMMIT_EVERY: Duration = Duration::from_millis(200);
 /// How often the end of the log is asked for.
 const END_EVERY: Duration = Duration::from_secs(1);
 
-/// Follows the change topic until another generation begins in it (then every table has
-/// left main), or an error.
-pub async fn follow(run: &MirrorRun, stats: &Arc<Stats>, budget: Budget) -> Result<()> {
+/// Why main stopped following.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Tables have joined main: it goes on with other routes.
+    Joined,
+    /// Another generation begins in the log, and every table has left main.
+    Generation,
+}
+
+/// Follows the change topic until something in the destination's table states changes
+/// main's routes, or an error.
+pub async fn follow(
+    run: &MirrorRun,
+    stats: &Arc<Stats>,
+    budget: Budget,
+    main_end: &mut MainEnd,
+) -> Result<Ended> {
     let session = run.connect().await?;
     let client: &tokio_postgres::Client = &session;
     let progress = bookkeeping::progress(client, run.mirror_id())
@@ -58,15 +73,12 @@ pub async fn follow(run: &MirrorRun, stats: &Arc<Stats>, budget: Budget) -> Resu
         run.mirror_id(),
         run.epoch,
         routes.clone(),
-        Policy {
-            has_initial_snapshot: config.do_initial_snapshot,
-            creates_tables: config.create_destination_tables,
-            schema_changes: config.schema_changes,
-        },
+        policy(run),
     )
     .await?;
     let consumer = reader::open(run, progress.next_offset).await?;
     stats.begins(&progress);
+    main_end.committed(progress);
     tracing::info!(
         mirror = %run.mirror.name, offset = progress.next_offset, position = %progress.position, "following the change topic"
     );
@@ -87,6 +99,7 @@ pub async fn follow(run: &MirrorRun, stats: &Arc<Stats>, budget: Budget) -> Resu
             changes_max: config.max_batch_size as usize,
             budget,
             stats: stats.clone(),
+            limit: None,
             demand: demanded,
             work: work_sender,
         },
@@ -114,22 +127,36 @@ pub async fn follow(run: &MirrorRun, stats: &Arc<Stats>, budget: Budget) -> Resu
         next_offset: progress.next_offset,
         work,
         demand,
+        main_end,
     };
     let ended = Box::pin(applier.run()).await?;
     match ended {
-        Ended::Generation {
+        Stop::Generation {
             generation,
             next_offset,
         } => {
             // Takes an unfinished transaction of the former generation with it.
             drop(applier);
-            leave_main(run, generation, next_offset).await
+            leave_main(run, generation, next_offset).await?;
+            Ok(Ended::Generation)
         }
-        Ended::ReaderGone => Err(reader_error(&mut tasks).await),
+        Stop::Joined => Ok(Ended::Joined),
+        Stop::ReaderGone => Err(reader_error(&mut tasks).await),
     }
 }
 
-enum Ended {
+/// What the mirror's options say to a writer.
+pub(crate) fn policy(run: &MirrorRun) -> Policy {
+    let config = &run.mirror.config;
+    Policy {
+        has_initial_snapshot: config.do_initial_snapshot,
+        creates_tables: config.create_destination_tables,
+        schema_changes: config.schema_changes,
+    }
+}
+
+enum Stop {
+    Joined,
     Generation { generation: Uuid, next_offset: i64 },
     ReaderGone,
 }
@@ -146,14 +173,22 @@ struct Applier<'a> {
     next_offset: i64,
     work: mpsc::Receiver<Work>,
     demand: watch::Sender<bool>,
+    main_end: &'a mut MainEnd,
 }
 
 impl Applier<'_> {
-    async fn run(&mut self) -> Result<Ended> {
+    async fn run(&mut self) -> Result<Stop> {
         loop {
             self.demand.send_replace(true);
+            let is_between_batches = !self.writer.is_open();
             let work = tokio::select! {
                 biased;
+                hold = self.main_end.hold(), if is_between_batches => {
+                    if self.hold(hold).await? == Outcome::Joined {
+                        return Ok(Stop::Joined);
+                    }
+                    continue;
+                }
                 work = self.work.recv() => work,
                 () = sleep_until(self.group.next_at), if self.group.is_behind() => {
                     self.group.commit();
@@ -162,19 +197,39 @@ impl Applier<'_> {
             };
             self.demand.send_replace(false);
             match work {
-                None => return Ok(Ended::ReaderGone),
+                None => return Ok(Stop::ReaderGone),
                 Some(Work::Part(part)) => self.part(&part).await?,
                 Some(Work::CaughtUp) => self.caught_up().await?,
                 Some(Work::Generation {
                     generation,
                     next_offset,
                 }) => {
-                    return Ok(Ended::Generation {
+                    return Ok(Stop::Generation {
                         generation,
                         next_offset,
                     });
                 }
             }
+        }
+    }
+
+    /// Stands still until the catch-up reader has done what it asked for this.
+    async fn hold(&mut self, hold: Hold) -> Result<Outcome> {
+        let progress = self.progress();
+        if hold.held.send(progress).is_err() {
+            return Ok(Outcome::GoOn);
+        }
+        tracing::debug!(mirror = %self.run.mirror.name, offset = progress.next_offset, "main holds");
+        hold.outcome.await.map_err(|_| {
+            Error::NotYet("the catch-up reader ended while main waited for it".to_owned())
+        })
+    }
+
+    fn progress(&self) -> Progress {
+        Progress {
+            generation: self.generation,
+            position: self.position,
+            next_offset: self.next_offset,
         }
     }
 
@@ -216,11 +271,7 @@ impl Applier<'_> {
         live: Vec<(TableName, Option<Position>)>,
         events: u64,
     ) -> Result<()> {
-        let progress = Progress {
-            generation: self.generation,
-            position: self.position,
-            next_offset: self.next_offset,
-        };
+        let progress = self.progress();
         let live: Vec<TableName> = live.into_iter().map(|(table, _)| table).collect();
         self.writer.commit(&progress, &live).await?;
         reached(crash_points::AFTER_COMMIT);
@@ -231,6 +282,7 @@ impl Applier<'_> {
             tracing::info!(mirror = %self.run.mirror.name, %table, "table is LIVE");
         }
         self.stats.applied(&progress, events);
+        self.main_end.committed(progress);
         self.group.wanted = self.next_offset;
         self.group.commit_if_due();
         reached(crash_points::AFTER_GROUP_COMMIT);
@@ -289,7 +341,7 @@ async fn watch_end(
     }
 }
 
-async fn reader_error(tasks: &mut JoinSet<Result<()>>) -> Error {
+pub(crate) async fn reader_error(tasks: &mut JoinSet<Result<()>>) -> Error {
     match tasks.join_next().await {
         Some(Ok(Err(error))) => error,
         Some(Err(error)) => {

@@ -11,14 +11,18 @@ use bunny_schemas::kafka::KafkaConfig;
 use bunny_schemas::registry::Registry;
 use bunny_schemas::topics::Topics;
 use tokio::sync::OnceCell;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::bookkeeping::{self, State, TableState};
+use crate::bookkeeping::{self, Progress, State, TableState};
 use crate::budget::{self, Budget};
+use crate::catch_up;
 use crate::context::{MirrorRun, application_name, application_name_prefix};
 use crate::crash_points::{self, reached};
+use crate::crossing::{MainEnd, crossing};
 use crate::error::{Error, Result};
 use crate::schema_change::labels;
+use crate::main_stream::Ended;
 use crate::stats::Stats;
 use crate::table_sync::{self, LoadProgress};
 use crate::{main_stream, paused, quarantine, reader, removal, report, wanted};
@@ -131,18 +135,71 @@ pub(crate) async fn connect_to_take_over(
     Ok(Session::connect(&context.destination.connect_options(), &name).await?)
 }
 
-/// Loads and follows, over and over: what goes wrong with one table, and what is only not
-/// there yet, does not end the run.
+/// Follows the stream, and beside it loads tables and lets them catch up. The first time,
+/// and where another generation begins, main waits until every table is loaded.
 async fn go(
     shared: &Shared,
     run: &MirrorRun,
     stats: &Arc<Stats>,
     load: &LoadProgress,
 ) -> Result<Finished> {
+    loop {
+        if run.mirror.config.on_table_error == OnTableError::Stop {
+            refuse_errored(run).await?;
+        }
+        let progress = first_entry(run, stats, load).await?;
+        let (main_end, crossing) = crossing(progress);
+        // Dropped with this future, which ends them.
+        let mut beside = JoinSet::new();
+        beside.spawn(Box::pin(load_beside(run.clone(), load.clone())));
+        beside.spawn(Box::pin(catch_up::run(
+            run.clone(),
+            crossing,
+            shared.followers.clone(),
+        )));
+        tokio::select! {
+            ended = Box::pin(follow_on(shared, run, stats, main_end)) => ended?,
+            Some(ended) = beside.join_next() => match ended {
+                Ok(ended) => ended?,
+                Err(error) => return Err(Error::NotYet(format!("a task of the mirror ended by itself: {error}"))),
+            },
+        }
+    }
+}
+
+/// Main's progress; before main has any in this generation, all tables are loaded first
+/// and enter it together.
+async fn first_entry(run: &MirrorRun, stats: &Arc<Stats>, load: &LoadProgress) -> Result<Progress> {
+    let session = run.connect().await?;
+    if wanted::main_has_not_begun(run, &session).await? {
+        stats.phase("loading tables");
+        table_sync::load(run, load).await?;
+        reached(crash_points::TABLES_LOADED);
+    }
+    wanted::enter_main(run, &session).await
+}
+
+/// Loads the tables that are not loaded yet; which they are is decided before.
+async fn load_beside(run: MirrorRun, load: LoadProgress) -> Result<()> {
+    table_sync::load(&run, &load).await?;
+    std::future::pending().await
+}
+
+/// Follows the change topic until another generation begins: what goes wrong with one
+/// table, and what is only not there yet, does not end it.
+async fn follow_on(
+    shared: &Shared,
+    run: &MirrorRun,
+    stats: &Arc<Stats>,
+    mut main_end: MainEnd,
+) -> Result<()> {
     let mut waited = None;
     loop {
-        match load_and_follow(shared, run, stats, load).await {
-            Ok(()) => {}
+        stats.phase("following changes");
+        let budget = Budget::join(budget::PROCESS_BYTES, &shared.followers);
+        match Box::pin(main_stream::follow(run, stats, budget, &mut main_end)).await {
+            Ok(Ended::Joined) => {}
+            Ok(Ended::Generation) => return Ok(()),
             Err(error @ Error::Table { .. }) => set_aside_or(run, error).await?,
             Err(Error::Labels { table, statements }) => {
                 if let Err(error) = labels::add(run, &table, &statements).await {
@@ -165,7 +222,7 @@ async fn go(
 }
 
 /// Quarantines the table whose error it is, unless that stops the mirror.
-async fn set_aside_or(run: &MirrorRun, error: Error) -> Result<()> {
+pub(crate) async fn set_aside_or(run: &MirrorRun, error: Error) -> Result<()> {
     match error {
         Error::Table {
             table,
@@ -176,26 +233,6 @@ async fn set_aside_or(run: &MirrorRun, error: Error) -> Result<()> {
         }
         error => Err(error),
     }
-}
-
-async fn load_and_follow(
-    shared: &Shared,
-    run: &MirrorRun,
-    stats: &Arc<Stats>,
-    load: &LoadProgress,
-) -> Result<()> {
-    if run.mirror.config.on_table_error == OnTableError::Stop {
-        refuse_errored(run).await?;
-    }
-    stats.phase("loading tables");
-    table_sync::load(run, load).await?;
-    reached(crash_points::TABLES_LOADED);
-    let session = run.connect().await?;
-    wanted::enter_main(run, &session).await?;
-    drop(session);
-    stats.phase("following changes");
-    let budget = Budget::join(budget::PROCESS_BYTES, &shared.followers);
-    Box::pin(main_stream::follow(run, stats, budget)).await
 }
 
 /// A table that failed before stops the mirror still: a start changes nothing about it.

@@ -1,5 +1,5 @@
-//! Which events of the stream are written, and where. Fixed for a run: whatever changes
-//! a route ends the run, and the next one reads it anew.
+//! Which events of the stream are written, and where. Fixed for a reader and its writer:
+//! whatever changes a route ends them, and the next ones read it anew.
 
 use std::collections::HashMap;
 
@@ -13,22 +13,36 @@ pub struct Route {
     pub destination: TableName,
     /// L: what committed before is in the table already.
     pub lsn: Lsn,
+    /// What stands before this offset of the change topic is in the table already.
+    pub from_offset: i64,
     /// Of the source's table when it was synced; empty if unknown or none.
     pub primary_key: Vec<String>,
     /// A sync has created or checked the destination table.
     pub is_synced: bool,
 }
 
-/// The tables in main, by source name.
+/// The tables that one reader serves, by source name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Routes(HashMap<TableName, Route>);
 
 impl Routes {
+    /// Main's: the tables in it.
     pub fn of(tables: &[TableState]) -> Routes {
         let in_main = tables.iter().filter(|table| table.in_main);
         Routes(
             in_main
-                .map(|table| (table.source.clone(), route(table)))
+                .map(|table| (table.source.clone(), route(table, 0)))
+                .collect(),
+        )
+    }
+
+    /// A catch-up reader's: these tables, each from its own offset on.
+    pub fn behind<'a>(tables: impl IntoIterator<Item = &'a TableState>) -> Routes {
+        let from = |table: &TableState| table.restart_offset.unwrap_or_default();
+        Routes(
+            tables
+                .into_iter()
+                .map(|table| (table.source.clone(), route(table, from(table))))
                 .collect(),
         )
     }
@@ -38,10 +52,10 @@ impl Routes {
         self.0.get(source)
     }
 
-    /// The route of an event that committed at `commit_lsn`, if it is to be applied.
-    pub fn applies(&self, source: &TableName, commit_lsn: Lsn) -> bool {
+    /// Whether the event at `offset` that committed at `commit_lsn` is to be applied.
+    pub fn applies(&self, source: &TableName, commit_lsn: Lsn, offset: i64) -> bool {
         self.get(source)
-            .is_some_and(|route| commit_lsn >= route.lsn)
+            .is_some_and(|route| commit_lsn >= route.lsn && offset >= route.from_offset)
     }
 
     pub fn source_of(&self, destination: &TableName) -> Option<&TableName> {
@@ -56,7 +70,7 @@ impl Routes {
     }
 }
 
-fn route(table: &TableState) -> Route {
+fn route(table: &TableState, from_offset: i64) -> Route {
     let primary_key = table
         .definition
         .as_ref()
@@ -66,6 +80,7 @@ fn route(table: &TableState) -> Route {
     Route {
         destination: table.destination.clone(),
         lsn: table.lsn.unwrap_or_default(),
+        from_offset,
         primary_key,
         is_synced: table.definition.is_some(),
     }
@@ -96,11 +111,23 @@ mod tests {
     #[test]
     fn only_tables_in_main_and_only_from_their_sync_on() {
         let routes = Routes::of(&[table("a", true), table("b", false)]);
-        assert!(routes.applies(&name("a"), Lsn(100)));
-        assert!(!routes.applies(&name("a"), Lsn(99)));
-        assert!(!routes.applies(&name("b"), Lsn(200)));
-        assert!(!routes.applies(&name("unmapped"), Lsn(200)));
+        assert!(routes.applies(&name("a"), Lsn(100), 0));
+        assert!(!routes.applies(&name("a"), Lsn(99), 0));
+        assert!(!routes.applies(&name("b"), Lsn(200), 0));
+        assert!(!routes.applies(&name("unmapped"), Lsn(200), 0));
         assert_eq!(routes.get(&name("a")).unwrap().primary_key, ["id"]);
         assert_eq!(routes.source_of(&name("copy")), Some(&name("a")));
+    }
+
+    #[test]
+    fn a_table_behind_begins_at_its_own_offset() {
+        let behind = TableState {
+            restart_offset: Some(7),
+            ..table("a", false)
+        };
+        let routes = Routes::behind([&behind]);
+        assert!(routes.applies(&name("a"), Lsn(100), 7));
+        assert!(!routes.applies(&name("a"), Lsn(100), 6));
+        assert!(!routes.applies(&name("a"), Lsn(99), 7));
     }
 }

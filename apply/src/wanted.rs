@@ -4,8 +4,9 @@
 use std::collections::HashSet;
 
 use bunny_catalog::MirrorTable;
-use bunny_postgres::{Session, TableName};
+use bunny_postgres::{Lsn, Session, TableName};
 use bunny_schemas::Position;
+use uuid::Uuid;
 
 use crate::bookkeeping::{self, Progress, State, TableState};
 use crate::context::MirrorRun;
@@ -67,32 +68,51 @@ pub(crate) async fn reconcile(run: &MirrorRun, session: &Session) -> Result<()> 
     commit(client).await
 }
 
-/// Puts the loaded tables into main. The first time, all at once and together with the
-/// progress row that main starts from: before their changes begin.
-pub(crate) async fn enter_main(run: &MirrorRun, session: &Session) -> Result<()> {
+/// Whether nothing of the generation has been applied: then main waits until every table
+/// is loaded, and all enter it together.
+pub(crate) async fn main_has_not_begun(run: &MirrorRun, session: &Session) -> Result<bool> {
+    let client: &tokio_postgres::Client = session;
+    let tables = bookkeeping::tables(client, run.mirror_id()).await?;
+    let progress = bookkeeping::progress(client, run.mirror_id()).await?;
+    Ok(is_before_main(&tables, progress.as_ref()))
+}
+
+fn is_before_main(tables: &[TableState], progress: Option<&Progress>) -> bool {
+    progress.is_none_or(|progress| {
+        progress.position == Position::default() && !tables.iter().any(|table| table.in_main)
+    })
+}
+
+/// Puts tables into main that need not catch up, and gives main's progress. Before main
+/// has begun these are all that are loaded, together with the progress row that main
+/// starts from: before their changes begin. Later, those of which no snapshot is wanted.
+pub(crate) async fn enter_main(run: &MirrorRun, session: &Session) -> Result<Progress> {
     let client: &tokio_postgres::Client = session;
     let mirror_id = run.mirror_id();
     let tables = bookkeeping::tables(client, mirror_id).await?;
-    let progress = bookkeeping::progress(client, mirror_id).await?;
-    let (entering, progress) = match progress {
-        Some(progress) => (joining(&tables, &progress), None),
-        None => {
-            let (entering, progress) = first_entry(run, tables).await?;
-            (entering, Some(progress))
+    let known = bookkeeping::progress(client, mirror_id).await?;
+    let (entering, progress) = match known {
+        Some(progress) if is_before_main(&tables, known.as_ref()) => {
+            let loaded = joining(&tables, &progress);
+            let bare = bare(&tables, progress.generation, None);
+            (loaded.into_iter().chain(bare).collect(), progress)
         }
+        Some(progress) => (bare(&tables, progress.generation, None), progress),
+        None => first_entry(run, tables).await?,
     };
-    if entering.is_empty() && progress.is_none() {
-        return Ok(());
+    if entering.is_empty() && known.is_some() {
+        return Ok(progress);
     }
     begin(client).await?;
     bookkeeping::fence(client, mirror_id, run.epoch).await?;
     for table in &entering {
         bookkeeping::put_table(client, mirror_id, table).await?;
     }
-    if let Some(progress) = progress {
+    if known.is_none() {
         bookkeeping::set_progress(client, mirror_id, &progress).await?;
     }
-    commit(client).await
+    commit(client).await?;
+    Ok(progress)
 }
 
 /// Tables that can join main as it stands: it has not passed the begin of their changes.
@@ -108,6 +128,20 @@ fn joining(tables: &[TableState], progress: &Progress) -> Vec<TableState> {
     tables.iter().filter(can_join).map(enter).collect()
 }
 
+/// Tables of which no snapshot is wanted, as they follow the stream: from `lsn` on, or
+/// from where main is.
+fn bare(tables: &[TableState], generation: Uuid, lsn: Option<Lsn>) -> Vec<TableState> {
+    let is_bare = |table: &&TableState| table.request_id.is_none() && table.state == State::Pending;
+    let bare = tables.iter().filter(is_bare);
+    bare.map(|table| TableState {
+        state: State::Live,
+        generation: Some(generation),
+        lsn,
+        ..enter(table)
+    })
+    .collect()
+}
+
 async fn first_entry(
     run: &MirrorRun,
     tables: Vec<TableState>,
@@ -117,25 +151,17 @@ async fn first_entry(
         table.state == State::CatchingUp && table.generation == Some(generation)
     };
     let mut entering: Vec<TableState> = tables.iter().filter(is_loaded).map(enter).collect();
-    let mut next_offset = entering
+    let mut next_offset = tables
         .iter()
+        .filter(is_loaded)
         .filter_map(|table| table.restart_offset)
         .min();
     // Tables of which no snapshot is wanted follow the stream from its beginning.
-    let bare: Vec<TableState> = tables
-        .into_iter()
-        .filter(|table| table.request_id.is_none() && table.state == State::Pending)
-        .collect();
-    if next_offset.is_none() || !bare.is_empty() {
+    let has_bare = !bare(&tables, generation, None).is_empty();
+    if next_offset.is_none() || has_bare {
         let (offset, start_lsn) = reader::generation_start(run).await?;
         next_offset = Some(next_offset.map_or(offset, |known| known.min(offset)));
-        entering.extend(bare.into_iter().map(|table| TableState {
-            state: State::Live,
-            generation: Some(generation),
-            lsn: Some(start_lsn),
-            in_main: true,
-            ..table
-        }));
+        entering.extend(bare(&tables, generation, Some(start_lsn)));
     }
     let progress = Progress {
         generation,
@@ -169,8 +195,6 @@ async fn commit(client: &tokio_postgres::Client) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use uuid::Uuid;
-
     use super::*;
 
     fn name(name: &str) -> TableName {

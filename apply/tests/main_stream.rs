@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use bunny_apply::bookkeeping::{self, Progress, State, TableState};
 use bunny_apply::budget::{Budget, PROCESS_BYTES};
 use bunny_apply::context::{MirrorRun, application_name};
-use bunny_apply::main_stream::follow;
+use bunny_apply::crossing::crossing;
+use bunny_apply::main_stream::{Ended, follow};
 use bunny_apply::stats::Stats;
 use bunny_apply::{Error, Result};
 use bunny_catalog::{
@@ -196,10 +197,15 @@ impl Stage {
     }
 
     /// Takes over and follows for at most `limit`, or until the log is applied to its end.
-    async fn follow(&self, limit: Duration) -> Option<Result<()>> {
+    async fn follow(&self, limit: Duration) -> Option<Result<Ended>> {
         let run = self.run().await;
         let stats = Arc::new(Stats::default());
         let budget = Budget::join(PROCESS_BYTES, &Arc::new(AtomicUsize::new(0)));
+        let (mut main_end, _crossing) = crossing(Progress {
+            generation: self.mirror.generation,
+            position: Position::default(),
+            next_offset: 0,
+        });
         let caught_up = async {
             let started = Instant::now();
             while started.elapsed() < limit && !stats.moment().is_caught_up() {
@@ -209,7 +215,7 @@ impl Stage {
             tokio::time::sleep(Duration::from_millis(200)).await;
         };
         tokio::select! {
-            ended = follow(&run, &stats, budget) => Some(ended),
+            ended = follow(&run, &stats, budget, &mut main_end) => Some(ended),
             () = caught_up => None,
         }
     }
@@ -412,7 +418,10 @@ async fn another_generation_takes_every_table_out_of_main() {
     stage.commit();
     let next = Uuid::new_v4();
     stage.start_generation(next).await;
-    assert!(matches!(stage.follow(KAFKA_TIMEOUT).await, Some(Ok(()))));
+    assert!(matches!(
+        stage.follow(KAFKA_TIMEOUT).await,
+        Some(Ok(Ended::Generation))
+    ));
     assert_eq!(stage.ids().await, [0, 1, 2]);
     let table = stage.table().await;
     assert_eq!((table.state, table.in_main), (State::Pending, false));

@@ -84,7 +84,8 @@ impl Decoding {
                 let source = decoded.source;
                 let body = match (&decoded.truncate, decoded.op) {
                     (Some(truncate), _) => {
-                        let applies = |table: &&_| self.routes.applies(table, source.commit_lsn);
+                        let applies =
+                            |table: &&_| self.routes.applies(table, source.commit_lsn, offset);
                         let tables: Vec<_> =
                             truncate.tables.iter().filter(applies).cloned().collect();
                         let restart_identity = truncate.restart_identity;
@@ -100,7 +101,12 @@ impl Decoding {
                     (None, Op::Truncate) => {
                         return Err(malformed(offset, "a truncate that lists no tables"));
                     }
-                    _ if !self.routes.applies(&version.source, source.commit_lsn) => Body::Skip,
+                    _ if !self
+                        .routes
+                        .applies(&version.source, source.commit_lsn, offset) =>
+                    {
+                        Body::Skip
+                    }
                     _ => {
                         let change =
                             Change::from_decoded(&decoded, &mut self.text).ok_or_else(|| {
@@ -122,7 +128,7 @@ impl Decoding {
                     schema: gap.source.schema.to_owned(),
                     name: gap.source.table.to_owned(),
                 };
-                let body = if self.routes.applies(&table, gap.source.commit_lsn) {
+                let body = if self.routes.applies(&table, gap.source.commit_lsn, offset) {
                     let reason = gap.reason.to_owned();
                     Body::Gap { table, reason }
                 } else {

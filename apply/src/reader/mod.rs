@@ -95,6 +95,9 @@ pub struct Options {
     pub changes_max: usize,
     pub budget: Budget,
     pub stats: Arc<Stats>,
+    /// What another reader of this run has committed, which this one must not pass; it
+    /// always ends with a whole source transaction. None: the log's end is the only limit.
+    pub limit: Option<watch::Receiver<Progress>>,
     /// Whether the applier waits for work.
     pub demand: watch::Receiver<bool>,
     pub work: mpsc::Sender<Work>,
@@ -294,6 +297,7 @@ impl Reader {
         self.trouble = None;
         self.at_end = false;
         let offset = message.offset();
+        self.wait_for_limit(offset).await?;
         let payload = message.payload().ok_or_else(|| {
             Error::Inconsistent(format!(
                 "the record at offset {offset} of {} is empty: something else writes to the topic",
@@ -312,6 +316,26 @@ impl Reader {
             }
             Record::Generation(started) => self.generation(&started, offset).await,
         }
+    }
+
+    /// Waits until the record at `offset` is within the limit. What was read so far is
+    /// handed over first: it ends where a source transaction does, since the limit does.
+    async fn wait_for_limit(&mut self, offset: i64) -> Result<()> {
+        let is_within = |limit: &Progress| offset < limit.next_offset;
+        let Some(limit) = &self.options.limit else {
+            return Ok(());
+        };
+        let mut limit = limit.clone();
+        if is_within(&limit.borrow()) {
+            return Ok(());
+        }
+        self.flush().await?;
+        let moved = tokio::select! {
+            moved = limit.wait_for(is_within) => moved.is_ok(),
+            () = self.options.work.closed() => false,
+        };
+        // Without anyone to read for, or to read after, the record must not be passed over.
+        if moved { Ok(()) } else { Err(Error::Cancelled) }
     }
 
     async fn take(&mut self, event: Event) -> Result<()> {

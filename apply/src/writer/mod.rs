@@ -21,6 +21,7 @@ mod truncate;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bunny_catalog::SchemaChanges;
 use bunny_postgres::{Session, TableName};
@@ -193,21 +194,14 @@ impl Writer {
 
     /// Commits what was written, with the progress it makes.
     pub async fn commit(&mut self, progress: &Progress, caught_up: &[TableName]) -> Result<()> {
-        let open = self.open.take().unwrap_or(Open {
-            counts: BTreeMap::new(),
-            first_offset: progress.next_offset,
-        });
+        let open = self.take_open(progress.next_offset);
         self.follower.finish(&self.session).await?;
         let client: &Client = &self.session;
-        let counts = open.counts.iter().map(|(table, counts)| {
-            self.prepared
-                .add_counts(client, self.mirror_id, table, *counts)
-        });
         let (counted, progressed) = tokio::join!(
-            futures_util::future::join_all(counts),
+            self.add_counts(&open),
             self.prepared.set_progress(client, self.mirror_id, progress),
         );
-        counted.into_iter().collect::<Result<()>>()?;
+        counted?;
         progressed?;
         for table in caught_up {
             self.prepared
@@ -215,6 +209,49 @@ impl Writer {
                 .await?;
         }
         crate::crash_points::reached(crate::crash_points::BEFORE_COMMIT);
+        self.end(&open).await
+    }
+
+    /// Commits what was written for tables that are behind main, with their own progress.
+    pub(crate) async fn commit_behind(
+        &mut self,
+        next_offset: i64,
+        tables: &[TableName],
+    ) -> Result<()> {
+        let open = self.take_open(next_offset);
+        self.follower.finish(&self.session).await?;
+        self.add_counts(&open).await?;
+        let client: &Client = &self.session;
+        crate::catch_up::advance(client, self.mirror_id, tables, next_offset).await?;
+        crate::crash_points::reached(crate::crash_points::CATCH_UP_BEFORE_COMMIT);
+        self.end(&open).await
+    }
+
+    /// For the open transaction: how long its statements wait for someone else's lock.
+    pub(crate) async fn wait_for_locks(&self, at_most: Duration) -> Result<()> {
+        self.session
+            .batch_execute(&format!("SET LOCAL lock_timeout = {}", at_most.as_millis()))
+            .await
+            .map_err(Error::sql("limiting the wait for locks"))
+    }
+
+    fn take_open(&mut self, first_offset: i64) -> Open {
+        self.open.take().unwrap_or(Open {
+            counts: BTreeMap::new(),
+            first_offset,
+        })
+    }
+
+    async fn add_counts(&self, open: &Open) -> Result<()> {
+        let counts = open.counts.iter().map(|(table, counts)| {
+            self.prepared
+                .add_counts(&self.session, self.mirror_id, table, *counts)
+        });
+        let counted = futures_util::future::join_all(counts).await;
+        counted.into_iter().collect()
+    }
+
+    async fn end(&mut self, open: &Open) -> Result<()> {
         if let Err(error) = self.run("COMMIT").await {
             return Err(self.attributed(error, open.first_offset));
         }

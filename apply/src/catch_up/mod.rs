@@ -1,0 +1,109 @@
+//! Catch-up: brings tables that are not in main to where main is, and into it.
+//!
+//! Served are the tables in state CATCHING_UP that are not in main: those a sync has
+//! loaded while main ran, and those that were set aside and are to go on. One reader
+//! serves them all, from the lowest of their offsets on, each table from its own
+//! (`restart_offset` in `_bunny.tables`). It applies whole source transactions with the
+//! writer that main uses, fenced like it, and every commit moves the tables' offsets with
+//! the rows (I3, I4). It never passes what main has committed; when it is near, it asks
+//! main to hold (`crossing`), applies up to exactly that offset, and marks the tables as
+//! in main in one transaction, which checks that main still stands there.
+//!
+//! On failure: an error about one table sets that table aside, its offset kept, and the
+//! others go on; a lock that someone holds is waited for with growing pauses, outside of
+//! main's time; every other error ends the run.
+
+mod round;
+mod store;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use bunny_postgres::Session;
+use uuid::Uuid;
+
+use crate::bookkeeping::{self, State, TableState};
+use crate::context::MirrorRun;
+use crate::crossing::Crossing;
+use crate::error::{Error, Result};
+use crate::mirror::set_aside_or;
+use crate::schema_change::labels;
+
+pub(crate) use store::advance;
+
+/// How often it is looked for tables that are behind.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Pauses while someone holds a lock on a table: the first one, and the longest.
+const LOCKED_PAUSE_MIN: Duration = Duration::from_secs(1);
+const LOCKED_PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// lock_not_available (PostgreSQL manual, appendix A).
+const LOCK_NOT_AVAILABLE: &str = "55P03";
+
+/// Serves whatever tables are behind, until an error that ends the run.
+pub(crate) async fn run(
+    run: MirrorRun,
+    crossing: Crossing,
+    followers: Arc<AtomicUsize>,
+) -> Result<()> {
+    let mut pause = LOCKED_PAUSE_MIN;
+    let mut look = Look::new(run.clone());
+    loop {
+        let generation = crossing.committed().borrow().generation;
+        let behind = look.behind(generation).await?;
+        if behind.is_empty() {
+            tokio::time::sleep(LOOK_EVERY).await;
+            continue;
+        }
+        match Box::pin(round::run(&run, &crossing, &followers, behind, &mut look)).await {
+            Ok(()) => pause = LOCKED_PAUSE_MIN,
+            Err(error @ Error::Table { .. }) => set_aside_or(&run, error).await?,
+            Err(Error::Labels { table, statements }) => {
+                if let Err(error) = labels::add(&run, &table, &statements).await {
+                    set_aside_or(&run, error).await?;
+                }
+            }
+            Err(error) if error.sqlstate() == Some(LOCK_NOT_AVAILABLE) => {
+                tracing::info!(mirror = %run.mirror.name, %error, "a table that catches up is locked, trying again");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LOCKED_PAUSE_MAX);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Looks at the table states, through a session that is kept.
+pub(super) struct Look {
+    run: MirrorRun,
+    session: Option<Session>,
+}
+
+impl Look {
+    fn new(run: MirrorRun) -> Look {
+        Look { run, session: None }
+    }
+
+    /// The tables that are behind main in its generation.
+    async fn behind(&mut self, generation: Uuid) -> Result<Vec<TableState>> {
+        let session = match self.session.take() {
+            Some(session) => session,
+            None => self.run.connect().await?,
+        };
+        let client: &tokio_postgres::Client = &session;
+        let mut tables = bookkeeping::tables(client, self.run.mirror_id()).await?;
+        tables.retain(|table| is_behind(table, generation));
+        self.session = Some(session);
+        Ok(tables)
+    }
+}
+
+/// Whether a catch-up reader serves the table.
+fn is_behind(table: &TableState, generation: Uuid) -> bool {
+    table.state == State::CatchingUp
+        && !table.in_main
+        && table.generation == Some(generation)
+        && table.restart_offset.is_some()
+}
