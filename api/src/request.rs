@@ -389,18 +389,35 @@ impl<S: Send + Sync> FromRequest<S> for Body {
     type Rejection = Refusal;
 
     async fn from_request(request: Request, state: &S) -> Result<Self> {
-        let bytes = Bytes::from_request(request, state)
-            .await
-            .map_err(|rejection| {
-                if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-                    return Refusal::new(
-                        StatusCode::PAYLOAD_TOO_LARGE,
-                        format!("the body is larger than {BODY_BYTES_MAX} bytes; send less"),
-                    );
-                }
-                Refusal::bad_request("the body could not be read to its end; send it again")
-            })?;
+        let bytes = read_body(request, state).await?;
         Fields::parse(&bytes).map(Self)
+    }
+}
+
+async fn read_body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes> {
+    Bytes::from_request(request, state)
+        .await
+        .map_err(|rejection| {
+            if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+                return Refusal::new(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    format!("the body is larger than {BODY_BYTES_MAX} bytes; send less"),
+                );
+            }
+            Refusal::bad_request("the body could not be read to its end; send it again")
+        })
+}
+
+/// A JSON body that may be missing: an empty one is `{}`.
+pub(crate) struct OptionalBody(pub(crate) Fields);
+
+impl<S: Send + Sync> FromRequest<S> for OptionalBody {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self> {
+        let bytes = read_body(request, state).await?;
+        let bytes = if bytes.is_empty() { b"{}" } else { &bytes[..] };
+        Fields::parse(bytes).map(Self)
     }
 }
 

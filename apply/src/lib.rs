@@ -11,6 +11,7 @@ pub mod batch;
 pub mod bookkeeping;
 pub mod budget;
 mod catch_up;
+mod commands;
 pub mod context;
 pub mod crash_points;
 pub mod crossing;

@@ -148,6 +148,7 @@ async fn go(
             refuse_errored(run).await?;
         }
         let progress = first_entry(run, stats, load).await?;
+        stats.begins(&progress);
         let (main_end, crossing) = crossing(progress);
         // Dropped with this future, which ends them.
         let mut beside = JoinSet::new();

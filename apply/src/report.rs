@@ -7,6 +7,7 @@ use bunny_catalog::{ApplyReport, Point, TableReport};
 use bunny_postgres::Session;
 
 use crate::bookkeeping::{self, State, TableState};
+use crate::commands::Commands;
 use crate::context::MirrorRun;
 use crate::error::Result;
 use crate::stats::{Moment, Stats};
@@ -18,6 +19,7 @@ const EVERY: Duration = Duration::from_secs(1);
 pub(crate) async fn report_forever(run: &MirrorRun, stats: &Stats, load: &LoadProgress) {
     let mut session: Option<Session> = None;
     let mut known: Option<Vec<TableState>> = None;
+    let mut commands: Option<Commands> = None;
     loop {
         match read_tables(run, session.take()).await {
             Ok((still_good, read)) => {
@@ -34,6 +36,9 @@ pub(crate) async fn report_forever(run: &MirrorRun, stats: &Stats, load: &LoadPr
             tokio::time::sleep(EVERY).await;
             continue;
         };
+        if let Err(error) = settle(run, &mut commands, tables).await {
+            tracing::debug!(mirror = %run.mirror.name, %error, "commands are ended later");
+        }
         let topic = run.topics.changes(&run.mirror.slug);
         let report = report(
             &stats.moment(),
@@ -45,6 +50,20 @@ pub(crate) async fn report_forever(run: &MirrorRun, stats: &Stats, load: &LoadPr
         run.reporter.report(&report);
         tokio::time::sleep(EVERY).await;
     }
+}
+
+async fn settle(
+    run: &MirrorRun,
+    commands: &mut Option<Commands>,
+    tables: &[TableState],
+) -> Result<()> {
+    let mut known = match commands.take() {
+        Some(known) => known,
+        None => Commands::open(run).await?,
+    };
+    known.settle(run, tables).await?;
+    *commands = Some(known);
+    Ok(())
 }
 
 async fn read_tables(

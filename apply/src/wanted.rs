@@ -18,26 +18,67 @@ use crate::reader;
 struct Changes {
     put: Vec<TableState>,
     remove: Vec<TableName>,
+    /// Requests that are replaced by others.
+    forget_chunks: Vec<Uuid>,
 }
 
-fn changes(mappings: &[MirrorTable], present: &[TableState]) -> Changes {
+/// A table that is set aside, as it goes on: what the log holds of it is applied again
+/// from its own offset on, or its sync loaded again. Others stay as they are. Pure.
+fn brought_back(table: &TableState, generation: Uuid) -> TableState {
+    if !matches!(table.state, State::Errored | State::Parked) {
+        return table.clone();
+    }
+    // The log of another generation says nothing about this one.
+    if table.generation.is_some_and(|of| of != generation) {
+        return TableState {
+            error: Some("the log begins anew after the table's last sync; resync it".to_owned()),
+            ..table.clone()
+        };
+    }
+    let is_loaded = table.live.is_some() || table.request_id.is_none();
+    let state = match table.attempt {
+        _ if is_loaded && table.restart_offset.is_some() => State::CatchingUp,
+        // No start of a sync was ever met.
+        0 => State::Pending,
+        _ if table.request_id.is_some() => State::Syncing,
+        _ => State::Pending,
+    };
+    TableState {
+        state,
+        error: None,
+        ..table.clone()
+    }
+}
+
+fn changes(mappings: &[MirrorTable], present: &[TableState], generation: Uuid) -> Changes {
     let mut changes = Changes::default();
     for mapping in mappings {
-        let wanted = TableState::wanted(
-            mapping.source.clone(),
-            mapping.destination.clone(),
-            mapping.request_id,
-        );
+        let wanted = TableState {
+            retry_id: mapping.retry_id,
+            ..TableState::wanted(
+                mapping.source.clone(),
+                mapping.destination.clone(),
+                mapping.request_id,
+            )
+        };
         match present.iter().find(|table| table.source == mapping.source) {
             None => changes.put.push(wanted),
             Some(table) if table.destination != mapping.destination => changes.put.push(wanted),
-            Some(table) if table.request_id != mapping.request_id => changes.put.push(TableState {
-                state: State::Pending,
-                request_id: mapping.request_id,
-                live: None,
-                in_main: false,
-                error: None,
-                ..table.clone()
+            Some(table) if table.request_id != mapping.request_id => {
+                changes.forget_chunks.extend(table.request_id);
+                changes.put.push(TableState {
+                    state: State::Pending,
+                    request_id: mapping.request_id,
+                    retry_id: mapping.retry_id,
+                    live: None,
+                    in_main: false,
+                    error: None,
+                    ..table.clone()
+                });
+            }
+            Some(table) if table.retry_id != mapping.retry_id => changes.put.push(TableState {
+                retry_id: mapping.retry_id,
+                ..brought_back(table, generation)
             }),
             Some(_) => {}
         }
@@ -58,9 +99,12 @@ pub(crate) async fn reconcile(run: &MirrorRun, session: &Session) -> Result<()> 
     begin(client).await?;
     bookkeeping::fence(client, mirror_id, run.epoch).await?;
     let present = bookkeeping::tables(client, mirror_id).await?;
-    let changes = changes(&run.mirror.tables, &present);
+    let changes = changes(&run.mirror.tables, &present, run.mirror.generation);
     for table in &changes.put {
         bookkeeping::put_table(client, mirror_id, table).await?;
+    }
+    for request_id in &changes.forget_chunks {
+        bookkeeping::forget_chunks(client, mirror_id, *request_id).await?;
     }
     for source in &changes.remove {
         bookkeeping::remove_table(client, mirror_id, source).await?;
@@ -204,6 +248,11 @@ mod tests {
         }
     }
 
+    /// In the generation of no table.
+    fn changes(mappings: &[MirrorTable], present: &[TableState]) -> Changes {
+        super::changes(mappings, present, Uuid::from_u128(7))
+    }
+
     fn mapping(source: &str, destination: &str, request: u128) -> MirrorTable {
         MirrorTable {
             source: name(source),
@@ -212,6 +261,7 @@ mod tests {
             exclude_columns: Vec::new(),
             identity: None,
             request_id: Some(Uuid::from_u128(request)),
+            retry_id: None,
         }
     }
 
@@ -261,6 +311,46 @@ mod tests {
             (State::Pending, false)
         );
         assert_eq!(found.put[0].attempt, 1, "its rows are known as ours");
+    }
+
+    #[test]
+    fn a_retry_brings_back_what_is_set_aside_and_is_carried_out_once() {
+        let retried = MirrorTable {
+            retry_id: Some(Uuid::from_u128(5)),
+            ..mapping("a", "x", 1)
+        };
+        let brought = |table: &TableState| {
+            let found = changes(std::slice::from_ref(&retried), std::slice::from_ref(table));
+            assert_eq!(found.put.len(), 1);
+            let again = changes(std::slice::from_ref(&retried), &found.put);
+            assert_eq!(again, Changes::default());
+            found.put[0].clone()
+        };
+        let errored = TableState {
+            state: State::Errored,
+            in_main: false,
+            live: Some(Position::default()),
+            restart_offset: Some(7),
+            error: Some("why".into()),
+            ..live("a", "x", 1)
+        };
+        let back = brought(&errored);
+        assert_eq!((back.state, back.error), (State::CatchingUp, None));
+        assert_eq!(back.restart_offset, Some(7));
+
+        // It failed while it was loaded: the sync goes on.
+        let loading = TableState {
+            live: None,
+            ..errored.clone()
+        };
+        assert_eq!(brought(&loading).state, State::Syncing);
+        let not_begun = TableState {
+            attempt: 0,
+            restart_offset: None,
+            ..loading
+        };
+        assert_eq!(brought(&not_begun).state, State::Pending);
+        assert_eq!(brought(&live("a", "x", 1)).state, State::Live);
     }
 
     #[test]

@@ -131,6 +131,7 @@ impl Stage {
                 exclude_columns: Vec::new(),
                 identity: None,
                 request_id: Some(Uuid::new_v4()),
+                retry_id: None,
             }],
         };
         bookkeeping::install(&session).await.unwrap();

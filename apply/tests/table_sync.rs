@@ -104,6 +104,7 @@ impl Stage {
                 exclude_columns: vec!["secret".to_owned()],
                 identity: None,
                 request_id: Some(Uuid::new_v4()),
+                retry_id: None,
             })
             .collect();
         let now = std::time::SystemTime::now().into();

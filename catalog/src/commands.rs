@@ -183,9 +183,10 @@ impl Catalog {
         .map_err(|error| Error::database("failing a command", error))
     }
 
-    /// Records that a role has started a mirror anew at `version`, and so has
-    /// done its part of every `retry` that asked for that or an older version.
-    /// The command ends when both roles have.
+    /// Records that a role has started a mirror anew at `version`
+    /// ([`crate::Mirror::version_of`]), and so has done its part of every `retry` that
+    /// asked for that or an older version. The command ends when every role it concerns
+    /// has.
     pub(crate) async fn note_restarted(
         &self,
         mirror_id: Uuid,
@@ -193,17 +194,21 @@ impl Catalog {
         version: i64,
     ) -> Result<()> {
         sqlx::query(
-            "UPDATE bunny.commands
+            "UPDATE bunny.commands c
              SET steps = steps || to_jsonb($2::text),
-                 state = CASE WHEN steps = '[]' THEN 'running' ELSE 'done' END,
+                 state = CASE WHEN ended THEN 'done' ELSE 'running' END,
                  updated_at = clock_timestamp(),
-                 finished_at = CASE WHEN steps = '[]' THEN NULL ELSE clock_timestamp() END
-             WHERE mirror_id = $1 AND kind = 'retry' AND state IN ('pending', 'running')
-               AND (args ->> 'version')::bigint <= $3 AND NOT steps ? $2",
+                 finished_at = CASE WHEN ended THEN clock_timestamp() END
+             FROM (SELECT id, jsonb_array_length(steps) + 1
+                       >= (SELECT count(*) FROM jsonb_object_keys(args -> 'versions')) AS ended
+                   FROM bunny.commands WHERE mirror_id = $1 AND kind = 'retry') AS seen
+             WHERE c.id = seen.id AND state IN ('pending', 'running')
+               AND (args -> 'versions' ->> $4)::bigint <= $3 AND NOT steps ? $2",
         )
         .bind(mirror_id)
         .bind(format!("{role} started again"))
         .bind(version)
+        .bind(role.as_str())
         .execute(self.pool())
         .await
         .map(|_| ())

@@ -18,10 +18,12 @@ mod mirrors;
 mod pausing;
 mod peers;
 mod reports;
+mod retry;
 mod rotation;
 mod settings;
 mod status;
 mod supervise;
+mod tables;
 mod users;
 
 pub use audit::AuditEntry;
@@ -47,4 +49,5 @@ pub use supervise::{
     FailureKind, Finished, MirrorContext, Outcome, Reporter, SuperviseOptions, TaskFailure,
     supervise,
 };
+pub use tables::{AwaitedTable, RESYNC, TABLES, TableChanges};
 pub use users::{User, UserRole};

@@ -1,13 +1,15 @@
 //! The status of a mirror: a pure function of what is wanted, what the roles
 //! said and when. Nothing of it is stored.
 
+use bunny_postgres::Lsn;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use crate::commands::Command;
 use crate::leases::Role;
 use crate::mirrors::{Desired, Mirror};
-use crate::reports::{Reports, RoleState, TableReport};
+use crate::reports::{ApplyReport, Reports, RoleState, TableReport};
+use crate::tables::RESYNC;
 
 /// Where a mirror stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -23,6 +25,8 @@ pub enum Status {
     Pausing,
     /// Captured, not applied.
     Paused,
+    /// Tables are being synced anew.
+    Resyncing,
     /// A person must act.
     Failed,
     /// Being deleted.
@@ -38,6 +42,7 @@ impl Status {
             Status::Running => "RUNNING",
             Status::Pausing => "PAUSING",
             Status::Paused => "PAUSED",
+            Status::Resyncing => "RESYNCING",
             Status::Failed => "FAILED",
             Status::Terminating => "TERMINATING",
         }
@@ -125,6 +130,9 @@ pub fn derive(
     let deleting = commands
         .iter()
         .any(|command| command.kind == "delete" && command.state.is_open());
+    let resyncing = commands
+        .iter()
+        .any(|command| command.kind == RESYNC && command.state.is_open());
     let status = if mirror.desired == Desired::Deleted || deleting {
         Status::Terminating
     } else if fatal {
@@ -143,6 +151,7 @@ pub fn derive(
         match phase {
             Phase::Setup => Status::Setup,
             Phase::Snapshot => Status::Snapshot,
+            Phase::Cdc if resyncing => Status::Resyncing,
             Phase::Cdc => Status::Running,
         }
     };
@@ -186,6 +195,17 @@ fn phase(mirror: &Mirror, reports: &Reports) -> Phase {
         .iter()
         .map(|table| state_of(table.source.clone()))
         .collect();
+    if let Some(report) = &reports.apply.report
+        && main_has_begun(report, mirror)
+    {
+        // Tables that are not in main, or not any more, do not change what the mirror does.
+        let catching_up = |table: &TableReport| table.in_main && table.state == "CATCHING_UP";
+        return if tables.iter().any(catching_up) {
+            Phase::Snapshot
+        } else {
+            Phase::Cdc
+        };
+    }
     let settled = |state: &&str| ["LIVE", "ERRORED", "PARKED"].contains(state);
     if states.contains(&"LIVE") && states.iter().all(settled) {
         return Phase::Cdc;
@@ -199,6 +219,12 @@ fn phase(mirror: &Mirror, reports: &Reports) -> Phase {
         return Phase::Snapshot;
     }
     Phase::Setup
+}
+
+/// Whether changes are followed already: tables that come later do so beside that.
+fn main_has_begun(report: &ApplyReport, mirror: &Mirror) -> bool {
+    report.generation == Some(mirror.generation)
+        && (report.applied.commit_lsn > Lsn(0) || report.tables.iter().any(|table| table.in_main))
 }
 
 struct Problem {
@@ -377,6 +403,28 @@ mod tests {
                 .push(SyncProgress::new(Uuid::from_u128(9), table()));
         }
         assert_eq!(seen(&mirror("m"), &reports).0, Status::Snapshot);
+    }
+
+    #[test]
+    fn a_table_added_later_leaves_the_mirror_running() {
+        let mut mirror = mirror("m");
+        let mut second = mirror.tables[0].clone();
+        second.source = TableName::new("public", "u");
+        mirror.tables.push(second);
+        let mut reports = reports("LIVE");
+        if let Some(report) = reports.apply.report.as_mut() {
+            report.tables[0].in_main = true;
+        }
+        let running = (Status::Running, Phase::Cdc, Health::Ok);
+        assert_eq!(seen(&mirror, &reports), running);
+        for state in ["PENDING", "SYNCING", "CATCHING_UP"] {
+            if let Some(report) = reports.apply.report.as_mut() {
+                report.tables.truncate(1);
+                let added = TableReport::new(TableName::new("public", "u"), state);
+                report.tables.push(added);
+            }
+            assert_eq!(seen(&mirror, &reports), running, "{state}");
+        }
     }
 
     #[test]

@@ -586,7 +586,7 @@ async fn failures_are_shown_retried_held_and_forgotten() {
     let view = derive(&mirror, &reports, &[], reports.read_at);
     assert_eq!((view.status, view.health), (Status::Failed, Health::Down));
 
-    let command = catalog.request_retry("m", "admin").await.unwrap();
+    let command = catalog.request_retry("m", None, "admin").await.unwrap();
     eventually("it has recovered", || async { failure().await.is_none() }).await;
     let after = catalog.get_command(command).await.unwrap();
     assert_eq!(after.steps, ["apply started again"]);

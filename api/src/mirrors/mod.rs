@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::auth::Caller;
 use crate::refusal::Result;
-use crate::request::{Path, Query};
+use crate::request::{OptionalBody, Path, Query};
 use crate::service::Api;
 
 pub(crate) use available::available_tables;
@@ -162,17 +162,24 @@ pub(crate) fn read_delete(mut query: Query) -> Result<(bool, bool)> {
     Ok((keep_topics, force))
 }
 
-/// `POST /v1/mirrors/{name}/retry`: 202 and the command to watch.
+/// `POST /v1/mirrors/{name}/retry` with `{"table_name"?}`: 202 and the command to watch.
 pub(crate) async fn retry(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
     caller: Caller,
+    OptionalBody(mut fields): OptionalBody,
 ) -> Result<(StatusCode, Json<Value>)> {
-    let command_id = api.catalog.request_retry(&name, &caller.username).await?;
-    Ok(accepted(
-        format!("Mirror '{name}' is being tried again"),
-        command_id,
-    ))
+    let table = request::table_name(&mut fields, "table_name");
+    fields.finish()?;
+    let command_id = api
+        .catalog
+        .request_retry(&name, table.as_ref(), &caller.username)
+        .await?;
+    let what = match table {
+        Some(table) => format!("Table {table} of mirror '{name}'"),
+        None => format!("Mirror '{name}'"),
+    };
+    Ok(accepted(format!("{what} is being tried again"), command_id))
 }
 
 fn accepted(message: String, command_id: uuid::Uuid) -> (StatusCode, Json<Value>) {

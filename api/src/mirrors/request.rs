@@ -319,6 +319,18 @@ fn table(object: &mut Fields, table_field: &'static str, schema_field: &'static 
     name
 }
 
+/// A table of the mirror, by its source name, in one field that may be missing.
+pub(crate) fn table_name(fields: &mut Fields, field: &'static str) -> Option<TableName> {
+    let text = fields.text(field)?;
+    match TableName::parse(&text) {
+        Ok(name) => Some(name),
+        Err(error) => {
+            fields.problem(field, error.to_string());
+            None
+        }
+    }
+}
+
 /// One part of the split form: verbatim, or unquoted if it is quoted.
 fn part(text: &str) -> Option<String> {
     let Some(open) = text.strip_prefix('"') else {

@@ -20,16 +20,26 @@ pub async fn is_installed(session: &Session) -> Result<bool> {
     Ok(present.get(0))
 }
 
-/// Creates the schema and its tables where missing. Safe to run concurrently.
-pub async fn install(session: &Session) -> Result<()> {
-    // The youngest of the tables: an older installation is completed.
-    let is_complete = session
-        .query_one("SELECT to_regclass('_bunny.shapes') IS NOT NULL", &[])
+/// Whether it is there as this version makes it: its youngest parts are looked for.
+async fn is_up_to_date(session: &Session) -> Result<bool> {
+    let found = session
+        .query_one(
+            "SELECT to_regclass('_bunny.shapes') IS NOT NULL AND EXISTS (
+                 SELECT FROM pg_attribute WHERE attrelid = to_regclass('_bunny.tables')
+                     AND attname = 'retry_id' AND NOT attisdropped)",
+            &[],
+        )
         .await
         .map_err(Error::sql(
-            "looking for the schema _bunny at the destination",
+            "looking at the schema _bunny at the destination",
         ))?;
-    if is_complete.get(0) {
+    Ok(found.get(0))
+}
+
+/// Creates the schema and its tables where missing, and what earlier versions lacked.
+/// Safe to run concurrently.
+pub async fn install(session: &Session) -> Result<()> {
+    if is_up_to_date(session).await? {
         return Ok(());
     }
     session

@@ -39,6 +39,7 @@ CREATE TABLE IF NOT EXISTS _bunny.tables (
     last_synced_at timestamptz,
     -- Rows of others were there when the sync first began, and are kept (on_existing_rows upsert).
     keeps_rows boolean NOT NULL DEFAULT false,
+    retry_id uuid,
     updated_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (mirror_id, source_schema, source_table)
 ) WITH (fillfactor = 50);
@@ -60,3 +61,6 @@ CREATE TABLE IF NOT EXISTS _bunny.shapes (
     updated_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (mirror_id, source_schema, source_table)
 );
+-- What earlier versions of this file lacked.
+ALTER TABLE _bunny.tables ADD COLUMN IF NOT EXISTS keeps_rows boolean NOT NULL DEFAULT false;
+ALTER TABLE _bunny.tables ADD COLUMN IF NOT EXISTS retry_id uuid;

@@ -62,6 +62,8 @@ pub struct TableState {
     pub state: State,
     /// The sync this destination wants or holds; None when no initial snapshot was asked for.
     pub request_id: Option<Uuid>,
+    /// The last request to bring the table back that was carried out here.
+    pub retry_id: Option<Uuid>,
     pub attempt: i32,
     pub generation: Option<Uuid>,
     /// L: the table holds all before it, main applies what commits at or after it.
@@ -98,6 +100,7 @@ impl TableState {
             destination,
             state: State::Pending,
             request_id,
+            retry_id: None,
             attempt: 0,
             generation: None,
             lsn: None,
@@ -120,7 +123,7 @@ impl TableState {
 
 const TABLE_COLUMNS: &str = "source_schema, source_table, dest_schema, dest_table, state, request_id, attempt, \
      generation, lsn, live_commit_lsn, live_seq, in_main, restart_offset, definition, columns, chunks_total, \
-     rows_total, rows_synced, rows_inserted, rows_updated, rows_deleted, error, last_synced_at";
+     rows_total, rows_synced, rows_inserted, rows_updated, rows_deleted, error, last_synced_at, retry_id";
 
 /// All tables of a mirror, by source name.
 pub async fn tables<C: GenericClient + Sync>(
@@ -168,9 +171,9 @@ pub async fn put_table<C: GenericClient + Sync>(
             "INSERT INTO _bunny.tables (mirror_id, source_schema, source_table, dest_schema, dest_table, state,
                  request_id, attempt, generation, lsn, live_commit_lsn, live_seq, in_main, restart_offset,
                  definition, columns, chunks_total, rows_total, rows_synced, rows_inserted, rows_updated,
-                 rows_deleted, error, last_synced_at, updated_at)
+                 rows_deleted, error, last_synced_at, retry_id, updated_at)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
-                 $21, $22, $23, $24, now())
+                 $21, $22, $23, $24, $25, now())
              ON CONFLICT (mirror_id, source_schema, source_table) DO UPDATE SET
                  dest_schema = excluded.dest_schema, dest_table = excluded.dest_table, state = excluded.state,
                  request_id = excluded.request_id, attempt = excluded.attempt, generation = excluded.generation,
@@ -181,6 +184,7 @@ pub async fn put_table<C: GenericClient + Sync>(
                  rows_synced = excluded.rows_synced, rows_inserted = excluded.rows_inserted,
                  rows_updated = excluded.rows_updated, rows_deleted = excluded.rows_deleted,
                  error = excluded.error, last_synced_at = excluded.last_synced_at,
+                 retry_id = excluded.retry_id,
                  updated_at = excluded.updated_at",
             &[
                 &mirror_id,
@@ -207,6 +211,7 @@ pub async fn put_table<C: GenericClient + Sync>(
                 &table.rows_deleted,
                 &table.error,
                 &table.last_synced_at.map(SystemTime::from),
+                &table.retry_id,
             ],
         )
         .await
@@ -375,5 +380,6 @@ fn table_from_row(row: &Row) -> Result<TableState> {
         rows_deleted: row.get(20),
         error: row.get(21),
         last_synced_at: row.get::<_, Option<SystemTime>>(22).map(DateTime::from),
+        retry_id: row.get(23),
     })
 }

@@ -20,7 +20,10 @@ pub use config::{
 };
 pub use naming::{NAME_LENGTH_MAX, check_name};
 pub use store::TableInUse;
-pub(crate) use store::notify;
+pub(crate) use store::{
+    check_destinations_free, check_tables, lock_creation, notify, raise_version,
+    replace_tables, set_request,
+};
 
 /// What the user wants of a mirror now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,6 +155,9 @@ pub struct MirrorTable {
     /// The table sync that is asked for; none when the mirror only follows
     /// changes.
     pub request_id: Option<Uuid>,
+    /// The last request to bring the table back if it is set aside.
+    #[serde(default)]
+    pub retry_id: Option<Uuid>,
 }
 
 /// A mapping as it is asked for.
@@ -233,6 +239,7 @@ pub(crate) mod tests {
                 exclude_columns: Vec::new(),
                 identity: None,
                 request_id: Some(Uuid::from_u128(9)),
+                retry_id: None,
             }],
         }
     }

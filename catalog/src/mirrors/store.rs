@@ -8,7 +8,8 @@ use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
 use super::{
-    Desired, Mirror, MirrorConfig, MirrorTable, NewMirror, PauseScope, check_name, naming,
+    Desired, Mirror, MirrorConfig, MirrorTable, NewMirror, NewMirrorTable, PauseScope, check_name,
+    naming,
 };
 use crate::leases::Role;
 use crate::{Catalog, Error, Result, commands};
@@ -43,7 +44,8 @@ macro_rules! select_mirrors {
                      'partition_key', t.partition_key,
                      'exclude_columns', to_jsonb(t.exclude_columns),
                      'identity', t.identity,
-                     'request_id', t.request_id) ORDER BY t.position), '[]')
+                     'request_id', t.request_id,
+                     'retry_id', t.retry_id) ORDER BY t.position), '[]')
                  FROM bunny.mirror_tables t WHERE t.mirror_id = m.id) AS tables
              FROM bunny.mirrors m ",
             $rest
@@ -60,14 +62,11 @@ impl Catalog {
         check(new)?;
         let failed = |error| Error::database("creating a mirror", error);
         let mut transaction = self.pool().begin().await.map_err(failed)?;
-        sqlx::query("SELECT pg_advisory_xact_lock($1)")
-            .bind(CREATE_LOCK)
-            .execute(&mut *transaction)
-            .await
-            .map_err(failed)?;
+        lock_creation(&mut transaction).await?;
         check_peers(&mut transaction, new).await?;
         check_name_free(&mut transaction, &new.name).await?;
-        check_destinations_free(&mut transaction, new).await?;
+        let peer = &new.destination_peer;
+        check_destinations_free(&mut transaction, peer, &new.tables, None).await?;
         let mirror_id = insert_mirror(&mut transaction, new).await?;
         insert_tables(&mut transaction, mirror_id, new).await?;
         commands::insert(
@@ -193,36 +192,6 @@ impl Catalog {
             name,
             "delete",
             &args,
-            requested_by,
-        )
-        .await?;
-        notify(&mut transaction).await?;
-        transaction.commit().await.map_err(failed)?;
-        Ok(command_id)
-    }
-
-    /// Asks workers to try a failed mirror again; returns the `retry` command,
-    /// which ends when both roles have started anew.
-    pub async fn request_retry(&self, name: &str, requested_by: &str) -> Result<Uuid> {
-        let failed = |error| Error::database("retrying a mirror", error);
-        let mut transaction = self.pool().begin().await.map_err(failed)?;
-        let row = sqlx::query(
-            "UPDATE bunny.mirrors SET version = version + 1, updated_at = clock_timestamp()
-             WHERE name = $1 AND desired <> 'deleted' RETURNING id, version",
-        )
-        .bind(name)
-        .fetch_optional(&mut *transaction)
-        .await
-        .map_err(failed)?
-        .ok_or_else(|| Error::not_found("mirror", name))?;
-        let mirror_id: Uuid = row.try_get("id").map_err(failed)?;
-        let version: i64 = row.try_get("version").map_err(failed)?;
-        let command_id = commands::insert(
-            &mut transaction,
-            mirror_id,
-            name,
-            "retry",
-            &json!({ "version": version }),
             requested_by,
         )
         .await?;
@@ -387,11 +356,31 @@ fn is_removed(command: &commands::Command, role: Role) -> bool {
 fn check(new: &NewMirror) -> Result<()> {
     check_name("name", &new.name).map_err(Error::Invalid)?;
     let mut problems = new.config.problems();
-    if new.tables.is_empty() {
+    problems.extend(table_problems(&new.tables));
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Invalid(problems.join("; ")))
+    }
+}
+
+/// What can be known of a list of tables without looking anywhere.
+pub(crate) fn check_tables(tables: &[NewMirrorTable]) -> Result<()> {
+    let problems = table_problems(tables);
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Invalid(problems.join("; ")))
+    }
+}
+
+fn table_problems(tables: &[NewMirrorTable]) -> Vec<String> {
+    let mut problems = Vec::new();
+    if tables.is_empty() {
         problems.push("table_mappings must hold at least one table".into());
     }
-    for (at, table) in new.tables.iter().enumerate() {
-        let before = &new.tables[..at];
+    for (at, table) in tables.iter().enumerate() {
+        let before = &tables[..at];
         if before.iter().any(|other| other.source == table.source) {
             problems.push(format!("source table {} is mapped twice", table.source));
         }
@@ -405,11 +394,7 @@ fn check(new: &NewMirror) -> Result<()> {
             ));
         }
     }
-    if problems.is_empty() {
-        Ok(())
-    } else {
-        Err(Error::Invalid(problems.join("; ")))
-    }
+    problems
 }
 
 async fn check_peers(connection: &mut PgConnection, new: &NewMirror) -> Result<()> {
@@ -443,16 +428,24 @@ async fn check_name_free(connection: &mut PgConnection, name: &str) -> Result<()
     }
 }
 
-async fn check_destinations_free(connection: &mut PgConnection, new: &NewMirror) -> Result<()> {
-    for table in &new.tables {
+/// No other mirror than `own` writes one of the tables at that peer.
+pub(crate) async fn check_destinations_free(
+    connection: &mut PgConnection,
+    destination_peer: &str,
+    tables: &[NewMirrorTable],
+    own: Option<Uuid>,
+) -> Result<()> {
+    for table in tables {
         let other: Option<String> = sqlx::query_scalar(
             "SELECT m.name FROM bunny.mirror_tables t JOIN bunny.mirrors m ON m.id = t.mirror_id
              WHERE m.destination_peer = $1 AND t.destination_schema = $2 AND t.destination_table = $3
+               AND m.id IS DISTINCT FROM $4
              LIMIT 1",
         )
-        .bind(&new.destination_peer)
+        .bind(destination_peer)
         .bind(&table.destination.schema)
         .bind(&table.destination.name)
+        .bind(own)
         .fetch_optional(&mut *connection)
         .await
         .map_err(|error| Error::database("looking for a table's mirror", error))?;
@@ -508,12 +501,40 @@ async fn insert_tables(
     mirror_id: Uuid,
     new: &NewMirror,
 ) -> Result<()> {
-    for (position, table) in (0_i32..).zip(&new.tables) {
-        let request_id = new.config.do_initial_snapshot.then(Uuid::new_v4);
+    let tables: Vec<MirrorTable> = new
+        .tables
+        .iter()
+        .map(|table| MirrorTable {
+            source: table.source.clone(),
+            destination: table.destination.clone(),
+            partition_key: table.partition_key.clone(),
+            exclude_columns: table.exclude_columns.clone(),
+            identity: table.identity.clone(),
+            request_id: new.config.do_initial_snapshot.then(Uuid::new_v4),
+            retry_id: None,
+        })
+        .collect();
+    replace_tables(connection, mirror_id, &tables).await
+}
+
+/// Makes these the mirror's tables, in this order.
+pub(crate) async fn replace_tables(
+    connection: &mut PgConnection,
+    mirror_id: Uuid,
+    tables: &[MirrorTable],
+) -> Result<()> {
+    let failed = |error| Error::database("writing table mappings", error);
+    sqlx::query("DELETE FROM bunny.mirror_tables WHERE mirror_id = $1")
+        .bind(mirror_id)
+        .execute(&mut *connection)
+        .await
+        .map_err(failed)?;
+    for (position, table) in (0_i32..).zip(tables) {
         sqlx::query(
             "INSERT INTO bunny.mirror_tables (mirror_id, position, source_schema, source_table,
-                 destination_schema, destination_table, partition_key, exclude_columns, identity, request_id)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+                 destination_schema, destination_table, partition_key, exclude_columns, identity,
+                 request_id, retry_id)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
         )
         .bind(mirror_id)
         .bind(position)
@@ -524,12 +545,56 @@ async fn insert_tables(
         .bind(&table.partition_key)
         .bind(&table.exclude_columns)
         .bind(&table.identity)
-        .bind(request_id)
+        .bind(table.request_id)
+        .bind(table.retry_id)
         .execute(&mut *connection)
         .await
-        .map_err(|error| Error::database("creating a table mapping", error))?;
+        .map_err(failed)?;
     }
     Ok(())
+}
+
+/// Asks for the table's sync.
+pub(crate) async fn set_request(
+    connection: &mut PgConnection,
+    mirror_id: Uuid,
+    table: &MirrorTable,
+) -> Result<()> {
+    sqlx::query(
+        "UPDATE bunny.mirror_tables SET request_id = $4
+         WHERE mirror_id = $1 AND source_schema = $2 AND source_table = $3",
+    )
+    .bind(mirror_id)
+    .bind(&table.source.schema)
+    .bind(&table.source.name)
+    .bind(table.request_id)
+    .execute(connection)
+    .await
+    .map(|_| ())
+    .map_err(|error| Error::database("asking for a table sync", error))
+}
+
+/// Workers act on the mirror's row again when the transaction commits.
+pub(crate) async fn raise_version(connection: &mut PgConnection, mirror_id: Uuid) -> Result<()> {
+    sqlx::query(
+        "UPDATE bunny.mirrors SET version = version + 1, updated_at = clock_timestamp()
+         WHERE id = $1",
+    )
+    .bind(mirror_id)
+    .execute(connection)
+    .await
+    .map(|_| ())
+    .map_err(|error| Error::database("changing a mirror", error))
+}
+
+/// One at a time creates mirrors or gives them tables; until the transaction ends.
+pub(crate) async fn lock_creation(connection: &mut PgConnection) -> Result<()> {
+    sqlx::query("SELECT pg_advisory_xact_lock($1)")
+        .bind(CREATE_LOCK)
+        .execute(connection)
+        .await
+        .map(|_| ())
+        .map_err(|error| Error::database("waiting for the creation of another mirror", error))
 }
 
 /// Wakes workers when the transaction commits.

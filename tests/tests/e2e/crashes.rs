@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use bunny_tests::api::Api;
 use bunny_tests::bunny::Bunny;
 use bunny_tests::load::{self, Load};
 use bunny_tests::services::repository;
@@ -86,13 +87,23 @@ pub const CAPTURE_REMOVAL: [(&str, u32); 2] = [
     ("capture::removal_topics_clean", 1),
 ];
 
-struct Scene {
-    capture: Bunny,
-    apply: Bunny,
+/// While tables that were set aside are brought back; see `lifecycle`.
+pub const APPLY_CATCH_UP: [(&str, u32); 5] = [
+    ("apply::catch_up_before_commit", 1),
+    ("apply::catch_up_after_commit", 1),
+    ("apply::catch_up_held", 1),
+    ("apply::catch_up_before_join", 1),
+    ("apply::catch_up_joined", 1),
+];
+
+pub struct Scene {
+    pub capture: Bunny,
+    pub apply: Bunny,
     _api: Bunny,
-    load: Load,
-    mirror: Mirror,
-    stage: Stage,
+    pub load: Load,
+    pub mirror: Mirror,
+    pub stage: Stage,
+    pub api: Api,
 }
 
 /// Small chunks and batches, so that every point is passed often.
@@ -104,7 +115,7 @@ fn options() -> Value {
 }
 
 /// `before_mirror` is called when the processes run and nothing is created yet.
-async fn scene(
+pub async fn scene(
     test: &str,
     before_mirror: impl FnOnce(&mut Bunny, &mut Bunny) -> Result<()>,
 ) -> Result<Scene> {
@@ -126,6 +137,7 @@ async fn scene(
         load,
         mirror,
         stage,
+        api,
     })
 }
 
@@ -143,7 +155,7 @@ async fn large_transactions(stage: &Stage) -> Result<tokio::task::JoinHandle<()>
 
 impl Scene {
     /// Ends the load, lets everything settle, asks both oracles.
-    async fn settle(self) -> Result<()> {
+    pub async fn settle(self) -> Result<()> {
         let committed = self.load.stop().await;
         self.stage
             .assert_converges(&self.mirror, &load::pairs())
@@ -172,11 +184,11 @@ impl Scene {
 
 /// Where in its life the mirror is to be at every death.
 const BEFORE_CDC: [&str; 2] = ["SETUP", "SNAPSHOT"];
-const IN_CDC: [&str; 1] = ["CDC"];
+pub const IN_CDC: [&str; 1] = ["CDC"];
 
 /// Lets the process die at each point in turn, started again for the next one. Each time
 /// it is checked that it died there and in which phase. It is dead at the end.
-async fn crash_in_turn(
+pub async fn crash_in_turn(
     process: &mut Bunny,
     mirror: &Mirror,
     points: &[(&str, u32)],
@@ -219,6 +231,7 @@ fn every_crash_point_is_in_a_suite() -> Result<()> {
         &APPLY_REMOVAL,
         &CAPTURE_REMOVAL,
         &crate::schema_changes::APPLY_SCHEMA_CHANGES,
+        &APPLY_CATCH_UP,
     ];
     let covered: BTreeSet<&str> = suites
         .concat()

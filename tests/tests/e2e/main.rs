@@ -8,6 +8,7 @@ mod fidelity;
 #[cfg(feature = "full")]
 mod full;
 mod kills;
+mod lifecycle;
 mod mirrors;
 mod oracles;
 mod outages;

@@ -41,6 +41,7 @@ fn mirror() -> Mirror {
             exclude_columns: Vec::new(),
             identity: None,
             request_id: Some(Uuid::nil()),
+            retry_id: None,
         }],
     }
 }

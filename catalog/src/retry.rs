@@ -1,0 +1,104 @@
+//! `retry`: a failed mirror is tried again, and tables that were set aside come back.
+
+use bunny_postgres::TableName;
+use serde_json::{Map, Value, json};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::leases::Role;
+use crate::mirrors::{Desired, notify};
+use crate::{Catalog, Error, Result, commands};
+
+impl Catalog {
+    /// Asks workers to try a failed mirror again, and to bring back its tables that are
+    /// set aside, or only `table`; returns the `retry` command, which ends when the roles
+    /// concerned have started anew. Asked again while it is open, the same command, carried out
+    /// from its beginning: a role that is down must not keep the other from trying.
+    /// [`Error::NotFound`] for a mirror, or a table of it, that does not exist.
+    pub async fn request_retry(
+        &self,
+        name: &str,
+        table: Option<&TableName>,
+        requested_by: &str,
+    ) -> Result<Uuid> {
+        let failed = |error| Error::database("retrying a mirror", error);
+        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mirror = self.lock_mirror(&mut transaction, name).await?;
+        if mirror.desired == Desired::Deleted {
+            return Err(Error::not_found("mirror", name));
+        }
+        let mirror_id = mirror.id;
+        // A table comes back at the destination: capture need not begin anew for it.
+        let roles: &[Role] = match table {
+            Some(_) => &[Role::Apply],
+            None => &[Role::Capture, Role::Apply],
+        };
+        sqlx::query(
+            "UPDATE bunny.mirrors SET version = version + $2, apply_version = apply_version + $3,
+                 updated_at = clock_timestamp()
+             WHERE id = $1",
+        )
+        .bind(mirror_id)
+        .bind(i64::from(table.is_none()))
+        .bind(i64::from(table.is_some()))
+        .execute(&mut *transaction)
+        .await
+        .map_err(failed)?;
+        mark_tables(&mut transaction, mirror_id, name, table).await?;
+        let versions: Map<String, Value> = roles
+            .iter()
+            .map(|role| (role.as_str().to_owned(), json!(mirror.version_of(*role) + 1)))
+            .collect();
+        let args = json!({ "versions": versions, "table_name": table.map(TableName::to_string) });
+        let open: Option<Uuid> = sqlx::query_scalar(
+            "UPDATE bunny.commands
+             SET args = $2, steps = '[]', state = 'pending', updated_at = clock_timestamp()
+             WHERE mirror_id = $1 AND kind = 'retry' AND state IN ('pending', 'running')
+               AND args ->> 'table_name' IS NOT DISTINCT FROM $3
+             RETURNING id",
+        )
+        .bind(mirror_id)
+        .bind(&args)
+        .bind(table.map(TableName::to_string))
+        .fetch_optional(&mut *transaction)
+        .await
+        .map_err(failed)?;
+        let command_id = match open {
+            Some(command_id) => command_id,
+            None => {
+                let by = requested_by;
+                commands::insert(&mut transaction, mirror_id, name, "retry", &args, by).await?
+            }
+        };
+        notify(&mut transaction).await?;
+        transaction.commit().await.map_err(failed)?;
+        Ok(command_id)
+    }
+}
+
+async fn mark_tables(
+    connection: &mut PgConnection,
+    mirror_id: Uuid,
+    mirror_name: &str,
+    table: Option<&TableName>,
+) -> Result<()> {
+    let marked = sqlx::query(
+        "UPDATE bunny.mirror_tables SET retry_id = $2
+         WHERE mirror_id = $1
+           AND ($3::text IS NULL OR (source_schema = $3 AND source_table = $4))",
+    )
+    .bind(mirror_id)
+    .bind(Uuid::new_v4())
+    .bind(table.map(|table| &table.schema))
+    .bind(table.map(|table| &table.name))
+    .execute(connection)
+    .await
+    .map_err(|error| Error::database("marking tables to be retried", error))?;
+    match table {
+        Some(table) if marked.rows_affected() == 0 => Err(Error::not_found(
+            "table",
+            format!("{table} in mirror {mirror_name}"),
+        )),
+        _ => Ok(()),
+    }
+}
