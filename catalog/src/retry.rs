@@ -47,7 +47,12 @@ impl Catalog {
         mark_tables(&mut transaction, mirror_id, name, table).await?;
         let versions: Map<String, Value> = roles
             .iter()
-            .map(|role| (role.as_str().to_owned(), json!(mirror.version_of(*role) + 1)))
+            .map(|role| {
+                (
+                    role.as_str().to_owned(),
+                    json!(mirror.version_of(*role) + 1),
+                )
+            })
             .collect();
         let args = json!({ "versions": versions, "table_name": table.map(TableName::to_string) });
         let open: Option<Uuid> = sqlx::query_scalar(

@@ -21,8 +21,8 @@ pub use config::{
 pub use naming::{NAME_LENGTH_MAX, check_name};
 pub use store::TableInUse;
 pub(crate) use store::{
-    check_destinations_free, check_tables, lock_creation, notify, raise_version,
-    replace_tables, set_request,
+    check_destinations_free, check_tables, lock_creation, notify, raise_version, replace_tables,
+    set_request,
 };
 
 /// What the user wants of a mirror now.

@@ -53,9 +53,9 @@ struct Held {
 /// What a task was started for.
 #[derive(Clone, Copy)]
 struct Start {
-    /// [`Mirror::version`].
+    /// [`Mirror::version_of`] the role.
     version: i64,
-    /// [`Mirror::version_of`] the role, if the task is to do the role's work.
+    /// The same, if the task is to do the role's work.
     settles: Option<i64>,
 }
 
@@ -207,7 +207,7 @@ where
         let abort = self.tasks.spawn(task.instrument(span));
         self.mirror_of_task.insert(abort.id(), id);
         held.unsaved_start = Some(Start {
-            version: mirror.version,
+            version: held.entry.stand.version,
             settles: (mirror.desired_of(self.role) == Desired::Running)
                 .then_some(held.entry.stand.version),
         });
