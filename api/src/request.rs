@@ -408,16 +408,20 @@ async fn read_body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes>
         })
 }
 
-/// A JSON body that may be missing: an empty one is `{}`.
-pub(crate) struct OptionalBody(pub(crate) Fields);
+/// A JSON body that is one list, `table_mappings`: in an object, or bare.
+pub(crate) struct ListBody(pub(crate) Fields);
 
-impl<S: Send + Sync> FromRequest<S> for OptionalBody {
+impl<S: Send + Sync> FromRequest<S> for ListBody {
     type Rejection = Refusal;
 
     async fn from_request(request: Request, state: &S) -> Result<Self> {
         let bytes = read_body(request, state).await?;
-        let bytes = if bytes.is_empty() { b"{}" } else { &bytes[..] };
-        Fields::parse(bytes).map(Self)
+        let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
+        if first != Some(&b'[') {
+            return Fields::parse(&bytes).map(Self);
+        }
+        let object = [br#"{"table_mappings": "#, &bytes[..], b"}"].concat();
+        Fields::parse(&object).map(Self)
     }
 }
 

@@ -84,7 +84,7 @@ pub(crate) fn routes() -> Vec<Route> {
         route(GET, "/v1/mirrors/{name}/metrics", Any, mirrors::metrics),
         route(GET, "/v1/mirrors/{name}/logs", Any, mirrors::logs),
         route(GET, "/v1/mirrors/{name}/tables", Any, mirrors::tables),
-        route(PUT, "/v1/mirrors/{name}/tables", Admin, not_available),
+        route(PUT, "/v1/mirrors/{name}/tables", Admin, mirrors::set_tables),
         route(
             GET,
             "/v1/mirrors/{name}/available-tables",
@@ -95,12 +95,12 @@ pub(crate) fn routes() -> Vec<Route> {
         route(POST, "/v1/mirrors/{name}/pause", Admin, mirrors::pause),
         route(POST, "/v1/mirrors/{name}/resume", Admin, mirrors::resume),
         route(POST, "/v1/mirrors/{name}/sync-schema", Admin, not_available),
-        route(POST, "/v1/mirrors/{name}/resync", Admin, not_available),
+        route(POST, "/v1/mirrors/{name}/resync", Admin, mirrors::resync),
         route(
             POST,
             "/v1/mirrors/{name}/resync/{table}",
             Admin,
-            not_available,
+            mirrors::resync_table,
         ),
         route(POST, "/v1/mirrors/{name}/replay", Admin, not_available),
         route(POST, "/v1/mirrors/{name}/checkpoint", Admin, not_available),

@@ -18,8 +18,8 @@ use crate::reader;
 struct Changes {
     put: Vec<TableState>,
     remove: Vec<TableName>,
-    /// Requests that are replaced by others.
-    forget_chunks: Vec<Uuid>,
+    /// Requests that are replaced by others: the table is emptied before it is loaded.
+    replaced: Vec<(TableName, Uuid)>,
 }
 
 /// A table that is set aside, as it goes on: what the log holds of it is applied again
@@ -65,11 +65,16 @@ fn changes(mappings: &[MirrorTable], present: &[TableState], generation: Uuid) -
             None => changes.put.push(wanted),
             Some(table) if table.destination != mapping.destination => changes.put.push(wanted),
             Some(table) if table.request_id != mapping.request_id => {
-                changes.forget_chunks.extend(table.request_id);
+                let former = table
+                    .request_id
+                    .map(|former| (table.source.clone(), former));
+                changes.replaced.extend(former);
                 changes.put.push(TableState {
                     state: State::Pending,
                     request_id: mapping.request_id,
                     retry_id: mapping.retry_id,
+                    // Filled by us, also where it only followed changes so far.
+                    attempt: table.attempt.max(i32::from(table.generation.is_some())),
                     live: None,
                     in_main: false,
                     error: None,
@@ -103,8 +108,10 @@ pub(crate) async fn reconcile(run: &MirrorRun, session: &Session) -> Result<()> 
     for table in &changes.put {
         bookkeeping::put_table(client, mirror_id, table).await?;
     }
-    for request_id in &changes.forget_chunks {
+    for (source, request_id) in &changes.replaced {
         bookkeeping::forget_chunks(client, mirror_id, *request_id).await?;
+        // What was deleted at the source meanwhile is not told apart from rows of others.
+        bookkeeping::set_keeps_rows(client, mirror_id, source, false).await?;
     }
     for source in &changes.remove {
         bookkeeping::remove_table(client, mirror_id, source).await?;

@@ -97,6 +97,11 @@ impl Api {
         self.request(Method::POST, path, Some(body)).await
     }
 
+    /// PUT with a JSON body.
+    pub async fn put(&self, path: &str, body: Value) -> anyhow::Result<Answer> {
+        self.request(Method::PUT, path, Some(body)).await
+    }
+
     /// DELETE.
     pub async fn delete(&self, path: &str) -> anyhow::Result<Answer> {
         self.request(Method::DELETE, path, None).await

@@ -150,6 +150,11 @@ pub(crate) struct SourceFacts {
 }
 
 impl SourceFacts {
+    /// The server, to be told what the mirror has already.
+    pub(crate) fn info_mut(&mut self) -> &mut ServerInfo {
+        &mut self.server.info
+    }
+
     /// Asks the source alone.
     ///
     /// # Errors

@@ -36,7 +36,7 @@ pub(crate) struct Findings {
 }
 
 impl Findings {
-    fn refuse(&mut self, check: &'static str, message: impl Into<String>) {
+    pub(crate) fn refuse(&mut self, check: &'static str, message: impl Into<String>) {
         self.problems.push(Problem {
             check,
             conflict: false,
@@ -85,6 +85,11 @@ pub(crate) fn check_request(request: &CreateRequest) -> Findings {
 /// The checks of each table alone at the source, in the order of the request.
 pub(crate) fn check_tables(request: &CreateRequest, source: &SourceFacts) -> Vec<Findings> {
     source::check_tables(request, source)
+}
+
+/// No root together with one of its partitions, over all tables of a mirror.
+pub(crate) fn check_partitions(source: &facts::SourceFacts, findings: &mut Findings) {
+    source::partitions(source, findings);
 }
 
 /// Every check that needs the servers. `others` are the mappings of the mirrors that exist.

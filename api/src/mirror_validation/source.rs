@@ -403,7 +403,7 @@ fn given_publication(
     }
 }
 
-fn partitions(source: &SourceFacts, findings: &mut Findings) {
+pub(super) fn partitions(source: &SourceFacts, findings: &mut Findings) {
     for table in &source.tables {
         let Some(found) = &table.found else { continue };
         for ancestor in &found.ancestors {

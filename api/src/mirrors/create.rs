@@ -79,13 +79,13 @@ fn refuse(findings: &Findings) -> Result<()> {
 }
 
 /// The peers of a request.
-struct Peers {
-    source: Peer,
-    destination: Peer,
+pub(super) struct Peers {
+    pub(super) source: Peer,
+    pub(super) destination: Peer,
 }
 
 impl Peers {
-    async fn of(api: &Api, request: &CreateRequest) -> Result<Self> {
+    pub(super) async fn of(api: &Api, request: &CreateRequest) -> Result<Self> {
         let (source, destination) = tokio::join!(
             peer(api, "source_peer", &request.source_peer),
             peer(api, "destination_peer", &request.destination_peer),
@@ -124,7 +124,7 @@ async fn name_is_free(api: &Api, name: &str) -> Result<()> {
 }
 
 /// The mappings of the mirrors that exist, with the true database behind each of their peers.
-async fn other_mirrors(api: &Api, peers: &Peers) -> Result<Vec<Edge>> {
+pub(super) async fn other_mirrors(api: &Api, peers: &Peers) -> Result<Vec<Edge>> {
     let tables = api.catalog.tables_in_use().await?;
     let mut places: BTreeMap<String, Place> = BTreeMap::new();
     for table in &tables {

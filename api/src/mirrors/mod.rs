@@ -5,6 +5,8 @@ mod create;
 mod patch;
 mod pausing;
 pub(crate) mod request;
+mod resync;
+mod table_list;
 mod view;
 
 use std::sync::Arc;
@@ -13,17 +15,20 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use bunny_catalog::{LogLevel, LogQuery, Mirror, Reports, StatusView, derive, lag};
+use bunny_postgres::TableName;
 use serde_json::{Value, json};
 
 use crate::auth::Caller;
 use crate::refusal::Result;
-use crate::request::{OptionalBody, Path, Query};
+use crate::request::{Body, Fields, Path, Query};
 use crate::service::Api;
 
 pub(crate) use available::available_tables;
 pub(crate) use create::create;
 pub(crate) use patch::{patch, read_patch};
 pub(crate) use pausing::{pause, read_pause, resume};
+pub(crate) use resync::{read_resync, read_resync_table, resync, resync_table};
+pub(crate) use table_list::{read_tables, set_tables};
 
 const LOGS_DEFAULT: i64 = 100;
 const LOGS_MAX: i64 = 500;
@@ -167,10 +172,9 @@ pub(crate) async fn retry(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
     caller: Caller,
-    OptionalBody(mut fields): OptionalBody,
+    Body(fields): Body,
 ) -> Result<(StatusCode, Json<Value>)> {
-    let table = request::table_name(&mut fields, "table_name");
-    fields.finish()?;
+    let table = read_retry(fields)?;
     let command_id = api
         .catalog
         .request_retry(&name, table.as_ref(), &caller.username)
@@ -180,6 +184,13 @@ pub(crate) async fn retry(
         None => format!("Mirror '{name}'"),
     };
     Ok(accepted(format!("{what} is being tried again"), command_id))
+}
+
+/// The table, if only one is meant.
+pub(crate) fn read_retry(mut fields: Fields) -> Result<Option<TableName>> {
+    let table = request::table_name(&mut fields, "table_name");
+    fields.finish()?;
+    Ok(table)
 }
 
 fn accepted(message: String, command_id: uuid::Uuid) -> (StatusCode, Json<Value>) {

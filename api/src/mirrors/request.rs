@@ -67,7 +67,7 @@ impl CreateRequest {
         for problem in config.problems() {
             fields.sentence(problem);
         }
-        let tables = tables(&mut fields);
+        let tables = mappings(&mut fields);
         let replication_slot_name = fields.text("replication_slot_name");
         if let Some(slot) = &replication_slot_name
             && !is_slot_name(slot)
@@ -129,7 +129,7 @@ pub(crate) fn without_effect_yet(config: &MirrorConfig) -> Vec<String> {
     );
     say(
         config.resync_strategy != defaults.resync_strategy,
-        "resync_strategy is stored; this version has no resync",
+        "resync_strategy is stored; this version resyncs with \"strategy\": \"truncate\" only, which each request must then ask for",
     );
     say(
         config.untracked_changes != defaults.untracked_changes,
@@ -232,7 +232,8 @@ fn config(fields: &mut Fields) -> MirrorConfig {
     }
 }
 
-fn tables(fields: &mut Fields) -> Vec<NewMirrorTable> {
+/// The list `table_mappings`.
+pub(crate) fn mappings(fields: &mut Fields) -> Vec<NewMirrorTable> {
     let Some(objects) = fields.objects("table_mappings", true) else {
         if !fields.faulty("table_mappings") {
             fields.problem(

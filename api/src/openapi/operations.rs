@@ -119,12 +119,20 @@ pub(super) fn operation(method: &str, path: &str) -> Operation {
             says("The log of a mirror, newest first").query(|query| drop(mirrors::read_logs(query)))
         }
         ("GET", "/v1/mirrors/{name}/tables") => says("The table mappings of a mirror").lists(),
-        ("PUT", "/v1/mirrors/{name}/tables") => says("Replace the table mappings of a mirror"),
+        ("PUT", "/v1/mirrors/{name}/tables") => {
+            says("Replace the table mappings of a mirror; new tables are synced while it runs")
+                .answers(accepted)
+                .body(|fields| drop(mirrors::read_tables(fields)))
+        }
         ("GET", "/v1/mirrors/{name}/available-tables") => {
             says("Source tables that are not in the mirror, with why not where they cannot be")
                 .lists()
         }
-        ("POST", "/v1/mirrors/{name}/retry") => says("Try again what has failed").answers(accepted),
+        ("POST", "/v1/mirrors/{name}/retry") => {
+            says("Try again what has failed, or only one table")
+                .answers(accepted)
+                .body(|fields| drop(mirrors::read_retry(fields)))
+        }
         ("POST", "/v1/mirrors/{name}/pause") => {
             says("Stop applying, or with scope \"all\" capturing too")
                 .answers(accepted)
@@ -136,10 +144,12 @@ pub(super) fn operation(method: &str, path: &str) -> Operation {
         ("POST", "/v1/mirrors/{name}/sync-schema") => {
             says("Bring the destination to the source's present schema").answers(accepted)
         }
-        ("POST", "/v1/mirrors/{name}/resync") => says("Copy all tables anew").answers(accepted),
-        ("POST", "/v1/mirrors/{name}/resync/{table}") => {
-            says("Copy one table anew").answers(accepted)
-        }
+        ("POST", "/v1/mirrors/{name}/resync") => says("Copy all tables anew, or only one")
+            .answers(accepted)
+            .body(|fields| drop(mirrors::read_resync(fields))),
+        ("POST", "/v1/mirrors/{name}/resync/{table}") => says("Copy one table anew")
+            .answers(accepted)
+            .body(|fields| drop(mirrors::read_resync_table(fields))),
         ("POST", "/v1/mirrors/{name}/replay") => {
             says("Rebuild tables from retained topics").answers(accepted)
         }

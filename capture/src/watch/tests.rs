@@ -65,6 +65,7 @@ fn mapping() -> MirrorTable {
         exclude_columns: Vec::new(),
         identity: None,
         request_id: None,
+        retry_id: None,
     }
 }
 

@@ -119,6 +119,15 @@ pub async fn scene(
     test: &str,
     before_mirror: impl FnOnce(&mut Bunny, &mut Bunny) -> Result<()>,
 ) -> Result<Scene> {
+    scene_of(test, &load::TABLES, before_mirror).await
+}
+
+/// The same with a mirror of these tables only.
+pub async fn scene_of(
+    test: &str,
+    tables: &[&str],
+    before_mirror: impl FnOnce(&mut Bunny, &mut Bunny) -> Result<()>,
+) -> Result<Scene> {
     let stage = Stage::new(test).await?;
     let [mut capture, mut apply, api_process] = stage.start_all()?;
     let api = stage.api().await?;
@@ -128,7 +137,7 @@ pub async fn scene(
     let load = Load::start(&stage.source, 2, 40);
     before_mirror(&mut capture, &mut apply)?;
     let mirror = stage
-        .create_mirror(&api, "mirror", &load::TABLES, options())
+        .create_mirror(&api, "mirror", tables, options())
         .await?;
     Ok(Scene {
         capture,

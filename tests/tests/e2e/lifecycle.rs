@@ -1,11 +1,15 @@
 //! Tables that leave and join a running mirror: set aside and brought back, added and
 //! removed, synced anew. The others go on meanwhile, and processes die on the way.
 
-use anyhow::Result;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use bunny_tests::content::TablePair;
+use bunny_tests::load;
 use bunny_tests::stage::{CONVERGE, Mirror};
 use serde_json::{Value, json};
 
-use crate::crashes::{APPLY_CATCH_UP, IN_CDC, crash_in_turn, scene};
+use crate::crashes::{APPLY_CATCH_UP, IN_CDC, Scene, crash_in_turn, scene, scene_of};
 
 /// The status of a table of the mirror.
 fn status<'a>(mirror: &'a Value, table: &str) -> &'a str {
@@ -91,10 +95,223 @@ async fn tables_set_aside_come_back_from_the_log() -> Result<()> {
     scene.apply.restart()?;
     wait_status(&scene.mirror, "public.accounts", "LIVE").await?;
     wait_status(&scene.mirror, "public.measurements", "LIVE").await?;
-    let path = format!(
-        "/v1/mirrors/mirror/commands/{}",
-        command["command_id"].as_str().unwrap_or_default()
-    );
-    assert_eq!(scene.api.get(&path).await?.expect(200)?["state"], "done");
+    assert_eq!(scene.ended(&command).await?["state"], "done");
     scene.settle().await
+}
+
+const TABLES: &str = "/v1/mirrors/mirror/tables";
+const ADDED: [&str; 2] = ["public.documents", "public.measurements"];
+const KEPT: [&str; 2] = ["public.accounts", "public.journal"];
+const CRASH_LIMIT: Duration = Duration::from_secs(60);
+
+fn mappings(tables: &[&str]) -> Value {
+    let mapping = |table: &&str| json!({"source_table": table, "destination_table": table});
+    json!({ "table_mappings": tables.iter().map(mapping).collect::<Vec<Value>>() })
+}
+
+impl Scene {
+    /// Waits until a command has ended; gives it.
+    async fn ended(&self, accepted: &Value) -> Result<Value> {
+        let id = accepted["command_id"].as_str().unwrap_or_default();
+        let path = format!("/v1/mirrors/mirror/commands/{id}");
+        let deadline = Instant::now() + CONVERGE;
+        loop {
+            let command = self.api.get(&path).await?.expect(200)?;
+            if ["done", "failed"]
+                .iter()
+                .any(|state| command["state"] == *state)
+            {
+                return Ok(command);
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "still open: {command}\nmirror: {}{}",
+                self.mirror.get().await?,
+                self.stage.logs_tail()
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Ends the load and compares contents.
+    async fn converge(self, pairs: &[TablePair]) -> Result<()> {
+        assert!(self.load.stop().await > 50);
+        self.stage.assert_converges(&self.mirror, pairs).await
+    }
+}
+
+/// Looks at the mirror all the time: every status it had, each once.
+fn watch_status(mirror: &Mirror) -> tokio::task::JoinHandle<()> {
+    let mirror = mirror.clone();
+    tokio::spawn(async move {
+        loop {
+            if let Ok(seen) = mirror.get().await {
+                let status = seen["status"].as_str().unwrap_or_default().to_owned();
+                assert!(
+                    status == "RUNNING",
+                    "a mirror whose tables change is {status}: {seen}"
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_come_and_go_while_the_mirror_runs() -> Result<()> {
+    let mut scene = scene_of("come_and_go", &KEPT, |_, _| Ok(())).await?;
+    scene.mirror.wait_running().await?;
+    let source = scene.stage.source.connect().await?;
+    let destination = scene.stage.destination.connect().await?;
+    let all = [KEPT, ADDED].concat();
+
+    // What cannot be added is refused, and nothing changes.
+    let missing = [&all[..], &["public.missing"]].concat();
+    let refused = scene.api.put(TABLES, mappings(&missing)).await?;
+    assert_eq!(refused.status, 422, "{}", refused.body);
+    assert!(
+        refused.body["error"]
+            .as_str()
+            .unwrap_or_default()
+            .contains("public.missing")
+    );
+    let unchanged = scene.api.put(TABLES, mappings(&KEPT)).await?;
+    assert_eq!(unchanged.status, 200, "{}", unchanged.body);
+
+    // Two tables are added; apply dies while it loads them, capture while it copies them.
+    let watching = watch_status(&scene.mirror);
+    scene.apply.restart_to_crash("apply::chunk_mid_copy", 1)?;
+    scene
+        .capture
+        .restart_to_crash("capture::chunk_delivered", 2)?;
+    let added = scene.api.put(TABLES, mappings(&all)).await?.expect(202)?;
+    assert_eq!(added["added"], json!(ADDED));
+    scene
+        .capture
+        .wait_crash_point("capture::chunk_delivered", CRASH_LIMIT)
+        .await?;
+    scene.capture.restart()?;
+    scene
+        .apply
+        .wait_crash_point("apply::chunk_mid_copy", CRASH_LIMIT)
+        .await?;
+    scene.apply.restart_to_crash("apply::catch_up_joined", 1)?;
+    scene
+        .apply
+        .wait_crash_point("apply::catch_up_joined", CRASH_LIMIT)
+        .await?;
+    scene.apply.restart()?;
+    assert_eq!(scene.ended(&added).await?["state"], "done");
+    for table in &all {
+        wait_status(&scene.mirror, table, "LIVE").await?;
+    }
+
+    // One leaves, one is written without a column from now on.
+    let mut fewer = mappings(&[&KEPT[..], &["public.documents"]].concat());
+    fewer["table_mappings"][2]["exclude_columns"] = json!(["title"]);
+    let changed = scene.api.put(TABLES, fewer.clone()).await?.expect(202)?;
+    assert_eq!(changed["removed"], json!(["public.measurements"]));
+    assert_eq!(changed["changed"], json!(["public.documents"]));
+    scene.apply.kill9();
+    scene.apply.restart()?;
+    assert_eq!(scene.ended(&changed).await?["state"], "done");
+    wait_status(&scene.mirror, "public.measurements", "absent").await?;
+    let titles = "SELECT count(*) FROM documents WHERE title IS NOT NULL";
+    assert_eq!(destination.number(titles).await?, 0);
+    let published = "SELECT count(*) FROM pg_publication_tables WHERE tablename = 'measurements'";
+    assert_eq!(source.number(published).await?, 0);
+    let known = "SELECT count(*) FROM _bunny.tables WHERE source_table = 'measurements'";
+    assert_eq!(destination.number(known).await?, 0);
+
+    // Its rows stay, so it does not come back unasked; and an add under way is called off.
+    let again = [&KEPT[..], &["public.documents", "public.measurements"]].concat();
+    let refused = scene.api.put(TABLES, mappings(&again)).await?;
+    assert_eq!(refused.status, 422, "{}", refused.body);
+    destination.run("TRUNCATE measurements").await?;
+    let called_off = scene.api.put(TABLES, mappings(&again)).await?.expect(202)?;
+    let without = scene.api.put(TABLES, fewer).await?.expect(202)?;
+    assert_eq!(scene.ended(&without).await?["state"], "done");
+    let called_off = scene.ended(&called_off).await?;
+    assert!(
+        called_off["error"]
+            .as_str()
+            .unwrap_or_default()
+            .contains("replaced"),
+        "{called_off}"
+    );
+    destination.run("TRUNCATE measurements").await?;
+    let added = scene.api.put(TABLES, mappings(&again)).await?.expect(202)?;
+    assert_eq!(scene.ended(&added).await?["state"], "done");
+    ensure!(
+        !watching.is_finished(),
+        "the status was not RUNNING: {:?}",
+        watching.await
+    );
+    watching.abort();
+    scene.converge(&TablePair::all(&all)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_are_emptied_and_loaded_again() -> Result<()> {
+    let mut scene = scene("resync", |_, _| Ok(())).await?;
+    scene.mirror.wait_running().await?;
+    let source = scene.stage.source.connect().await?;
+    let destination = scene.stage.destination.connect().await?;
+    // A table that no mirror knows points at one of ours, which so cannot be truncated.
+    destination
+        .run(
+            "CREATE TABLE watchers (doc int REFERENCES documents);
+              INSERT INTO watchers SELECT min(id) FROM documents;
+              DELETE FROM accounts; UPDATE documents SET title = 'wrong';
+              INSERT INTO journal SELECT 0, -1, 'not of the source', now();",
+        )
+        .await?;
+    let slots = "SELECT slot_name::text FROM pg_replication_slots WHERE NOT temporary AND database = current_database()";
+    let slots_before = source.texts(slots.to_owned()).await?;
+
+    let resync = "/v1/mirrors/mirror/resync/public.documents";
+    let swap = scene.api.post(resync, json!({"strategy": "swap"})).await?;
+    assert_eq!(swap.status, 501, "{}", swap.body);
+    scene.apply.restart_to_crash("apply::sync_started", 1)?;
+    let one = scene.api.post(resync, json!({})).await?.expect(202)?;
+    let same = scene.api.post(resync, json!({})).await?.expect(202)?;
+    assert_eq!(one["command_id"], same["command_id"]);
+    scene
+        .apply
+        .wait_crash_point("apply::sync_started", CRASH_LIMIT)
+        .await?;
+    let mirror = scene.mirror.get().await?;
+    assert_eq!(
+        (&mirror["status"], &mirror["current_phase"]),
+        (&json!("RESYNCING"), &json!("CDC"))
+    );
+    assert_eq!(status(&mirror, "public.accounts"), "LIVE");
+    scene.apply.restart()?;
+    assert_eq!(scene.ended(&one).await?["state"], "done");
+    assert_eq!(
+        destination.number("SELECT count(*) FROM watchers").await?,
+        1
+    );
+
+    // The whole mirror, with capture dead on the way.
+    scene
+        .capture
+        .restart_to_crash("capture::before_sync_finished", 2)?;
+    let whole = scene
+        .api
+        .post("/v1/mirrors/mirror/resync", json!({"strategy": "truncate"}))
+        .await?
+        .expect(202)?;
+    scene
+        .capture
+        .wait_crash_point("capture::before_sync_finished", CRASH_LIMIT)
+        .await?;
+    scene.apply.kill9();
+    scene.capture.restart()?;
+    scene.apply.restart()?;
+    assert_eq!(scene.ended(&whole).await?["state"], "done");
+    scene.mirror.wait_running().await?;
+    let slots_after = source.texts(slots.to_owned()).await?;
+    assert_eq!(slots_before, slots_after);
+    scene.converge(&load::pairs()).await
 }

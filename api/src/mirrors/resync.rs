@@ -1,0 +1,92 @@
+//! `POST /v1/mirrors/{name}/resync` and `/resync/{table}`: tables are emptied and loaded
+//! again while the others go on. The slot and the stream are left alone.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use bunny_catalog::ResyncStrategy;
+use bunny_postgres::TableName;
+use serde_json::Value;
+
+use super::accepted;
+use super::request::{RESYNC_STRATEGIES, table_name};
+use crate::auth::Caller;
+use crate::refusal::{Refusal, Result};
+use crate::request::{Body, Fields, Path};
+use crate::service::Api;
+
+/// The whole mirror, or `{"table_name": …}`.
+pub(crate) async fn resync(
+    State(api): State<Arc<Api>>,
+    Path(name): Path<String>,
+    caller: Caller,
+    Body(fields): Body,
+) -> Result<(StatusCode, Json<Value>)> {
+    let (table, strategy) = read_resync(fields)?;
+    start(&api, &name, table, strategy, &caller).await
+}
+
+/// One table, by its source name.
+pub(crate) async fn resync_table(
+    State(api): State<Arc<Api>>,
+    Path((name, table)): Path<(String, String)>,
+    caller: Caller,
+    Body(fields): Body,
+) -> Result<(StatusCode, Json<Value>)> {
+    let strategy = read_resync_table(fields)?;
+    let table = TableName::parse(&table)
+        .map_err(|error| Refusal::bad_request(format!("the table in the path: {error}")))?;
+    start(&api, &name, Some(table), strategy, &caller).await
+}
+
+/// The table, if only one is meant, and the strategy, if not the mirror's.
+pub(crate) fn read_resync(
+    mut fields: Fields,
+) -> Result<(Option<TableName>, Option<ResyncStrategy>)> {
+    let table = table_name(&mut fields, "table_name");
+    let strategy = strategy(&mut fields);
+    fields.finish()?;
+    Ok((table, strategy))
+}
+
+/// The strategy, if not the mirror's.
+pub(crate) fn read_resync_table(mut fields: Fields) -> Result<Option<ResyncStrategy>> {
+    let strategy = strategy(&mut fields);
+    fields.finish()?;
+    Ok(strategy)
+}
+
+fn strategy(fields: &mut Fields) -> Option<ResyncStrategy> {
+    fields.choice("strategy", &RESYNC_STRATEGIES)
+}
+
+async fn start(
+    api: &Api,
+    name: &str,
+    table: Option<TableName>,
+    strategy: Option<ResyncStrategy>,
+    caller: &Caller,
+) -> Result<(StatusCode, Json<Value>)> {
+    let mirror = api.catalog.get_mirror(name).await?;
+    let strategy = strategy.unwrap_or(mirror.config.resync_strategy);
+    if strategy == ResyncStrategy::Swap {
+        return Err(Refusal::new(
+            StatusCode::NOT_IMPLEMENTED,
+            "resync by swap is not available in this version; ask with {\"strategy\": \"truncate\"}, which empties the table, so that readers miss its rows until it is loaded again",
+        ));
+    }
+    let command_id = api
+        .catalog
+        .request_resync(name, table.as_ref(), strategy, &caller.username)
+        .await?;
+    let what = match table {
+        Some(table) => format!("Table {table} of mirror '{name}'"),
+        None => format!("Every table of mirror '{name}'"),
+    };
+    Ok(accepted(
+        format!("{what} is being emptied and loaded again"),
+        command_id,
+    ))
+}
