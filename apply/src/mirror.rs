@@ -35,6 +35,10 @@ const UNFINISHED_POLL: Duration = Duration::from_secs(1);
 const UNFINISHED_WAIT_MIN: Duration = Duration::from_secs(10);
 const UNFINISHED_WAIT_MAX: Duration = Duration::from_secs(60);
 
+/// Pauses between loads beside main: the first one, and the longest.
+const LOAD_PAUSE_MIN: Duration = Duration::from_secs(1);
+const LOAD_PAUSE_MAX: Duration = Duration::from_secs(60);
+
 /// What the mirrors of a process share.
 pub(crate) struct Shared {
     pub(crate) kafka: KafkaConfig,
@@ -180,10 +184,27 @@ async fn first_entry(run: &MirrorRun, stats: &Arc<Stats>, load: &LoadProgress) -
     wanted::enter_main(run, &session).await
 }
 
-/// Loads the tables that are not loaded yet; which they are is decided before.
+/// Loads the tables that are not loaded yet; which they are is decided before. A lock that
+/// someone holds on one of them, or a snapshot topic to be read again, is no reason to
+/// interrupt main.
 async fn load_beside(run: MirrorRun, load: LoadProgress) -> Result<()> {
-    table_sync::load(&run, &load).await?;
-    std::future::pending().await
+    let mut pause = LOAD_PAUSE_MIN;
+    loop {
+        match table_sync::load(&run, &load).await {
+            Ok(()) => return std::future::pending().await,
+            Err(error) if leaves_main_alone(&error) => {
+                tracing::info!(mirror = %run.mirror.name, %error, "loading tables is tried again");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LOAD_PAUSE_MAX);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Whether a load that ended so may be begun again by the same run. Pure.
+fn leaves_main_alone(error: &Error) -> bool {
+    matches!(error, Error::NotYet(_)) || error.sqlstate() == Some(catch_up::LOCK_NOT_AVAILABLE)
 }
 
 /// Follows the change topic until another generation begins: what goes wrong with one
@@ -297,6 +318,13 @@ mod tests {
         assert_eq!(wait_at_most(Some((5, seconds(10))), 5), seconds(20));
         assert_eq!(wait_at_most(Some((5, seconds(40))), 5), seconds(60));
         assert_eq!(wait_at_most(Some((5, seconds(60))), 6), seconds(10));
+    }
+
+    #[test]
+    fn only_what_may_pass_by_itself_leaves_main_alone() {
+        assert!(leaves_main_alone(&Error::NotYet("read again".into())));
+        assert!(!leaves_main_alone(&Error::Fenced { ours: 1, found: 2 }));
+        assert!(!leaves_main_alone(&Error::Inconsistent("gone".into())));
     }
 
     #[test]

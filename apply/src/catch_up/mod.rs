@@ -40,7 +40,7 @@ const LOCKED_PAUSE_MIN: Duration = Duration::from_secs(1);
 const LOCKED_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// lock_not_available (PostgreSQL manual, appendix A).
-const LOCK_NOT_AVAILABLE: &str = "55P03";
+pub(crate) const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 /// Serves whatever tables are behind, until an error that ends the run.
 pub(crate) async fn run(
