@@ -18,8 +18,14 @@ use crate::reader;
 struct Changes {
     put: Vec<TableState>,
     remove: Vec<TableName>,
-    /// Requests that are replaced by others: the table is emptied before it is loaded.
+    /// Requests that are replaced by others: what was loaded for them counts no more.
     replaced: Vec<(TableName, Uuid)>,
+}
+
+/// The table's sync so far.
+fn former(table: &TableState) -> Option<(TableName, Uuid)> {
+    let request_id = table.request_id?;
+    Some((table.source.clone(), request_id))
 }
 
 /// A table that is set aside, as it goes on: what the log holds of it is applied again
@@ -63,12 +69,12 @@ fn changes(mappings: &[MirrorTable], present: &[TableState], generation: Uuid) -
         };
         match present.iter().find(|table| table.source == mapping.source) {
             None => changes.put.push(wanted),
-            Some(table) if table.destination != mapping.destination => changes.put.push(wanted),
+            Some(table) if table.destination != mapping.destination => {
+                changes.replaced.extend(former(table));
+                changes.put.push(wanted);
+            }
             Some(table) if table.request_id != mapping.request_id => {
-                let former = table
-                    .request_id
-                    .map(|former| (table.source.clone(), former));
-                changes.replaced.extend(former);
+                changes.replaced.extend(former(table));
                 changes.put.push(TableState {
                     state: State::Pending,
                     request_id: mapping.request_id,

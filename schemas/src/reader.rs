@@ -223,6 +223,7 @@ mod tests {
             table: "users".to_owned(),
             state: SyncState::Started,
             lsn: Lsn(5),
+            start_offsets: vec![3, 0],
         };
         apply(&mut positions, sync.key().as_bytes(), Some(&sync.encode(2))).unwrap();
         sync.state = SyncState::Finished;

@@ -371,6 +371,7 @@ async fn last_event_and_positions_are_found() {
         table: "table 0".to_owned(),
         state: SyncState::Started,
         lsn: Lsn(15),
+        start_offsets: vec![1],
     };
     for seq in 0..300 {
         let row = [Value::Text(b"1")];

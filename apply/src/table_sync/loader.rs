@@ -82,7 +82,9 @@ pub async fn load(run: &MirrorRun, progress: &LoadProgress) -> Result<()> {
 }
 
 async fn load_all(run: &MirrorRun, progress: &LoadProgress) -> Result<()> {
-    let board = SyncBoard::new(wanted(run).await?);
+    let wanted = wanted(run).await?;
+    let requests: Vec<Uuid> = wanted.iter().map(|table| table.request_id).collect();
+    let board = SyncBoard::new(wanted);
     let is_done = board.all_settled();
     let shared = Arc::new(Shared {
         run: run.clone(),
@@ -94,8 +96,7 @@ async fn load_all(run: &MirrorRun, progress: &LoadProgress) -> Result<()> {
         return Ok(());
     }
     let mut changed = shared.watch();
-    let (driver, readers) = snapshot_topic::open(run).await?;
-    tracing::info!(mirror = %run.mirror.name, partitions = readers.len(), "loading the snapshot topic");
+    let (driver, readers) = snapshot_topic::open(run, &requests).await?;
     // Dropped with this future, which ends every task.
     let mut tasks = JoinSet::new();
     for reader in readers {

@@ -3,7 +3,7 @@
 //! Contract: [`load`] returns once every table that `_bunny.tables` shows as PENDING or
 //! SYNCING with a request is CATCHING_UP (all its rows as of its point L are committed,
 //! each exactly once) or ERRORED (with the reason). It can die anywhere and be called
-//! again: it reads the topic from its beginning and passes over what `_bunny.chunks`
+//! again: it reads the topic from where those syncs begin and passes over what `_bunny.chunks`
 //! shows as committed in the same transactions as the rows.
 //!
 //! - `board`: which syncs count and what is loaded of them; `lane`: what one partition

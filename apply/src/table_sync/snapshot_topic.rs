@@ -1,7 +1,7 @@
 //! Reads the partitions of a mirror's snapshot topic side by side.
 //!
-//! Offsets are not kept anywhere: a load reads the topic from its beginning and what is
-//! already committed at the destination is passed over. One consumer serves all
+//! Offsets are not kept at the destination: a load reads the topic from where capture says
+//! that the syncs it wants begin, and what is already committed is passed over. One consumer serves all
 //! partitions, each through a queue of its own, so that one that waits holds up no other.
 
 use std::collections::HashMap;
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bunny_schemas::control::{SchemaKind, SnapshotChunk, TableSyncFinished, TableSyncStarted};
+use bunny_schemas::reader::read_positions;
 use bunny_schemas::registry::Registry;
 use bunny_schemas::wire;
 use bytes::Bytes;
@@ -108,9 +109,12 @@ impl SnapshotRecord {
     }
 }
 
-/// Opens the topic, waiting for capture to create it. Returns one reader per partition,
-/// and the driver that has to run beside them.
-pub(super) async fn open(run: &MirrorRun) -> Result<(Driver, Vec<PartitionReader>)> {
+/// Opens the topic, waiting for capture to create it, from where the syncs of `requests`
+/// begin. Returns one reader per partition, and the driver that has to run beside them.
+pub(super) async fn open(
+    run: &MirrorRun,
+    requests: &[Uuid],
+) -> Result<(Driver, Vec<PartitionReader>)> {
     let topic = run.topics.snapshot(&run.mirror.slug);
     let partitions = loop {
         match run.kafka.partitions(&topic).await? {
@@ -129,10 +133,12 @@ pub(super) async fn open(run: &MirrorRun) -> Result<(Driver, Vec<PartitionReader
         .create()
         .map_err(Error::kafka(format!("creating a consumer of {topic}")))?;
     let consumer = Closing::new(Arc::new(consumer));
+    let offsets = begin_offsets(run, &topic, partitions, requests).await?;
+    tracing::info!(mirror = %run.mirror.name, ?offsets, "loading the snapshot topic");
     let mut assignment = TopicPartitionList::new();
-    for partition in 0..partitions {
+    for (partition, offset) in (0..).zip(offsets) {
         assignment
-            .add_partition_offset(&topic, partition, Offset::Beginning)
+            .add_partition_offset(&topic, partition, Offset::Offset(offset))
             .map_err(Error::kafka(format!("assigning {topic}/{partition}")))?;
     }
     consumer
@@ -154,6 +160,41 @@ pub(super) async fn open(run: &MirrorRun) -> Result<(Driver, Vec<PartitionReader
         });
     }
     Ok((Driver { topic, consumer }, readers))
+}
+
+/// For each partition, where the syncs of `requests` begin.
+async fn begin_offsets(
+    run: &MirrorRun,
+    topic: &str,
+    partitions: i32,
+    requests: &[Uuid],
+) -> Result<Vec<i64>> {
+    // In this order: a sync that is not recorded then begins after what is there now.
+    let mut present = Vec::new();
+    for partition in 0..partitions {
+        present.push(run.kafka.watermarks(topic, partition).await?);
+    }
+    let recorded = read_positions(&run.kafka, &run.topics, &run.mirror.slug)
+        .await?
+        .syncs;
+    let recorded: Vec<&[i64]> = requests
+        .iter()
+        .filter_map(|request| recorded.get(request))
+        .map(|record| record.start_offsets.as_slice())
+        .collect();
+    Ok(first_of(&present, &recorded))
+}
+
+/// For each partition, given as (low, end), the first offset that one of the syncs may use:
+/// `recorded` says where they begin, a sync without a record begins at the end. Pure.
+fn first_of(present: &[(i64, i64)], recorded: &[&[i64]]) -> Vec<i64> {
+    let first = |(partition, (low, end)): (usize, &(i64, i64))| {
+        let begins = recorded
+            .iter()
+            .map(|offsets| offsets.get(partition).copied().unwrap_or(*low));
+        begins.min().unwrap_or(*end).clamp(*low, *end)
+    };
+    present.iter().enumerate().map(first).collect()
 }
 
 /// Serves the consumer's own events: the partitions' queues stand still without it.
@@ -187,7 +228,7 @@ impl Driver {
     }
 }
 
-/// Reads one partition from its beginning, in order.
+/// Reads one partition, in order.
 pub(super) struct PartitionReader {
     topic: String,
     partition: i32,
@@ -245,5 +286,33 @@ impl PartitionReader {
             }
         };
         SnapshotRecord::decode(kind, payload)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_load_begins_with_the_first_of_its_syncs() {
+        let present = [(2, 10), (0, 7)];
+        assert_eq!(first_of(&present, &[]), [10, 7], "none has begun");
+        assert_eq!(first_of(&present, &[&[5, 3], &[4, 6]]), [4, 3]);
+        assert_eq!(
+            first_of(&present, &[&[1, 3]]),
+            [2, 3],
+            "the topic is trimmed"
+        );
+        assert_eq!(
+            first_of(&present, &[&[5]]),
+            [5, 0],
+            "a partition came later"
+        );
+        assert_eq!(first_of(&present, &[&[5, 3], &[]]), [2, 0], "not known");
+        assert_eq!(
+            first_of(&present, &[&[12, 3]]),
+            [10, 3],
+            "another topic of that name"
+        );
     }
 }

@@ -36,8 +36,10 @@ pub(super) async fn sync(round: Arc<Round>, table: &TableSync) -> std::result::R
         progress.insert_only = !survey.definition.can_carry_updates();
     });
 
-    record(&round, table, SyncState::Started).await?;
-    announce(&round, table, &survey).await?;
+    // Before anything of this attempt is there.
+    let start_offsets = round.outlet.ends(round.partitions.count()).await?;
+    record(&round, table, SyncState::Started, &start_offsets).await?;
+    announce(&round, table, &survey, &start_offsets).await?;
     crash_point(SYNC_STARTED);
 
     let Survey {
@@ -47,7 +49,7 @@ pub(super) async fn sync(round: Arc<Round>, table: &TableSync) -> std::result::R
     crash_point(BEFORE_SYNC_FINISHED);
     finish(&round, table, chunks_total, rows).await?;
     crash_point(AFTER_SYNC_FINISHED);
-    record(&round, table, SyncState::Finished).await?;
+    record(&round, table, SyncState::Finished, &start_offsets).await?;
 
     context.progress.update(table.request_id, |progress| {
         progress.finished = true;
@@ -64,7 +66,12 @@ pub(super) async fn sync(round: Arc<Round>, table: &TableSync) -> std::result::R
 }
 
 /// Has the main publisher commit the state of this sync to the position topic.
-async fn record(round: &Round, table: &TableSync, state: SyncState) -> Result<()> {
+async fn record(
+    round: &Round,
+    table: &TableSync,
+    state: SyncState,
+    start_offsets: &[i64],
+) -> Result<()> {
     let record = SyncRecord {
         request_id: table.request_id,
         attempt: table.attempt,
@@ -72,12 +79,18 @@ async fn record(round: &Round, table: &TableSync, state: SyncState) -> Result<()
         table: table.source.name.clone(),
         state,
         lsn: round.keeper.lsn,
+        start_offsets: start_offsets.to_vec(),
     };
     round.context.recorder.record(record).await
 }
 
 /// Writes `TableSyncStarted`: from here on the topic holds a void or running attempt.
-async fn announce(round: &Round, table: &TableSync, survey: &Survey) -> Result<()> {
+async fn announce(
+    round: &Round,
+    table: &TableSync,
+    survey: &Survey,
+    start_offsets: &[i64],
+) -> Result<()> {
     let definition = serde_json::to_string(&survey.definition)
         .map_err(|error| Error::transient(format!("encoding a table definition: {error}")))?;
     let started = TableSyncStarted {
@@ -90,8 +103,7 @@ async fn announce(round: &Round, table: &TableSync, survey: &Survey) -> Result<(
         changes_offset: round.changes_offset,
         columns: survey.columns.clone(),
         definition,
-        // Before anything of this sync is there.
-        start_offsets: round.outlet.ends(round.partitions.count()).await?,
+        start_offsets: start_offsets.to_vec(),
     };
     frame(round, &started.encode(round.ids.started)).await
 }

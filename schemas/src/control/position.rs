@@ -92,6 +92,9 @@ pub struct SyncRecord {
     pub state: SyncState,
     /// Consistent point of the attempt.
     pub lsn: Lsn,
+    /// Per partition of the snapshot topic: all that the attempt writes stands at or after
+    /// this offset. Empty if it is not known.
+    pub start_offsets: Vec<i64>,
 }
 
 impl SyncRecord {
@@ -126,6 +129,9 @@ impl SyncRecord {
         wire::write_str(&mut out, &self.table);
         wire::write_long(&mut out, self.state as i64);
         wire::write_u64(&mut out, self.lsn.0);
+        wire::write_array(&mut out, &self.start_offsets, |out, offset| {
+            wire::write_long(out, *offset);
+        });
         out
     }
 
@@ -139,6 +145,11 @@ impl SyncRecord {
             table: reader.str()?.to_owned(),
             state: SyncState::ALL[reader.branch(2, "a sync state")?],
             lsn: Lsn(reader.u64()?),
+            // Records of earlier versions end here.
+            start_offsets: match reader.end() {
+                Ok(()) => Vec::new(),
+                Err(_) => reader.list(Reader::long)?,
+            },
         };
         reader.end()?;
         Ok(record)

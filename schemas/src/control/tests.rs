@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::envelope::{Source, set_last};
-use crate::wire;
+use crate::{Error, wire};
 
 /// Reads a framed record by its `.avsc` file.
 fn read_avro(kind: SchemaKind, message: &[u8]) -> Vec<(String, Avro)> {
@@ -209,20 +209,34 @@ proptest! {
     }
 
     #[test]
-    fn sync(request: u128, attempt: i32, schema: String, table: String, finished: bool, lsn: u64) {
+    fn sync(
+        request: u128, attempt: i32, schema: String, table: String, finished: bool, lsn: u64,
+        start_offsets: Vec<i64>,
+    ) {
         let state = if finished { SyncState::Finished } else { SyncState::Started };
         let record = SyncRecord {
-            request_id: Uuid::from_u128(request), attempt, schema, table, state, lsn: Lsn(lsn),
+            request_id: Uuid::from_u128(request), attempt, schema, table, state, lsn: Lsn(lsn), start_offsets,
         };
         let message = record.encode(9);
         let symbol = if finished { "finished" } else { "started" };
         prop_assert_eq!(values(read_avro(SchemaKind::Sync, &message)), vec![
             Avro::Uuid(record.request_id), Avro::Int(attempt), text(&record.schema), text(&record.table),
             Avro::Enum(u32::from(finished), symbol.to_owned()), long(lsn),
+            Avro::Array(record.start_offsets.iter().map(|offset| Avro::Long(*offset)).collect()),
         ]);
         prop_assert_eq!(record.key(), format!("sync/{}", record.request_id));
-        prop_assert_eq!(SyncRecord::decode(datum(&message)).unwrap(), record);
-        refuses_damage(&message, SyncRecord::decode);
+        prop_assert_eq!(SyncRecord::decode(datum(&message)).unwrap(), record.clone());
+        // One cut is no damage: records of earlier versions end before the offsets.
+        let end = {
+            let without = SyncRecord { start_offsets: Vec::new(), ..record.clone() };
+            datum(&without.encode(9)).len() - 1
+        };
+        let earlier = SyncRecord { start_offsets: Vec::new(), ..record };
+        prop_assert_eq!(SyncRecord::decode(&datum(&message)[..end]).unwrap(), earlier);
+        refuses_damage(&message, |bytes| match bytes.len() == end {
+            true => Err(Error::Corrupt("an earlier version's".to_owned())),
+            false => SyncRecord::decode(bytes),
+        });
     }
 
     #[test]
