@@ -18,7 +18,7 @@ use crate::change::{Encoded, EventEncoder, RowChange};
 use crate::crash_points::{AFTER_CONFIRM, MID_TRANSACTION, crash_point};
 use crate::error::{Error, Result};
 use crate::publisher::{Captured, Publisher, Tables};
-use crate::slot::{Place, Sequencer};
+use crate::slot::{OpenTransaction, Place, Sequencer};
 use crate::snapshot::{Passed, SyncRequest};
 use crate::watch::Finding;
 
@@ -223,8 +223,11 @@ impl Stream {
         let message = pgoutput::decode(message).map_err(bunny_postgres::Error::from)?;
         let relation = match &message {
             Message::Relation(_) => {
+                let given = self.open()?.given();
                 if let Message::Relation(relation) = message {
-                    self.tables.describe(relation, source, registry).await?;
+                    self.tables
+                        .described(relation, given, source, registry)
+                        .await?;
                 }
                 return Ok(());
             }
@@ -250,15 +253,12 @@ impl Stream {
             .tables
             .get(relation)?
             .is_none_or(|table| new.is_none_or(|new| !table.has_new_label(new)));
+        let open = self.open()?;
         if !knows_all {
             self.tables
-                .describe_again(relation, source, registry)
+                .describe_again(relation, open.given(), source, registry)
                 .await?;
         }
-        let open = *self
-            .sequencer
-            .open()
-            .ok_or_else(|| Error::transient("a row change outside a transaction"))?;
         let table = match self.tables.captured(relation)? {
             Captured::Of(table) => table,
             Captured::Missed(missed) => {
@@ -280,6 +280,11 @@ impl Stream {
         self.hold(Held { event, position }).await
     }
 
+    fn open(&self) -> Result<OpenTransaction> {
+        let open = self.sequencer.open().copied();
+        open.ok_or_else(|| Error::transient("the source sent a change outside a transaction"))
+    }
+
     async fn truncate(
         &mut self,
         message: &Message<'_>,
@@ -295,9 +300,7 @@ impl Stream {
         else {
             return Ok(());
         };
-        let Some(open) = self.sequencer.open().copied() else {
-            return Err(Error::transient("a truncate outside a transaction"));
-        };
+        let open = self.open()?;
         let mut tables = Vec::with_capacity(relations.len());
         for relation in relations {
             if let Some(table) = self.tables.get(*relation)? {

@@ -13,6 +13,7 @@
 //! docs/invariants.md holds the state machine.
 
 pub(crate) mod destination;
+mod doubt;
 pub(crate) mod labels;
 mod plan;
 mod run;
@@ -249,11 +250,8 @@ impl Follower {
             self.say(&version.source, [Word::Notice(notice)]);
         }
         let columns = version.columns.iter().map(|column| Known {
-            attnum: column.attnum,
-            name: column.name.clone(),
-            type_name: column.type_name.clone(),
-            not_null: column.not_null,
             into: present.column(&column.name).map(|there| there.name.clone()),
+            ..plan::first_seen(column)
         });
         Ok(Shape {
             columns: columns.collect(),

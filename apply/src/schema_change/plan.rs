@@ -10,6 +10,7 @@ use bunny_postgres::{TableName, quote_ident, quote_literal};
 use bunny_schemas::envelope::{ColumnFacts, ColumnSchema, OldRows};
 
 use super::destination::PresentTable;
+use super::doubt;
 use super::shape::{Known, Shape};
 use super::types::widens;
 use crate::event::TableVersion;
@@ -75,6 +76,7 @@ pub(crate) fn is_known(known: &Shape, version: &TableVersion) -> bool {
         known.position(column).is_some_and(|position| {
             let known = &known.columns[position];
             known.name == column.name
+                && known.unsure == (column.attnum == 0)
                 && known.type_name == column.type_name
                 && (column.facts.is_none() || known.not_null == column.not_null)
         })
@@ -136,6 +138,7 @@ impl Planner<'_> {
             .filter(|position| !matched.contains(&Some(*position)))
             .map(|position| &known.columns[position])
             .collect();
+        doubt::refuse(self.wanted, &matched, &gone)?;
         self.plan.shape.abandoned = known.abandoned.clone();
         let key_change = self.key_change();
         if key_change.is_some() {
@@ -698,9 +701,11 @@ fn seen_again(former: &Known, column: &ColumnSchema) -> Known {
     }
 }
 
-fn first_seen(column: &ColumnSchema) -> Known {
+/// A column as a version has it, without a place.
+pub(crate) fn first_seen(column: &ColumnSchema) -> Known {
     Known {
         attnum: column.attnum,
+        unsure: column.attnum == 0,
         name: column.name.clone(),
         type_name: column.type_name.clone(),
         not_null: column.not_null,

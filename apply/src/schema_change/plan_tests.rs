@@ -134,10 +134,7 @@ fn what_is_known_needs_nothing() {
         column.attnum = 0;
         column.facts = None;
     }
-    assert!(
-        is_known(&known, &version(unrecognised)),
-        "names are as before"
-    );
+    assert!(!is_known(&known, &version(unrecognised)), "in doubt");
     assert!(!is_known(&known, &version(with(column(4, "new", "text")))));
     let mut renamed = base();
     renamed[1].name = "z".into();
@@ -359,4 +356,42 @@ fn a_plan_done_is_not_done_again() {
         let plan = change(mode, base(), to.clone()).unwrap();
         assert!(is_known(&plan.shape, &version(to.clone())), "{mode:?}");
     }
+}
+
+/// What a version without a number leaves, and what the next one makes of it.
+#[test]
+fn a_column_that_was_not_recognised_is_not_taken_for_another() {
+    let known = vec![id(), column(2, "a", "integer")];
+    let seen_again = |attnum, type_name: &str| {
+        let to = vec![id(), column(attnum, "a", type_name)];
+        change(SchemaChanges::All, known.clone(), to)
+    };
+    // Alone, it is not known to be another; but a type that changes says it may be.
+    let plan = seen_again(0, "integer").unwrap();
+    assert!(sql(&plan).is_empty());
+    assert_eq!(plan.shape.columns[1].attnum, 2);
+    assert!(plan.shape.columns[1].unsure);
+    let refused = |changed: Result<Plan, Refusal>| {
+        changed.is_err_and(|Refusal(reason)| reason.contains("sync the table again"))
+    };
+    assert!(refused(seen_again(0, "text")));
+
+    let next = |to: Vec<ColumnSchema>| {
+        let present = present(&plan.shape);
+        let version = version(to);
+        let known = &plan.shape;
+        assert!(!is_known(known, &version));
+        super::plan(Wanted {
+            mode: SchemaChanges::All,
+            known,
+            version: &version,
+            destination: &name("copy"),
+            present: &present,
+        })
+    };
+    let sure = next(vec![id(), column(2, "a", "integer")]).unwrap();
+    assert!(sql(&sure).is_empty() && !sure.shape.columns[1].unsure);
+    assert!(refused(next(vec![id(), column(3, "a", "integer")])));
+    assert!(refused(next(vec![id(), column(2, "b", "integer")])));
+    assert!(refused(next(vec![id()])));
 }

@@ -19,6 +19,10 @@ use crate::error::{Error, Result};
 pub(crate) struct Known {
     /// 0: never recognised in the source's catalog.
     pub(crate) attnum: i16,
+    /// The last version has a column of this name that was not recognised: this one, most
+    /// likely, or one that has taken its name.
+    #[serde(default)]
+    pub(crate) unsure: bool,
     /// At the source.
     pub(crate) name: String,
     pub(crate) type_name: String,
@@ -51,6 +55,7 @@ impl Shape {
             .filter(|column| table.columns.contains(&column.name))
             .map(|column| Known {
                 attnum: column.attnum,
+                unsure: false,
                 name: column.name.clone(),
                 type_name: column.type_name.clone(),
                 not_null: column.not_null,

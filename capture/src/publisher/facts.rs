@@ -8,6 +8,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Json;
 
 use super::recognise::{self, Described, Former, FormerColumn, Slot};
+use super::visibility::Look;
 use crate::error::{Error, Result};
 
 /// What is known of one column.
@@ -24,13 +25,17 @@ pub(super) struct Known {
 /// A column added to a table that is there is filled from `attmissingval`, where the table
 /// did not have to be rewritten. A table whose file still has the table's own oid as its
 /// number was never rewritten, so a column without such a value is NULL in older rows.
+/// Transactions before the slot's `catalog_xmin` had ended before the position that the slot is
+/// confirmed up to, so what they wrote last holds for the whole stream.
 /// Functions are looked for by name, in whatever schema: one volatile namesake too many
 /// only costs a table sync.
 const SLOTS: &str = r#"
 SELECT a.attnum, a.attname::text AS name, a.attisdropped AS is_dropped, a.attnotnull AS not_null, a.atttypid AS type,
+       a.attgenerated <> '' AS is_generated,
        coalesce(i.indimmediate, false) AS key_is_immediate,
        k.position::int2 AS key_position,
        CASE WHEN a.attgenerated = '' THEN d.expression END AS "default",
+       coalesce(age(a.xmin) > age(s.catalog_xmin), false) AS is_settled,
        a.attidentity <> '' AS is_identity,
        CASE WHEN a.atthasmissing THEN CASE WHEN t.typdelim = ','
             THEN (a.attmissingval::text::text[])[1] ELSE btrim(a.attmissingval::text, '{}"') END END AS missing,
@@ -46,6 +51,7 @@ SELECT a.attnum, a.attname::text AS name, a.attisdropped AS is_dropped, a.attnot
        END AS collation
 FROM pg_attribute a
 JOIN pg_class c ON c.oid = a.attrelid
+LEFT JOIN pg_replication_slots s ON s.slot_name = $2
 LEFT JOIN pg_type t ON t.oid = a.atttypid
 LEFT JOIN LATERAL (SELECT pg_get_expr(adbin, adrelid) AS expression
                    FROM pg_attrdef WHERE adrelid = a.attrelid AND adnum = a.attnum) d ON true
@@ -83,6 +89,7 @@ ORDER BY u.position";
 pub(super) async fn read(
     relation: &Relation,
     former: Option<&Former>,
+    (slot, look): (&str, Look),
     source: &Session,
 ) -> Result<(Vec<Known>, Former)> {
     let failed = |error| Error::Query {
@@ -92,7 +99,7 @@ pub(super) async fn read(
     let types: Vec<u32> = relation.columns.iter().map(|c| c.type_oid).collect();
     let typmods: Vec<i32> = relation.columns.iter().map(|c| c.typmod).collect();
     let slot_rows = source
-        .query(SLOTS, &[&relation.oid])
+        .query(SLOTS, &[&relation.oid, &slot])
         .await
         .map_err(failed)?;
     let type_rows = source
@@ -106,6 +113,8 @@ pub(super) async fn read(
             name: row.get("name"),
             type_oid: row.get("type"),
             is_dropped: row.get("is_dropped"),
+            is_settled: row.get("is_settled"),
+            is_generated: row.get("is_generated"),
         })
         .collect();
     let described: Vec<Described<'_>> = relation
@@ -116,7 +125,7 @@ pub(super) async fn read(
             type_oid: column.type_oid,
         })
         .collect();
-    let attnums = recognise::attnums(&described, &slots, former);
+    let attnums = recognise::attnums(&described, &slots, former, look);
     let mut known = Vec::with_capacity(described.len());
     for ((column, attnum), types) in relation.columns.iter().zip(&attnums).zip(&type_rows) {
         let slot = slot_rows

@@ -9,6 +9,7 @@ mod facts;
 mod labels;
 mod recognise;
 mod tables;
+mod visibility;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 
 pub(crate) use tables::{Captured, Published, Tables};
+pub(crate) use visibility::Given;
 
 use crate::crash_points::{AFTER_KAFKA_COMMIT, BEFORE_KAFKA_COMMIT, crash_point};
 use crate::error::{Error, Result};

@@ -2,9 +2,12 @@
 //!
 //! The walsender describes a table as it was at that place of the stream; the catalog
 //! answers for this moment. Between the two, columns may have been added, dropped and renamed,
-//! so a name alone proves nothing. Three things help: a message lists columns in the order of
-//! their attnums; `pg_attribute` keeps the numbers of dropped columns; and the version
-//! published before says which number each name had.
+//! so a name alone proves nothing. Four things help: a message lists columns in the order of
+//! their attnums; `pg_attribute` keeps the numbers of dropped columns; what was altered last
+//! before the slot's position is as it was there; and the version published before says which
+//! number each name had.
+
+use super::visibility::Look;
 
 /// A column of a message: its name and type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +24,10 @@ pub(super) struct Slot {
     /// 0 when dropped.
     pub(super) type_oid: u32,
     pub(super) is_dropped: bool,
+    /// It was altered last before anything that the slot may still give.
+    pub(super) is_settled: bool,
+    /// It may be missing from a message that describes those around it.
+    pub(super) is_generated: bool,
 }
 
 /// A column of the version published before.
@@ -69,15 +76,17 @@ pub(super) fn attnums(
     described: &[Described<'_>],
     slots: &[Slot],
     former: Option<&Former>,
+    look: Look,
 ) -> Vec<i16> {
     let mut candidates: Vec<Vec<i16>> = described
         .iter()
-        .map(|column| candidates(*column, described, slots, former))
+        .map(|column| candidates(*column, described, slots, former, look))
         .collect();
     keep_increasing(&mut candidates);
-    // Capture is rarely late: of a column that was dropped and one that was added again
-    // under its name and type, the new one is meant, where the order allows both.
-    for (column, candidates) in described.iter().zip(&mut candidates) {
+    // Of a column that was dropped and one that was added again under its name and type, the
+    // new one is meant, where the order allows both and the look is not late.
+    let in_time = described.iter().zip(&mut candidates);
+    for (column, candidates) in in_time.filter(|_| look == Look::InTime) {
         let now = now(*column, slots).filter(|now| now.type_oid == column.type_oid);
         let was = former.and_then(|former| former.attnum(column.name));
         if let (Some(now), Some(_)) = (now, was.filter(|was| is_dropped(*was, slots)))
@@ -87,6 +96,7 @@ pub(super) fn attnums(
         }
     }
     keep_increasing(&mut candidates);
+    keep_all_there(&mut candidates, slots);
     if candidates.iter().any(Vec::is_empty) {
         return vec![0; described.len()];
     }
@@ -113,10 +123,38 @@ fn keep_increasing(candidates: &mut [Vec<i16>]) {
     }
 }
 
+/// A column that is there now and older than the last one described was there, too. Where
+/// these are as many as were described, they are the ones.
+fn keep_all_there(candidates: &mut [Vec<i16>], slots: &[Slot]) {
+    let Some([newest]) = candidates.last().map(Vec::as_slice) else {
+        return;
+    };
+    let there: Vec<i16> = slots
+        .iter()
+        .filter(|slot| !slot.is_dropped && slot.attnum <= *newest)
+        .map(|slot| slot.attnum)
+        .collect();
+    let are_meant = there.len() == candidates.len()
+        && there
+            .iter()
+            .zip(&*candidates)
+            .all(|(attnum, candidates)| candidates.contains(attnum));
+    if are_meant && slots.iter().all(|slot| !slot.is_generated) {
+        for (attnum, candidates) in there.into_iter().zip(candidates) {
+            *candidates = vec![attnum];
+        }
+    }
+}
+
 fn now<'s>(column: Described<'_>, slots: &'s [Slot]) -> Option<&'s Slot> {
     slots
         .iter()
         .find(|slot| !slot.is_dropped && slot.name == column.name)
+}
+
+fn is_settled(attnum: i16, slots: &[Slot]) -> bool {
+    let mut slots = slots.iter();
+    slots.any(|slot| slot.attnum == attnum && slot.is_settled)
 }
 
 fn is_dropped(attnum: i16, slots: &[Slot]) -> bool {
@@ -130,8 +168,12 @@ fn candidates(
     described: &[Described<'_>],
     slots: &[Slot],
     former: Option<&Former>,
+    look: Look,
 ) -> Vec<i16> {
     let now = now(column, slots);
+    if let Some(now) = now.filter(|now| now.is_settled) {
+        return vec![now.attnum];
+    }
     let before = former.and_then(|former| former.attnum(column.name));
     let mut found: Vec<i16> = match (before, now) {
         // Dropped since, and the one of its name now is another: the types tell.
@@ -142,6 +184,7 @@ fn candidates(
         }
         (Some(before), Some(now)) => vec![before, now.attnum],
         (Some(before), None) => vec![before],
+        (None, Some(now)) if former.is_none() && look == Look::InTime => vec![now.attnum],
         (None, Some(now)) => added_since(slots, former)
             .chain(renamed_to(column, now, described, former))
             .collect(),
@@ -159,20 +202,21 @@ fn candidates(
             .map(|slot| slot.attnum)
             .collect(),
     };
+    found.retain(|attnum| !is_settled(*attnum, slots));
     found.sort_unstable();
     found.dedup();
     found
 }
 
-/// Columns that were added after the former version and are dropped by now: one may have had
-/// the name that another has now.
+/// Columns that were added after the former version (or after what the slot knows) and are
+/// dropped by now: one may have had the name that another has now.
 fn added_since(slots: &[Slot], former: Option<&Former>) -> impl Iterator<Item = i16> {
     let newest = former.and_then(|former| former.columns.iter().map(|column| column.attnum).max());
     slots
         .iter()
         .filter(move |slot| {
             let was_dropped = former.is_some_and(|former| former.dropped.contains(&slot.attnum));
-            slot.is_dropped && !was_dropped && newest.is_some_and(|newest| slot.attnum > newest)
+            slot.is_dropped && !was_dropped && newest.is_none_or(|newest| slot.attnum > newest)
         })
         .map(|slot| slot.attnum)
 }
@@ -213,6 +257,8 @@ mod tests {
                 name: name.unwrap_or("........pg.dropped........").to_owned(),
                 type_oid: if name.is_some() { 25 } else { 0 },
                 is_dropped: name.is_none(),
+                is_settled: false,
+                is_generated: false,
             })
             .collect()
     }
@@ -233,11 +279,15 @@ mod tests {
 
     /// Of text columns of these names.
     fn attnums(names: &[&str], slots: &[Slot], former: Option<&Former>) -> Vec<i16> {
+        looked_up(names, slots, former, Look::InTime)
+    }
+
+    fn looked_up(names: &[&str], slots: &[Slot], former: Option<&Former>, look: Look) -> Vec<i16> {
         let described: Vec<Described<'_>> = names
             .iter()
             .map(|name| Described { name, type_oid: 25 })
             .collect();
-        super::attnums(&described, slots, former)
+        super::attnums(&described, slots, former, look)
     }
 
     #[test]
@@ -245,6 +295,10 @@ mod tests {
         let before = former(&[("id", 1), ("a", 2)], &[]);
         let now = slots(&[Some("id"), None, Some("a")]);
         assert_eq!(attnums(&["id", "a"], &now, Some(&before)), [1, 3]);
+        assert_eq!(
+            looked_up(&["id", "a"], &now, Some(&before), Look::Late),
+            [1, 0]
+        );
         // A description from before that, looked up late: the types tell.
         let mut other = now.clone();
         other[2].type_oid = 23;
@@ -253,6 +307,36 @@ mod tests {
         let renamed = former(&[("id", 1), ("n", 2)], &[]);
         assert_eq!(attnums(&["id", "a"], &other, Some(&renamed)), [1, 2]);
         assert_eq!(attnums(&["id", "a"], &now, Some(&renamed)), [1, 3]);
+    }
+
+    #[test]
+    fn what_is_settled_is_as_it_was() {
+        let mut now = slots(&[Some("id"), None, None, Some("b")]);
+        now[0].is_settled = true;
+        let late = |names: &[&str], now: &[Slot]| looked_up(names, now, None, Look::Late);
+        // After a restart, b may have been any of the three.
+        assert_eq!(late(&["id", "b"], &now), [1, 0]);
+        now[1].is_settled = true;
+        assert_eq!(late(&["id", "b"], &now), [1, 0]);
+        now[2].is_settled = true;
+        assert_eq!(late(&["id", "b"], &now), [1, 4]);
+        now[3].is_settled = true;
+        assert_eq!(late(&["id", "b"], &now), [1, 4]);
+        // A name that nobody has any more is not that of a settled column.
+        let mut now = slots(&[Some("id"), Some("c"), None]);
+        now[1].is_settled = true;
+        assert_eq!(late(&["id", "c", "x"], &now), [1, 2, 3]);
+    }
+
+    #[test]
+    fn what_is_there_was_there() {
+        // c was added, a dropped, and b renamed to z since.
+        let mut now = slots(&[Some("id"), None, Some("z"), Some("c")]);
+        now[0].is_settled = true;
+        let late = |now: &[Slot]| looked_up(&["id", "b", "c"], now, None, Look::Late);
+        assert_eq!(late(&now), [1, 3, 4]);
+        now[2].is_generated = true;
+        assert_eq!(late(&now), [1, 0, 4]);
     }
 
     #[test]
@@ -273,8 +357,10 @@ mod tests {
     fn names_that_changed_hands_are_not_believed() {
         // a was dropped, and b renamed to a.
         let now = slots(&[Some("id"), None, Some("a")]);
-        let found = attnums(&["id", "a", "b"], &now, None);
-        assert_eq!(found, [0, 0, 0]);
+        assert_eq!(attnums(&["id", "a", "b"], &now, None), [0, 0, 0]);
+        // Three columns of three numbers.
+        let late = looked_up(&["id", "a", "b"], &now, None, Look::Late);
+        assert_eq!(late, [1, 2, 3]);
         let before = former(&[("id", 1), ("a", 2), ("b", 3)], &[]);
         assert_eq!(attnums(&["id", "a", "b"], &now, Some(&before)), [1, 2, 3]);
         assert_eq!(attnums(&["id", "b"], &now, Some(&before)), [1, 3]);

@@ -9,6 +9,7 @@ use bunny_postgres::{Session, TableName};
 use bunny_schemas::envelope::{ColumnSchema, Encoder, TableSchema, Value};
 use bunny_schemas::registry::Registry;
 
+use super::visibility::{self, Given, Look};
 use super::{facts, labels::Labels, recognise::Former};
 use crate::error::{Error, Result};
 
@@ -107,16 +108,20 @@ pub(crate) enum Captured<'t> {
 /// The relations of one replication session.
 pub(crate) struct Tables {
     mirror: String,
+    slot: String,
     mappings: HashMap<TableName, MirrorTable>,
     /// Oids of the mapped tables whose changes are captured; 0 for one that is gone.
     oids: HashMap<TableName, u32>,
     known: HashMap<u32, Known>,
+    /// The last transaction known to be visible in the catalog, and when that was.
+    visible: Option<(Given, Look)>,
 }
 
 impl Tables {
     pub(crate) fn new(mirror: &Mirror, oids: HashMap<TableName, u32>) -> Self {
         Self {
             mirror: mirror.name.clone(),
+            slot: mirror.slot_name.clone(),
             mappings: mirror
                 .tables
                 .iter()
@@ -124,15 +129,37 @@ impl Tables {
                 .collect(),
             oids,
             known: HashMap::new(),
+            visible: None,
         }
     }
 
-    /// Takes in a Relation message. The walsender repeats it after every invalidation,
-    /// changed or not, and says nothing of defaults, NOT NULL or primary keys: so the
-    /// catalog is asked each time, and a new version begins only where something differs.
-    pub(crate) async fn describe(
+    /// Takes in a Relation message of a transaction. The walsender repeats it after every
+    /// invalidation, changed or not, and says nothing of defaults, NOT NULL or primary keys:
+    /// so the catalog is asked each time, and a new version begins only where something differs.
+    pub(crate) async fn described(
         &mut self,
         relation: Relation,
+        given: Given,
+        source: &Session,
+        registry: &Registry,
+    ) -> Result<()> {
+        let look = self.see(given, source).await?;
+        self.describe(relation, look, source, registry).await
+    }
+
+    async fn see(&mut self, given: Given, source: &Session) -> Result<Look> {
+        if let Some((_, look)) = self.visible.filter(|(seen, _)| *seen == given) {
+            return Ok(look);
+        }
+        let look = visibility::wait_for(given, source).await?;
+        self.visible = Some((given, look));
+        Ok(look)
+    }
+
+    async fn describe(
+        &mut self,
+        relation: Relation,
+        look: Look,
         source: &Session,
         registry: &Registry,
     ) -> Result<()> {
@@ -160,7 +187,12 @@ impl Tables {
             Some(Known::Mapped(former)) => Some(former.as_ref()),
             _ => None,
         };
-        let published = publish(&self.mirror, mapping, relation, former, source, registry).await?;
+        let stream = StreamOf {
+            mirror: &self.mirror,
+            slot: &self.slot,
+            look,
+        };
+        let published = publish(stream, mapping, relation, former, source, registry).await?;
         if let Some(published) = published {
             self.known.insert(oid, Known::Mapped(Box::new(published)));
         }
@@ -171,13 +203,15 @@ impl Tables {
     pub(crate) async fn describe_again(
         &mut self,
         oid: u32,
+        given: Given,
         source: &Session,
         registry: &Registry,
     ) -> Result<()> {
         match self.known.get(&oid) {
             Some(Known::Mapped(published)) => {
                 let described = published.described.clone();
-                self.describe(described, source, registry).await
+                let look = self.see(given, source).await?;
+                self.describe(described, look, source, registry).await
             }
             _ => Ok(()),
         }
@@ -204,7 +238,8 @@ impl Tables {
             })
             .collect();
         for relation in described {
-            self.describe(relation, source, registry).await?;
+            self.describe(relation, Look::Late, source, registry)
+                .await?;
         }
         Ok(())
     }
@@ -261,9 +296,16 @@ fn undescribed(oid: u32) -> Error {
     ))
 }
 
+/// Where a description comes from.
+struct StreamOf<'a> {
+    mirror: &'a str,
+    slot: &'a str,
+    look: Look,
+}
+
 /// The version that `relation` describes; None when it is `former` still.
 async fn publish(
-    mirror: &str,
+    stream: StreamOf<'_>,
     mapping: &MirrorTable,
     relation: Relation,
     former: Option<&Published>,
@@ -271,7 +313,8 @@ async fn publish(
     registry: &Registry,
 ) -> Result<Option<Published>> {
     let recognised = former.map(|former| &former.recognised);
-    let (catalog, recognised) = facts::read(&relation, recognised, source).await?;
+    let (catalog, recognised) =
+        facts::read(&relation, recognised, (stream.slot, stream.look), source).await?;
     let kept: Vec<bool> = relation
         .columns
         .iter()
@@ -308,7 +351,7 @@ async fn publish(
         .collect();
     let has_key = columns.iter().any(|column| column.key);
     let schema = TableSchema {
-        mirror: mirror.to_owned(),
+        mirror: stream.mirror.to_owned(),
         schema: relation.schema.clone(),
         table: relation.name.clone(),
         columns,

@@ -7,5 +7,5 @@ pub(crate) mod waiting;
 
 pub(crate) use generation::{Places, drop_slot, exists_foreign, prepare};
 pub use sequence::SequenceError;
-pub(crate) use sequence::{Place, Sequencer};
+pub(crate) use sequence::{OpenTransaction, Place, Sequencer};
 pub use start::Refusal;

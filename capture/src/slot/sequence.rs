@@ -9,6 +9,8 @@
 use bunny_postgres::Lsn;
 use bunny_schemas::Position;
 
+use crate::publisher::Given;
+
 /// The source transaction being received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct OpenTransaction {
@@ -29,6 +31,14 @@ impl OpenTransaction {
             commit_ts_us: self.commit_ts_us,
             xid: self.xid,
             seq,
+        }
+    }
+
+    /// What a look at the source's catalog has to see.
+    pub(crate) fn given(&self) -> Given {
+        Given {
+            xid: self.xid,
+            commit_ts_us: self.commit_ts_us,
         }
     }
 }

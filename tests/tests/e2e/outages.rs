@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use bunny_tests::bunny::Role;
+use bunny_tests::content::TablePair;
+use bunny_tests::database::{Session, Url};
 use bunny_tests::load::{self, Load};
 use bunny_tests::proxy::Proxy;
 use bunny_tests::services::{Server, Services};
@@ -134,4 +136,89 @@ async fn connections_are_cut_refused_and_frozen() -> Result<()> {
     stage.assert_converges(&mirror, &load::pairs()).await?;
     stage.assert_topics_hold(&mirror, &load::pairs()).await?;
     Ok(())
+}
+
+/// Makes the commits of sessions that ask for it wait for a standby that never answers.
+async fn commits_wait(database: &Url, source: &Session) -> Result<()> {
+    for sql in [
+        "ALTER SYSTEM SET synchronous_commit = 'local'",
+        "ALTER SYSTEM SET synchronous_standby_names = 'nobody'",
+        "SELECT pg_reload_conf()",
+    ] {
+        source.run(sql).await?;
+    }
+    // The server takes it over a moment later.
+    for number in 0.. {
+        let probe = database.connect().await?;
+        probe.run("SET synchronous_commit = on").await?;
+        let pid = probe.number("SELECT pg_backend_pid()").await?;
+        let probing =
+            tokio::spawn(
+                async move { probe.run(&format!("CREATE TABLE probe_{number} ()")).await },
+            );
+        while !probing.is_finished() {
+            if waits_for_standby(source, pid).await? {
+                source
+                    .run(&format!("SELECT pg_cancel_backend({pid})"))
+                    .await?;
+                probing.await??;
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn waits_for_standby(source: &Session, pid: i64) -> Result<bool> {
+    let waiting = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE pid = {pid} AND wait_event = 'SyncRep'"
+    );
+    Ok(source.number(&waiting).await? == 1)
+}
+
+/// The source writes a commit to its log before it shows what it did: here for as long as a
+/// synchronous standby is away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_is_in_the_log_and_not_visible() -> Result<()> {
+    let (services, _alone) = Services::outage().await?;
+    let stage = Stage::on(services.clone(), "hidden").await?;
+    let _processes = stage.start_all()?;
+    let api = stage.api().await?;
+    stage.create_peers(&api).await?;
+    let source = stage.source.connect().await?;
+    source
+        .run("CREATE TABLE t (id int PRIMARY KEY, r int DEFAULT 1); INSERT INTO t SELECT generate_series(1, 50)")
+        .await?;
+    let options = json!({"schema_changes": "all"});
+    let mirror = stage
+        .create_mirror(&api, "mirror", &["public.t"], options)
+        .await?;
+    mirror.wait_running().await?;
+    source.run("UPDATE t SET r = 2 WHERE id < 9").await?;
+    mirror.wait_for_lsn(source.current_lsn().await?).await?;
+
+    commits_wait(&stage.source, &source).await?;
+    let waiting = stage.source.connect().await?;
+    waiting.run("SET synchronous_commit = on").await?;
+    let pid = waiting.number("SELECT pg_backend_pid()").await?;
+    let altering = tokio::spawn(async move {
+        waiting
+            .run("ALTER TABLE t DROP r; ALTER TABLE t ADD r text DEFAULT 'again'; DELETE FROM t WHERE id = 7")
+            .await
+    });
+    mirror
+        .wait_until("said to be hidden", CONVERGE, |mirror, _| {
+            let error = mirror["error_message"].as_str().unwrap_or_default();
+            error.contains("synchronous standby")
+        })
+        .await?;
+    assert!(waits_for_standby(&source, pid).await?);
+    source
+        .run(&format!("SELECT pg_cancel_backend({pid})"))
+        .await?;
+    altering.await??;
+    source.run("UPDATE t SET r = 'after' WHERE id > 40").await?;
+    stage
+        .assert_converges(&mirror, &[TablePair::same("public.t")])
+        .await
 }

@@ -318,6 +318,56 @@ async fn additive_and_manual_do_no_more_than_they_say() -> Result<()> {
     Ok(())
 }
 
+/// What the catalog tells afterwards is not what the rows in the log were written with: each
+/// table follows, or stops and says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_are_altered_while_capture_is_away() -> Result<()> {
+    let mut scene = Scene::new("schema_away").await?;
+    for table in ["told", "untold"] {
+        scene
+            .source
+            .run(&format!(
+                "CREATE TABLE {table} (id int PRIMARY KEY, gone int, a int, b text);
+                 INSERT INTO {table} SELECT g, g, g, 'b' || g FROM generate_series(1, 50) g; ALTER TABLE {table} DROP gone;"
+            ))
+            .await?;
+    }
+    let tables = ["public.told", "public.untold"];
+    let options = json!({"schema_changes": "all"});
+    let mirror = scene.running_mirror(&tables, options).await?;
+    scene.bunny.kill9();
+    // What became of each column has one explanation.
+    scene
+        .source
+        .run(
+            "ALTER TABLE told ADD c int DEFAULT 3, DROP a; UPDATE told SET c = 4 WHERE id < 20;
+             ALTER TABLE told RENAME b TO z; INSERT INTO told VALUES (60, 'z', 5);",
+        )
+        .await?;
+    // c has three.
+    for sql in [
+        "ALTER TABLE untold ADD c int DEFAULT 1; UPDATE untold SET c = 5 WHERE id < 20;",
+        "ALTER TABLE untold DROP c; ALTER TABLE untold ADD c text DEFAULT 'two'; UPDATE untold SET b = 'x' WHERE id < 10;",
+        "ALTER TABLE untold DROP c; ALTER TABLE untold ADD c int DEFAULT 3; UPDATE untold SET b = 'y' WHERE id < 5;",
+    ] {
+        scene.source.run(sql).await?;
+    }
+    scene.source.run("SELECT pg_sleep(4)").await?;
+    scene.bunny.restart()?;
+    scene.api.wait_ready(CRASH_LIMIT).await?;
+    mirror
+        .wait_until("untold stopped", CRASH_LIMIT, |mirror, _| {
+            let tables = mirror["tables"].as_array().cloned().unwrap_or_default();
+            tables.iter().any(|table| {
+                let error = table["error_message"].as_str().unwrap_or_default();
+                table["source_table"] == "public.untold" && error.contains("sync the table again")
+            })
+        })
+        .await?;
+    let told = [TablePair::same("public.told")];
+    scene.stage.assert_converges(&mirror, &told).await
+}
+
 /// Waits until capture has published what the source has committed: it looks at the
 /// source's catalog of that moment.
 async fn published(mirror: &Mirror, source: &Session) -> Result<()> {
