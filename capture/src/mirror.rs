@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use crate::change::EventEncoder;
 use crate::crash_points::{PUBLICATIONS_CREATED, crash_point};
 use crate::error::{Error, Result};
-use crate::publisher::{Publisher, Tables};
+use crate::publisher::{Publisher, Tables, Visibility};
 use crate::report::{self, Reporting, SettingUp};
 use crate::rounds::{self, Rounds};
 use crate::run::{Options, Run};
@@ -103,10 +103,11 @@ async fn capture(run: &Run, source: Session) -> Result<Finished> {
     let (finding_sender, findings) = mpsc::channel(1);
     let (view, view_seen) = tokio::sync::watch::channel(Default::default());
     let gap_schema_id = registry.register_control(SchemaKind::TableGap).await?;
+    let (visibility, waits) = Visibility::new(run.context.cancel.clone());
     let stream = Stream::new(Parts {
         wal,
         publisher,
-        tables: Tables::new(mirror, watch.oids(&pending)),
+        tables: Tables::new(mirror, watch.oids(&pending), visibility),
         encoder: EventEncoder::new(mirror.name.clone(), mirror.generation, gap_schema_id),
         record,
         sync_requests,
@@ -121,6 +122,7 @@ async fn capture(run: &Run, source: Session) -> Result<Finished> {
         status: status_seen,
         syncs: rounds.view(),
         watched: view_seen,
+        waits,
     };
     // A session of its own: what the report asks must not queue behind the stream's look-ups.
     let report_session = Session::connect(&run.peer, &run.application_name).await?;

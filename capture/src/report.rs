@@ -22,6 +22,8 @@ pub(crate) struct Reporting {
     pub(crate) status: watch::Receiver<Status>,
     pub(crate) syncs: SyncView,
     pub(crate) watched: watch::Receiver<View>,
+    /// What the stream stands still for.
+    pub(crate) waits: watch::Receiver<Option<String>>,
 }
 
 /// Reports until the run ends. A source that cannot be asked ends it.
@@ -40,6 +42,7 @@ pub(crate) async fn run(run: &Run, source: &Session, reporting: Reporting) -> Re
         let watched = reporting.watched.borrow().clone();
         let mut messages = reporting.syncs.messages();
         messages.extend(watched.messages);
+        messages.extend(reporting.waits.borrow().clone());
         let report = CaptureReport {
             phase: if syncs.iter().all(|sync| sync.finished) {
                 "streaming".to_owned()

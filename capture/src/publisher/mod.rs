@@ -23,7 +23,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 
 pub(crate) use tables::{Captured, Published, Tables};
-pub(crate) use visibility::Given;
+pub(crate) use visibility::{Given, Visibility};
 
 use crate::crash_points::{AFTER_KAFKA_COMMIT, BEFORE_KAFKA_COMMIT, crash_point};
 use crate::error::{Error, Result};

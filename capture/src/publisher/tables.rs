@@ -9,7 +9,7 @@ use bunny_postgres::{Session, TableName};
 use bunny_schemas::envelope::{ColumnSchema, Encoder, TableSchema, Value};
 use bunny_schemas::registry::Registry;
 
-use super::visibility::{self, Given, Look};
+use super::visibility::{Given, Look, Visibility};
 use super::{facts, labels::Labels, recognise::Former};
 use crate::error::{Error, Result};
 
@@ -113,12 +113,17 @@ pub(crate) struct Tables {
     /// Oids of the mapped tables whose changes are captured; 0 for one that is gone.
     oids: HashMap<TableName, u32>,
     known: HashMap<u32, Known>,
+    visibility: Visibility,
     /// The last transaction known to be visible in the catalog, and when that was.
     visible: Option<(Given, Look)>,
 }
 
 impl Tables {
-    pub(crate) fn new(mirror: &Mirror, oids: HashMap<TableName, u32>) -> Self {
+    pub(crate) fn new(
+        mirror: &Mirror,
+        oids: HashMap<TableName, u32>,
+        visibility: Visibility,
+    ) -> Self {
         Self {
             mirror: mirror.name.clone(),
             slot: mirror.slot_name.clone(),
@@ -129,6 +134,7 @@ impl Tables {
                 .collect(),
             oids,
             known: HashMap::new(),
+            visibility,
             visible: None,
         }
     }
@@ -151,7 +157,7 @@ impl Tables {
         if let Some((_, look)) = self.visible.filter(|(seen, _)| *seen == given) {
             return Ok(look);
         }
-        let look = visibility::wait_for(given, source).await?;
+        let look = self.visibility.wait_for(given, source).await?;
         self.visible = Some((given, look));
         Ok(look)
     }

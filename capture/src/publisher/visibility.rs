@@ -8,11 +8,13 @@
 use std::time::{Duration, Instant};
 
 use bunny_postgres::Session;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Result};
 
-/// After that the run ends, says why, and is tried again.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// After that the report says what is waited for.
+const SAID_AFTER: Duration = Duration::from_secs(5);
 /// Normally there is nothing to wait for, or less than this.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -37,41 +39,69 @@ pub(super) enum Look {
     Late,
 }
 
-/// Returns once sessions of the source see what `given` has done. If they had to be waited
-/// for, the look is in time for sure: until then the transaction held its locks.
-///
-/// # Errors
-/// Transient when the source keeps it back for longer than 5 s, or cannot be asked.
-pub(super) async fn wait_for(given: Given, source: &Session) -> Result<Look> {
-    let xid = given.xid;
-    let began = Instant::now();
-    let mut has_waited = false;
-    loop {
-        let row = source
-            .query_one(
-                "SELECT pg_current_snapshot()::text, (extract(epoch FROM clock_timestamp()) * 1000000)::int8",
-                &[],
-            )
-            .await
-            .map_err(|error| Error::Query {
-                doing: "asking which transactions are visible",
-                error,
-            })?;
-        let snapshot: String = row.get(0);
-        if sees(&snapshot, xid) {
-            let age: i64 = row.get::<_, i64>(1) - given.commit_ts_us;
-            let is_late = age > LATE_AFTER_US && !has_waited;
-            return Ok(if is_late { Look::Late } else { Look::InTime });
+/// Waits for transactions, and says for which.
+pub(crate) struct Visibility {
+    cancel: CancellationToken,
+    said: watch::Sender<Option<String>>,
+}
+
+impl Visibility {
+    /// Waits until `cancel`; the receiver has what the operator should know meanwhile.
+    pub(crate) fn new(cancel: CancellationToken) -> (Visibility, watch::Receiver<Option<String>>) {
+        let (said, waits) = watch::channel(None);
+        (Visibility { cancel, said }, waits)
+    }
+
+    /// Returns once sessions of the source see what `given` has done. If they had to be waited
+    /// for, the look is in time for sure: until then the transaction held its locks.
+    ///
+    /// # Errors
+    /// Transient when the source cannot be asked, or nothing is to be waited for any more.
+    pub(super) async fn wait_for(&self, given: Given, source: &Session) -> Result<Look> {
+        let began = Instant::now();
+        let mut has_waited = false;
+        loop {
+            let row = source
+                .query_one(
+                    "SELECT pg_current_snapshot()::text, (extract(epoch FROM clock_timestamp()) * 1000000)::int8",
+                    &[],
+                )
+                .await
+                .map_err(|error| Error::Query {
+                    doing: "asking which transactions are visible",
+                    error,
+                })?;
+            let snapshot: String = row.get(0);
+            if sees(&snapshot, given.xid) {
+                self.say(None);
+                let age: i64 = row.get::<_, i64>(1) - given.commit_ts_us;
+                let is_late = age > LATE_AFTER_US && !has_waited;
+                return Ok(if is_late { Look::Late } else { Look::InTime });
+            }
+            has_waited = true;
+            if began.elapsed() > SAID_AFTER {
+                self.say(Some(format!(
+                    "transaction {} is in the source's log, but the source does not show yet what it did, and the definition of \
+                     a table depends on it: most likely its commit waits for a synchronous standby (wait_event SyncRep in the \
+                     source's pg_stat_activity); changes are captured again when it ends",
+                    given.xid
+                )));
+            }
+            tokio::select! {
+                () = self.cancel.cancelled() => {
+                    return Err(Error::transient("stopped while a transaction was waited for"));
+                }
+                () = tokio::time::sleep(PAUSE) => {}
+            }
         }
-        has_waited = true;
-        if began.elapsed() > PATIENCE {
-            return Err(Error::transient(format!(
-                "transaction {xid} has changed a table's definition; the source has written its commit, but still hides what it \
-                 did: most likely the commit waits for a synchronous standby (see wait_event SyncRep in the source's \
-                 pg_stat_activity)"
-            )));
-        }
-        tokio::time::sleep(PAUSE).await;
+    }
+
+    fn say(&self, what: Option<String>) {
+        self.said.send_if_modified(|said| {
+            let differs = *said != what;
+            *said = what;
+            differs
+        });
     }
 }
 

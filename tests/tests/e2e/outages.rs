@@ -208,8 +208,9 @@ async fn a_commit_is_in_the_log_and_not_visible() -> Result<()> {
     });
     mirror
         .wait_until("said to be hidden", CONVERGE, |mirror, _| {
-            let error = mirror["error_message"].as_str().unwrap_or_default();
-            error.contains("synchronous standby")
+            mirror["messages"]
+                .to_string()
+                .contains("synchronous standby")
         })
         .await?;
     assert!(waits_for_standby(&source, pid).await?);
