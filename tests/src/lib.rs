@@ -13,6 +13,7 @@
 
 pub mod api;
 pub mod bunny;
+pub mod certificates;
 pub mod content;
 pub mod database;
 pub mod load;

@@ -21,4 +21,5 @@ mod seed;
 mod snapshots;
 mod source_changes;
 mod tables;
+mod tls;
 mod types;
