@@ -28,6 +28,10 @@ pub const CHUNK_BEFORE_COMMIT: &str = "apply::chunk_before_commit";
 pub const CHUNK_AFTER_COMMIT: &str = "apply::chunk_after_commit";
 /// A table sync is known at the destination, nothing of it is loaded yet.
 pub const SYNC_STARTED: &str = "apply::sync_started";
+/// All chunks of a table are committed, its indexes and constraints are not built.
+pub const CHUNKS_LOADED: &str = "apply::chunks_loaded";
+/// One index, constraint or foreign key is built, others may not be.
+pub const OBJECT_BUILT: &str = "apply::object_built";
 /// One table is stored as loaded, others may not be.
 pub const TABLE_LOADED: &str = "apply::table_loaded";
 /// All tables are loaded; they are not in main yet.
@@ -68,6 +72,8 @@ pub const ALL: &[&str] = &[
     CHUNK_BEFORE_COMMIT,
     CHUNK_AFTER_COMMIT,
     SYNC_STARTED,
+    CHUNKS_LOADED,
+    OBJECT_BUILT,
     TABLE_LOADED,
     TABLES_LOADED,
     PAUSE_FENCED,

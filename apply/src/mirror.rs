@@ -22,6 +22,7 @@ use crate::crash_points::{self, reached};
 use crate::crossing::{MainEnd, crossing};
 use crate::error::{Error, Result};
 use crate::main_stream::Ended;
+use crate::schema::upkeep;
 use crate::schema_change::labels;
 use crate::stats::Stats;
 use crate::table_sync::{self, LoadProgress};
@@ -90,6 +91,7 @@ async fn run_as_desired(
             tokio::select! {
                 ended = Box::pin(go(shared, &run, &stats, &load)) => ended,
                 () = report::report_forever(&run, &stats, &load) => Err(Error::Cancelled),
+                () = Box::pin(upkeep::run(run.clone())) => Err(Error::Cancelled),
             }
         }
     }

@@ -13,13 +13,13 @@ use bunny_catalog::{Desired, Finished, LogLevel, Mirror, MirrorContext, Role};
 use bunny_schemas::Position;
 use serde_json::json;
 
-use crate::bookkeeping::{self, Epoch, Progress, TableState};
+use crate::bookkeeping::{self, Epoch, Progress};
 use crate::context::{MirrorRun, application_name};
 use crate::crash_points::{self, reached};
 use crate::error::Result;
 use crate::mirror::{Shared, connect_to_take_over};
 use crate::reader::{self, PARTITION};
-use crate::report::report;
+use crate::report::{Known, report};
 use crate::stats::Stats;
 
 const EVERY: Duration = Duration::from_secs(1);
@@ -28,7 +28,7 @@ const EVERY: Duration = Duration::from_secs(1);
 struct Standing {
     epoch: Epoch,
     progress: Option<Progress>,
-    tables: Vec<TableState>,
+    known: Known,
 }
 
 /// Fences every writer off, says that apply is paused, and reports until cancelled. While
@@ -56,7 +56,7 @@ async fn fence(mirror: &Mirror, context: &MirrorContext) -> Result<Standing> {
     Ok(Standing {
         epoch,
         progress: bookkeeping::progress(client, mirror.id).await?,
-        tables: bookkeeping::tables(client, mirror.id).await?,
+        known: Known::read(client, mirror.id).await?,
     })
 }
 
@@ -128,7 +128,7 @@ async fn watch(
         }
         let said = report(
             &stats.moment(),
-            &standing.tables,
+            &standing.known,
             &[],
             topic.clone(),
             SystemTime::now(),

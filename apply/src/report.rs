@@ -5,8 +5,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bunny_catalog::{ApplyReport, Point, TableReport};
 use bunny_postgres::Session;
+use uuid::Uuid;
 
-use crate::bookkeeping::{self, State, TableState};
+use crate::bookkeeping::{self, MissingObject, State, TableState};
 use crate::commands::Commands;
 use crate::context::MirrorRun;
 use crate::error::Result;
@@ -18,7 +19,7 @@ const EVERY: Duration = Duration::from_secs(1);
 /// Reports until it is dropped. Trouble with the destination is the run's to tell.
 pub(crate) async fn report_forever(run: &MirrorRun, stats: &Stats, load: &LoadProgress) {
     let mut session: Option<Session> = None;
-    let mut known: Option<Vec<TableState>> = None;
+    let mut known: Option<Known> = None;
     let mut commands: Option<Commands> = None;
     loop {
         match read_tables(run, session.take()).await {
@@ -32,17 +33,17 @@ pub(crate) async fn report_forever(run: &MirrorRun, stats: &Stats, load: &LoadPr
         }
         // A report without tables would say that nothing has been copied yet: the former
         // one is nearer to the truth.
-        let Some(tables) = &known else {
+        let Some(known) = &known else {
             tokio::time::sleep(EVERY).await;
             continue;
         };
-        if let Err(error) = settle(run, &mut commands, tables).await {
+        if let Err(error) = settle(run, &mut commands, &known.tables).await {
             tracing::debug!(mirror = %run.mirror.name, %error, "commands are ended later");
         }
         let topic = run.topics.changes(&run.mirror.slug);
         let report = report(
             &stats.moment(),
-            tables,
+            known,
             &load.tables(),
             topic,
             SystemTime::now(),
@@ -66,27 +67,41 @@ async fn settle(
     Ok(())
 }
 
-async fn read_tables(
-    run: &MirrorRun,
-    session: Option<Session>,
-) -> Result<(Session, Vec<TableState>)> {
+/// What the destination says about the mirror's tables.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    tables: Vec<TableState>,
+    missing: Vec<MissingObject>,
+}
+
+impl Known {
+    pub(crate) async fn read(client: &tokio_postgres::Client, mirror_id: Uuid) -> Result<Known> {
+        Ok(Known {
+            tables: bookkeeping::tables(client, mirror_id).await?,
+            missing: bookkeeping::missing_objects(client, mirror_id).await?,
+        })
+    }
+}
+
+async fn read_tables(run: &MirrorRun, session: Option<Session>) -> Result<(Session, Known)> {
     let session = match session.filter(|session| !session.is_closed()) {
         Some(session) => session,
         None => run.connect().await?,
     };
     let client: &tokio_postgres::Client = &session;
-    let tables = bookkeeping::tables(client, run.mirror_id()).await?;
-    Ok((session, tables))
+    let known = Known::read(client, run.mirror_id()).await?;
+    Ok((session, known))
 }
 
 /// The report of one moment. Pure.
 pub(crate) fn report(
     moment: &Moment,
-    tables: &[TableState],
+    known: &Known,
     loading: &[TableProgress],
     topic: String,
     now: SystemTime,
 ) -> ApplyReport {
+    let tables = &known.tables;
     let reports: Vec<TableReport> = tables
         .iter()
         .map(|table| {
@@ -97,6 +112,12 @@ pub(crate) fn report(
         })
         .collect();
     let is_caught_up = moment.is_caught_up();
+    let missing = known.missing.iter().map(|missing| {
+        format!(
+            "{} \"{}\" of table {} is missing at the destination: {}",
+            missing.kind, missing.name, missing.source, missing.reason
+        )
+    });
     let messages = tables
         .iter()
         .filter_map(|table| {
@@ -107,6 +128,7 @@ pub(crate) fn report(
                 table.state.as_str()
             ))
         })
+        .chain(missing)
         .collect();
     ApplyReport {
         phase: moment.phase.clone(),
@@ -204,7 +226,7 @@ mod tests {
 
     #[test]
     fn at_the_end_nothing_is_outstanding() {
-        let report = report(&moment(), &[], &[], "t".into(), now());
+        let report = report(&moment(), &Known::default(), &[], "t".into(), now());
         assert!(report.caught_up);
         assert_eq!(
             (report.offset, report.high_watermark, report.lag_seconds),
@@ -219,7 +241,7 @@ mod tests {
             oldest_waiting_us: Some(98_500_000),
             ..moment()
         };
-        let report = report(&waiting, &[], &[], "t".into(), now());
+        let report = report(&waiting, &Known::default(), &[], "t".into(), now());
         assert!(!report.caught_up);
         assert_eq!(
             (report.offset, report.high_watermark, report.lag_seconds),
@@ -247,7 +269,21 @@ mod tests {
                 None,
             )
         };
-        let report = report(&moment(), &[table], &[], "t".into(), now());
+        let missing = MissingObject {
+            source: table.source.clone(),
+            kind: "index".into(),
+            name: "by_a".into(),
+            reason: "no such operator class".into(),
+        };
+        let known = Known {
+            tables: vec![table],
+            missing: vec![missing],
+        };
+        let report = report(&moment(), &known, &[], "t".into(), now());
+        assert_eq!(
+            report.messages[1],
+            "index \"by_a\" of table public.t is missing at the destination: no such operator class"
+        );
         assert_eq!(report.total_rows_synced, 105);
         assert_eq!(report.tables[0].rows_loaded, 100);
         assert!(report.messages[0].contains("why"));

@@ -25,10 +25,12 @@ pub const TABLES: [&str; 4] = [
 const CREATE: &str = "
 CREATE TABLE accounts (id bigint PRIMARY KEY, owner text NOT NULL, balance numeric(20,2) NOT NULL DEFAULT 0,
     seen timestamptz NOT NULL DEFAULT clock_timestamp());
+CREATE INDEX accounts_owner ON accounts (lower(owner));
 CREATE TABLE documents (id int PRIMARY KEY, title text, body text, revision int NOT NULL DEFAULT 0);
 ALTER TABLE documents ALTER body SET STORAGE EXTERNAL;
 CREATE TABLE measurements (sensor int, value double precision, note text);
 ALTER TABLE measurements REPLICA IDENTITY FULL;
+CREATE INDEX measurements_sensor ON measurements (sensor, value DESC);
 CREATE TABLE journal (writer int, n bigint, entry text, at timestamptz DEFAULT clock_timestamp());
 ";
 

@@ -1,10 +1,11 @@
 //! Checks of the destination: server, privileges, types, and the tables that are there already.
 
 use bunny_catalog::{NewMirrorTable, OnExistingRows};
-use bunny_postgres::{ColumnDefinition, TableDefinition};
+use bunny_postgres::introspect::{self, Fit, TypeShape};
+use bunny_postgres::{ColumnDefinition, TableDefinition, TableName, TableObjects};
 
 use super::Findings;
-use super::facts::{DestinationFacts, Facts, FoundTable, TableFacts};
+use super::facts::{DestinationFacts, ExtensionState, Facts, FoundTable, TableFacts};
 use super::source::relation_kind;
 use crate::mirrors::request::CreateRequest;
 
@@ -179,7 +180,17 @@ fn shape(
                 "destination_columns",
                 format!("column \"{0}\" of {name} on destination peer '{peer}' is generated and cannot be written; make it a plain column, or put \"{0}\" into exclude_columns", column.name),
             ),
-            Some(_) => {}
+            Some(target) => match introspect::fit(column, target) {
+                Fit::Same => {}
+                Fit::Wider => findings.warn(format!(
+                    "column \"{}\" of {name} on destination peer '{peer}' is {}, and {} in {}: it takes all values and is used as it is",
+                    column.name, target.type_name, column.type_name, mapping.source
+                )),
+                Fit::Differs => findings.refuse(
+                    "destination_columns",
+                    format!("column \"{0}\" of {name} on destination peer '{peer}' is {1}, which does not take every value of {2} as {3} has it; change its type, or put \"{0}\" into exclude_columns", column.name, target.type_name, column.type_name, mapping.source),
+                ),
+            },
         }
     }
     let keyless = destination.primary_key.is_empty() && destination.identity_key.is_empty();
@@ -252,15 +263,98 @@ fn missing_table(
         );
     }
     let Some(source) = source else { return };
+    let nothing = TableObjects::default();
+    // Without a sync nothing of the definition reaches the destination.
+    let objects = source
+        .objects
+        .as_ref()
+        .filter(|_| request.config.do_initial_snapshot)
+        .unwrap_or(&nothing);
+    extensions(destination, mapping, objects, findings);
     for column in &source.columns {
         let excluded = mapping.exclude_columns.contains(&column.name);
-        if !excluded && destination.missing_types.contains(&column.type_name) {
+        if !excluded
+            && destination.missing_types.contains(&column.type_name)
+            && !will_be_created(&column.type_name, &column.type_schema, objects, destination)
+        {
             findings.refuse(
                 "destination_types",
                 format!("destination peer '{peer}' has no type {}, which column \"{}\" of {} needs; create the type or its extension there, or put the column into exclude_columns", column.type_name, column.name, mapping.source),
             );
         }
     }
+    for definition in &objects.types {
+        if let TypeShape::Range {
+            canonical: Some(function),
+            ..
+        } = &definition.shape
+            && destination
+                .missing_types
+                .iter()
+                .any(|missing| base_type(missing).as_ref() == Some(&definition.name))
+        {
+            findings.refuse(
+                "destination_types",
+                format!("type {}, which {} uses, needs its function {function} first; create both on destination peer '{peer}', or put the columns into exclude_columns", definition.name, mapping.source),
+            );
+        }
+    }
+}
+
+/// Extensions that the table uses must be there or possible to create.
+fn extensions(
+    destination: &DestinationFacts,
+    mapping: &NewMirrorTable,
+    objects: &TableObjects,
+    findings: &mut Findings,
+) {
+    let peer = &destination.server.peer;
+    let user = &destination.server.user;
+    for extension in &objects.extensions {
+        let name = &extension.name;
+        match destination.extensions.get(name) {
+            Some(ExtensionState::Unavailable) => findings.refuse(
+                "destination_extension",
+                format!("destination peer '{peer}' has no extension \"{name}\", which {} uses; install its package on that server, or put the columns that need it into exclude_columns", mapping.source),
+            ),
+            Some(ExtensionState::NotAllowed) => findings.refuse(
+                "destination_extension",
+                format!("user \"{user}\" of destination peer '{peer}' may not create extension \"{name}\", which {} uses; run CREATE EXTENSION \"{name}\" SCHEMA \"{}\" there as a superuser", mapping.source, extension.schema),
+            ),
+            Some(ExtensionState::Installed | ExtensionState::Creatable) | None => {}
+        }
+    }
+}
+
+/// Whether a type that is missing comes with the table: from its definition, or with an
+/// extension that is created into the type's schema.
+fn will_be_created(
+    type_name: &str,
+    type_schema: &str,
+    objects: &TableObjects,
+    destination: &DestinationFacts,
+) -> bool {
+    let base = base_type(type_name);
+    let is_defined = objects
+        .types
+        .iter()
+        .any(|definition| base.as_ref() == Some(&definition.name));
+    is_defined
+        || objects.extensions.iter().any(|extension| {
+            extension.schema == type_schema
+                && destination.extensions.get(&extension.name) == Some(&ExtensionState::Creatable)
+        })
+}
+
+/// The name in what `format_type` writes of a type that is not built in, without the
+/// brackets of an array and the modifier.
+fn base_type(type_name: &str) -> Option<TableName> {
+    let element = type_name.trim_end_matches("[]");
+    let bare = match element.rsplit_once('(') {
+        Some((before, modifier)) if modifier.ends_with(')') && !modifier.contains('"') => before,
+        _ => element,
+    };
+    TableName::parse(bare).ok()
 }
 
 /// Without the replica role, foreign keys and triggers of the destination would act on replicated

@@ -3,7 +3,7 @@
 
 mod questions;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bunny_catalog::Peer;
 use bunny_postgres::{ServerInfo, Session, TableDefinition, TableName};
@@ -173,6 +173,18 @@ impl SourceFacts {
     }
 }
 
+/// How an extension stands at the destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ExtensionState {
+    Installed,
+    /// It can be created by the peer's user.
+    Creatable,
+    /// It is on the server, but only a superuser may create it.
+    NotAllowed,
+    /// The server does not have it.
+    Unavailable,
+}
+
 /// The destination, its tables in the order of the request.
 #[derive(Clone, Debug)]
 pub(crate) struct DestinationFacts {
@@ -182,6 +194,8 @@ pub(crate) struct DestinationFacts {
     pub(crate) may_keep_books: bool,
     /// May set `session_replication_role`.
     pub(crate) may_be_replica: bool,
+    /// The extensions that the source's tables use, by name.
+    pub(crate) extensions: BTreeMap<String, ExtensionState>,
     /// Types of source columns that do not exist here, as the source writes them.
     pub(crate) missing_types: BTreeSet<String>,
 }

@@ -158,6 +158,7 @@ pub(crate) fn facts(request: &CreateRequest) -> Facts {
             tables: side(|mapping| &mapping.destination),
             may_keep_books: true,
             may_be_replica: true,
+            extensions: std::collections::BTreeMap::new(),
             missing_types: std::collections::BTreeSet::new(),
         },
     }

@@ -1,9 +1,10 @@
 //! Every refusal: one spoiled fact, one named check, a cause and a cure.
 
 use bunny_catalog::OnExistingRows;
-use bunny_postgres::{ReplicaIdentity, TableName};
+use bunny_postgres::introspect::{Extension, TypeDefinition, TypeShape};
+use bunny_postgres::{ReplicaIdentity, TableName, TableObjects};
 
-use super::facts::{Facts, FoundTable, Publication, Slot};
+use super::facts::{ExtensionState, Facts, FoundTable, Publication, Slot};
 use super::testing::{self, column, place};
 use super::{Edge, Findings, check, check_request};
 use crate::mirrors::request::CreateRequest;
@@ -33,6 +34,21 @@ fn a_healthy_pair_is_accepted() {
     let findings = spoiled(|_, _| {});
     assert_eq!(findings, Findings::default());
     assert_eq!(findings.refusal(), None);
+}
+
+fn source_objects(facts: &mut Facts) -> &mut TableObjects {
+    let definition = source_table(facts).definition.as_mut().unwrap();
+    definition.objects.get_or_insert_default()
+}
+
+/// The source's table uses an extension, and is to be created.
+fn missing_extension(facts: &mut Facts, state: ExtensionState) {
+    facts.destination.tables[0].found = None;
+    facts.destination.extensions.insert("citext".into(), state);
+    source_objects(facts).extensions.push(Extension {
+        name: "citext".into(),
+        schema: "public".into(),
+    });
 }
 
 type Spoil = fn(&mut CreateRequest, &mut Facts);
@@ -151,6 +167,37 @@ fn each_fault_is_found_by_its_check() {
             f.destination.tables[0].found = None;
             f.destination.missing_types.insert("text".into());
         }),
+        (
+            "destination_columns",
+            "does not take every value",
+            |_, f| {
+                destination_table(f).definition.as_mut().unwrap().columns[0].type_name =
+                    "integer".into();
+            },
+        ),
+        ("destination_extension", "install its package", |_, f| {
+            missing_extension(f, ExtensionState::Unavailable)
+        }),
+        ("destination_extension", "as a superuser", |_, f| {
+            missing_extension(f, ExtensionState::NotAllowed)
+        }),
+        ("destination_types", "needs its function", |_, f| {
+            f.destination.tables[0].found = None;
+            f.destination.missing_types.insert("public.span".into());
+            let objects = source_objects(f);
+            objects.types.push(TypeDefinition {
+                name: TableName::new("public", "span"),
+                shape: TypeShape::Range {
+                    subtype: "integer".into(),
+                    opclass: "pg_catalog.int4_ops".into(),
+                    collation: None,
+                    subtype_diff: None,
+                    canonical: Some("public.canon".into()),
+                    multirange: None,
+                },
+                comment: None,
+            });
+        }),
         ("replica_role", "session_replication_role", |_, f| {
             f.destination.may_be_replica = false;
             destination_table(f).fires = true;
@@ -217,6 +264,53 @@ fn a_destination_table_without_a_key_is_slow_and_said_so() {
     });
     assert_eq!(findings.problems, []);
     assert!(findings.warnings[0].contains("add a key over id"));
+}
+
+#[test]
+fn a_type_that_comes_with_its_table_may_be_missing() {
+    let own = spoiled(|_, facts| {
+        facts.destination.tables[0].found = None;
+        facts
+            .destination
+            .missing_types
+            .insert("\"Ty pes\".mood[]".into());
+        source_table(facts).definition.as_mut().unwrap().columns[1] =
+            column("note", "\"Ty pes\".mood[]");
+        source_objects(facts).types.push(TypeDefinition {
+            name: TableName::new("Ty pes", "mood"),
+            shape: TypeShape::Enum { labels: Vec::new() },
+            comment: None,
+        });
+    });
+    assert_eq!(own.problems, []);
+    let of_an_extension = spoiled(|_, facts| {
+        missing_extension(facts, ExtensionState::Creatable);
+        facts
+            .destination
+            .missing_types
+            .insert("public.citext".into());
+        let mut tag = column("note", "public.citext");
+        tag.type_schema = "public".into();
+        source_table(facts).definition.as_mut().unwrap().columns[1] = tag;
+    });
+    assert_eq!(of_an_extension.problems, []);
+}
+
+#[test]
+fn a_wider_column_is_used_and_said() {
+    let findings = spoiled(|_, facts| {
+        destination_table(facts)
+            .definition
+            .as_mut()
+            .unwrap()
+            .columns[0]
+            .type_name = "numeric".into();
+    });
+    assert_eq!(findings.problems, []);
+    assert!(
+        findings.warnings[0].contains("used as it is"),
+        "{findings:?}"
+    );
 }
 
 #[test]

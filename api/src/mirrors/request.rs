@@ -120,12 +120,8 @@ pub(crate) fn without_effect_yet(config: &MirrorConfig) -> Vec<String> {
         }
     };
     say(
-        config.replicate_indexes,
-        "replicate_indexes is stored; this version creates primary keys only, other indexes must be created at the destination by hand",
-    );
-    say(
-        config.replicate_foreign_keys,
-        "replicate_foreign_keys is stored; this version creates no foreign keys at the destination",
+        !config.do_initial_snapshot && (config.replicate_indexes || config.replicate_foreign_keys),
+        "do_initial_snapshot is false: tables are created from their first events, with their keys only; indexes, foreign keys and other objects must be created at the destination by hand",
     );
     say(
         config.resync_strategy != defaults.resync_strategy,
@@ -450,12 +446,13 @@ mod tests {
     fn options_without_effect_are_listed() {
         let config = MirrorConfig {
             topic_max_bytes: Some(1 << 30),
-            replicate_foreign_keys: false,
+            do_initial_snapshot: false,
             ..MirrorConfig::default()
         };
         let sentences = without_effect_yet(&config).join("\n");
-        assert!(sentences.contains("replicate_indexes"));
         assert!(sentences.contains("topic_max_bytes"));
-        assert!(!sentences.contains("replicate_foreign_keys"));
+        assert!(sentences.contains("foreign keys"));
+        let sentences = without_effect_yet(&MirrorConfig::default()).join("\n");
+        assert!(!sentences.contains("foreign keys"));
     }
 }

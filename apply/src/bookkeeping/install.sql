@@ -61,6 +61,16 @@ CREATE TABLE IF NOT EXISTS _bunny.shapes (
     updated_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (mirror_id, source_schema, source_table)
 );
+CREATE TABLE IF NOT EXISTS _bunny.objects (
+    mirror_id uuid NOT NULL,
+    source_schema text NOT NULL,
+    source_table text NOT NULL,
+    kind text NOT NULL,
+    name text NOT NULL,
+    reason text NOT NULL,
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (mirror_id, source_schema, source_table, kind, name)
+);
 -- What earlier versions of this file lacked.
 ALTER TABLE _bunny.tables ADD COLUMN IF NOT EXISTS keeps_rows boolean NOT NULL DEFAULT false;
 ALTER TABLE _bunny.tables ADD COLUMN IF NOT EXISTS retry_id uuid;

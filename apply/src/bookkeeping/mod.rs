@@ -8,6 +8,7 @@
 
 mod chunks;
 mod install;
+mod objects;
 mod owner;
 mod prepared;
 mod progress;
@@ -22,6 +23,10 @@ use crate::error::{Error, Result};
 
 pub use chunks::{forget_chunks, loaded_chunks, record_chunk};
 pub use install::{install, is_installed};
+pub use objects::{
+    MissingObject, forget_missing_object, forget_missing_objects, missing_objects,
+    put_missing_object,
+};
 pub use owner::{Epoch, fence, take_over};
 pub use prepared::{Counts, Prepared};
 pub use progress::{Progress, progress, set_progress};
@@ -33,7 +38,7 @@ pub use tables::{
 /// Removes every trace of a mirror from `_bunny`, the owner row last; destination
 /// tables are never touched.
 pub async fn forget_mirror<C: GenericClient + Sync>(client: &C, mirror_id: Uuid) -> Result<()> {
-    for table in ["chunks", "shapes", "tables", "progress", "owner"] {
+    for table in ["chunks", "objects", "shapes", "tables", "progress", "owner"] {
         client
             .execute(
                 &format!("DELETE FROM _bunny.{table} WHERE mirror_id = $1"),

@@ -332,6 +332,7 @@ pub async fn remove_table<C: GenericClient + Sync>(
         "DELETE FROM _bunny.chunks c USING _bunny.tables t WHERE t.mirror_id = $1 AND t.source_schema = $2
              AND t.source_table = $3 AND c.mirror_id = $1 AND c.request_id = t.request_id",
         "DELETE FROM _bunny.shapes WHERE mirror_id = $1 AND source_schema = $2 AND source_table = $3",
+        "DELETE FROM _bunny.objects WHERE mirror_id = $1 AND source_schema = $2 AND source_table = $3",
         "DELETE FROM _bunny.tables WHERE mirror_id = $1 AND source_schema = $2 AND source_table = $3",
     ] {
         client

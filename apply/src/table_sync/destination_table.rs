@@ -5,12 +5,13 @@
 
 use std::collections::BTreeSet;
 
-use bunny_postgres::{TableDefinition, TableName, quote_ident};
-use tokio_postgres::GenericClient;
+use bunny_postgres::introspect::{self, Fit};
+use bunny_postgres::{ColumnDefinition, TableDefinition, TableName, quote_ident};
 use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, GenericClient};
 
 use crate::error::{Error, Result};
-use crate::schema::table::{self as create_table, TablePlan};
+use crate::schema::table::{self as create_table, Place, TablePlan};
 
 /// Bytes of an identifier that Postgres keeps (`NAMEDATALEN - 1`); it cuts longer ones.
 const IDENTIFIER_BYTES_MAX: usize = 63;
@@ -28,6 +29,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) may_create: bool,
     /// Add columns that the table lacks: it was filled by us, and is emptied next.
     pub(crate) may_extend: bool,
+    /// Rows that are not ours stay, so no column may change its type.
+    pub(crate) keeps_rows: bool,
 }
 
 /// What was found or done.
@@ -39,10 +42,7 @@ pub(crate) struct Ensured {
 }
 
 /// Makes sure that the destination table is there and can take the sync's columns.
-pub(crate) async fn ensure<C: GenericClient + Sync>(
-    client: &C,
-    wanted: Wanted<'_>,
-) -> Result<Ensured> {
+pub(crate) async fn ensure(client: &Client, wanted: Wanted<'_>) -> Result<Ensured> {
     let destination = wanted.destination;
     for part in [&destination.schema, &destination.name] {
         if part.len() > IDENTIFIER_BYTES_MAX {
@@ -61,7 +61,7 @@ pub(crate) async fn ensure<C: GenericClient + Sync>(
 }
 
 /// The oid of a table that rows can be written to.
-async fn find<C: GenericClient + Sync>(client: &C, table: &TableName) -> Result<Option<u32>> {
+async fn find(client: &Client, table: &TableName) -> Result<Option<u32>> {
     let row = client
         .query_opt(
             "SELECT c.oid, c.relkind::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -82,11 +82,7 @@ async fn find<C: GenericClient + Sync>(client: &C, table: &TableName) -> Result<
     Ok(Some(row.get(0)))
 }
 
-async fn check<C: GenericClient + Sync>(
-    client: &C,
-    oid: u32,
-    wanted: Wanted<'_>,
-) -> Result<Ensured> {
+async fn check(client: &Client, oid: u32, wanted: Wanted<'_>) -> Result<Ensured> {
     let destination = wanted.destination;
     let deferrable = client
         .query_opt(
@@ -102,18 +98,14 @@ async fn check<C: GenericClient + Sync>(
             quote_ident(&name)
         )));
     }
-    let rows = client
-        .query(
-            "SELECT attname FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped",
-            &[&oid],
-        )
-        .await
-        .map_err(Error::sql(format!("reading the columns of {destination}")))?;
-    let present: BTreeSet<String> = rows.iter().map(|row| row.get(0)).collect();
+    let present = introspect::table_definition(client, destination)
+        .await?
+        .map_or_else(Vec::new, |definition| definition.columns);
+    let there = |name: &String| present.iter().find(|column| column.name == *name);
     let missing: Vec<&String> = wanted
         .columns
         .iter()
-        .filter(|column| !present.contains(*column))
+        .filter(|column| there(column).is_none())
         .collect();
     let mut left_out = Vec::new();
     let mut missing_for_good = Vec::new();
@@ -121,8 +113,7 @@ async fn check<C: GenericClient + Sync>(
         match wanted.definition.column(column) {
             Some(definition) if wanted.may_extend => {
                 let plan = create_table::plan_column(definition, destination, wanted.excluded);
-                run(client, &plan, destination).await?;
-                left_out.extend(plan.left_out);
+                left_out.extend(run(client, &plan, destination).await?);
             }
             _ => missing_for_good.push(quote_ident(column)),
         }
@@ -133,13 +124,100 @@ async fn check<C: GenericClient + Sync>(
             missing_for_good.join(", ")
         )));
     }
+    let fits = compare(wanted, &present);
+    if !fits.different.is_empty() {
+        if !wanted.may_extend || wanted.keeps_rows {
+            return Err(Error::Refused(format!(
+                "columns of destination table {destination} cannot take the source's values: {}; change their types, or name them in exclude_columns",
+                fits.sentences()
+            )));
+        }
+        change_types(client, wanted, &fits.different).await?;
+    }
+    left_out.extend(fits.wider);
     Ok(Ensured {
         created: false,
         left_out,
     })
 }
 
-async fn create<C: GenericClient + Sync>(client: &C, wanted: Wanted<'_>) -> Result<Ensured> {
+/// How the columns that are there suit those that are wanted.
+#[derive(Debug, Default)]
+struct Fits<'a> {
+    /// A sentence for each column of another type that takes all values.
+    wider: Vec<String>,
+    /// Columns that can't take all values, and their type at the destination.
+    different: Vec<(&'a ColumnDefinition, String)>,
+}
+
+impl Fits<'_> {
+    fn sentences(&self) -> String {
+        let sentences: Vec<String> = self
+            .different
+            .iter()
+            .map(|(column, there)| {
+                format!(
+                    "{} is {there} and at the source {}",
+                    quote_ident(&column.name),
+                    column.type_name
+                )
+            })
+            .collect();
+        sentences.join(", ")
+    }
+}
+
+fn compare<'a>(wanted: Wanted<'a>, present: &[ColumnDefinition]) -> Fits<'a> {
+    let mut fits = Fits::default();
+    for name in wanted.columns {
+        let column = wanted.definition.column(name);
+        let there = present.iter().find(|column| column.name == *name);
+        let (Some(column), Some(there)) = (column, there) else {
+            continue;
+        };
+        match introspect::fit(column, there) {
+            Fit::Same => {}
+            Fit::Wider => fits.wider.push(format!(
+                "the type of column {} of {}: it is {} here and {} at the source",
+                quote_ident(name),
+                wanted.destination,
+                there.type_name,
+                column.type_name
+            )),
+            Fit::Differs => fits.different.push((column, there.type_name.clone())),
+        }
+    }
+    fits
+}
+
+/// Gives columns of a table that was filled by us the types they have at the source now.
+/// The rows go: they are synced anew.
+async fn change_types(
+    client: &Client,
+    wanted: Wanted<'_>,
+    columns: &[(&ColumnDefinition, String)],
+) -> Result<()> {
+    let destination = wanted.destination;
+    empty(client, destination).await?;
+    for (column, _) in columns {
+        let name = quote_ident(&column.name);
+        let table = destination.quoted();
+        client
+            .batch_execute(&format!(
+                "ALTER TABLE {table} ALTER COLUMN {name} DROP DEFAULT; \
+                 ALTER TABLE {table} ALTER COLUMN {name} TYPE {type_name} USING NULL::{type_name}",
+                type_name = column.type_name
+            ))
+            .await
+            .map_err(Error::sql(format!(
+                "giving column {name} of {destination} the type {}",
+                column.type_name
+            )))?;
+    }
+    Ok(())
+}
+
+async fn create(client: &Client, wanted: Wanted<'_>) -> Result<Ensured> {
     let destination = wanted.destination;
     let mut definition = wanted.definition.clone();
     let mut left_out = Vec::new();
@@ -175,31 +253,43 @@ async fn create<C: GenericClient + Sync>(client: &C, wanted: Wanted<'_>) -> Resu
                 destination.schema
             )))?;
     }
+    let place = place(client, destination).await?;
     // Names of indexes are unique per schema; Postgres picks a free one when asked to.
-    if let Some(name) = &definition.primary_key_name {
-        let index = TableName::new(destination.schema.as_str(), name.as_str());
-        if exists(
-            client,
-            "SELECT to_regclass($1) IS NOT NULL",
-            &index.quoted(),
-        )
-        .await?
-        {
-            definition.primary_key_name = None;
-        }
-    }
-    let plan = create_table::plan(&definition, destination, wanted.excluded);
-    run(client, &plan, destination).await?;
-    left_out.extend(plan.left_out);
+    definition
+        .primary_key_name
+        .take_if(|name| place.taken.contains(name));
+    let plan = create_table::plan(&definition, destination, wanted.excluded, &place);
+    left_out.extend(run(client, &plan, destination).await?);
     Ok(Ensured {
         created: true,
         left_out,
     })
 }
 
+/// What the planned table finds around it.
+async fn place(client: &Client, table: &TableName) -> Result<Place> {
+    let row = client
+        .query_one(
+            "SELECT ARRAY(SELECT c.relname::text FROM pg_class c
+                          JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1),
+                    current_setting('server_version_num')::int",
+            &[&table.schema],
+        )
+        .await
+        .map_err(Error::sql(format!(
+            "reading the names in destination schema {}",
+            table.schema
+        )))?;
+    let taken: Vec<String> = row.get(0);
+    Ok(Place {
+        taken: taken.into_iter().collect(),
+        version_num: row.get(1),
+    })
+}
+
 /// Refuses a table whose columns have types that the destination lacks, naming them all.
-async fn check_types<C: GenericClient + Sync>(
-    client: &C,
+async fn check_types(
+    client: &Client,
     definition: &TableDefinition,
     wanted: Wanted<'_>,
 ) -> Result<()> {
@@ -232,11 +322,8 @@ async fn check_types<C: GenericClient + Sync>(
     )))
 }
 
-async fn run<C: GenericClient + Sync>(
-    client: &C,
-    plan: &TablePlan,
-    destination: &TableName,
-) -> Result<()> {
+/// Runs a plan and returns what is left out of it, refused objects included.
+async fn run(client: &Client, plan: &TablePlan, destination: &TableName) -> Result<Vec<String>> {
     for statement in &plan.statements {
         client
             .batch_execute(statement)
@@ -245,10 +332,32 @@ async fn run<C: GenericClient + Sync>(
                 "creating destination table {destination}"
             )))?;
     }
-    Ok(())
+    let mut left_out = plan.left_out.clone();
+    for step in &plan.optional {
+        let sql = format!(
+            "SAVEPOINT bunny_optional; {}; RELEASE SAVEPOINT bunny_optional",
+            step.sql()
+        );
+        let Err(error) = client.batch_execute(&sql).await else {
+            continue;
+        };
+        let error = Error::sql(format!("creating {}", step.what))(error);
+        if error.sqlstate().is_none() || error.is_transient() {
+            return Err(error);
+        }
+        client
+            .batch_execute("ROLLBACK TO SAVEPOINT bunny_optional")
+            .await
+            .map_err(Error::sql("going back before an object that was refused"))?;
+        left_out.push(format!(
+            "{}: the destination refuses it: {error}",
+            step.what
+        ));
+    }
+    Ok(left_out)
 }
 
-async fn exists<C: GenericClient + Sync>(client: &C, question: &str, name: &str) -> Result<bool> {
+async fn exists(client: &Client, question: &str, name: &str) -> Result<bool> {
     let row = client
         .query_one(question, &[&name])
         .await

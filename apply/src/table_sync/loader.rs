@@ -3,12 +3,13 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bunny_postgres::TableName;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use super::board::{SyncBoard, TableProgress, Wanted};
 use super::chunk_copy;
+use super::finishing::{self, Complete};
 use super::partition_task::PartitionTask;
 use super::snapshot_topic;
 use crate::bookkeeping::{self, State};
@@ -43,6 +44,7 @@ pub(super) struct Shared {
     board: Mutex<SyncBoard>,
     /// Carries the board's revision, so that whoever waits for the board wakes.
     changed: watch::Sender<u64>,
+    complete: mpsc::UnboundedSender<Complete>,
 }
 
 impl Shared {
@@ -59,6 +61,12 @@ impl Shared {
 
     pub(super) fn watch(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// Hands on a table whose chunks are all committed.
+    pub(super) fn complete(&self, table: Complete) {
+        // The other end lives as long as the load; after it nobody waits for the table.
+        let _ = self.complete.send(table);
     }
 
     /// The source table of a request.
@@ -86,7 +94,9 @@ async fn load_all(run: &MirrorRun, progress: &LoadProgress) -> Result<()> {
     let requests: Vec<Uuid> = wanted.iter().map(|table| table.request_id).collect();
     let board = SyncBoard::new(wanted);
     let is_done = board.all_settled();
+    let (complete, to_finish) = mpsc::unbounded_channel();
     let shared = Arc::new(Shared {
+        complete,
         run: run.clone(),
         changed: watch::channel(board.revision()).0,
         board: Mutex::new(board),
@@ -103,6 +113,7 @@ async fn load_all(run: &MirrorRun, progress: &LoadProgress) -> Result<()> {
         let task = PartitionTask::new(shared.clone(), reader);
         tasks.spawn(Box::pin(task.run()));
     }
+    tasks.spawn(Box::pin(finishing::run(shared.clone(), to_finish)));
     let ended = tokio::select! {
         error = driver.run() => Err(error),
         error = first_error(&mut tasks) => Err(error),

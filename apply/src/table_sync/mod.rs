@@ -11,6 +11,7 @@
 //! - `loader`, `partition_task`: carry the decisions out, one task per partition.
 //! - `snapshot_topic`: reading; `start`, `chunk_copy`, `outcome`: the three kinds of
 //!   destination transactions.
+//! - `finishing`: indexes and constraints, before a table counts as loaded.
 //! - `destination_table`: the table that is loaded (its SQL is built in `crate::schema`).
 //!
 //! An error about one table's data or definition sets that table aside and the others go
@@ -19,6 +20,7 @@
 mod board;
 mod chunk_copy;
 pub(crate) mod destination_table;
+mod finishing;
 mod lane;
 mod loader;
 mod outcome;

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::board::{Outcome, SyncId};
 use super::chunk_copy::{self, ChunkCopy, Refusal};
+use super::finishing::Complete;
 use super::lane::{Action, Head, Lane};
 use super::loader::Shared;
 use super::outcome;
@@ -259,29 +260,15 @@ impl PartitionTask {
         Ok(())
     }
 
-    /// Stores how a table ended.
+    /// Hands a loaded table on to be finished, stores that one failed.
     async fn settle(&mut self, sync: SyncId, outcome: Outcome) -> Result<()> {
-        let announced = match outcome {
-            Outcome::Loaded(announced) => announced,
-            Outcome::Failed(reason) => return self.store_failure(sync.request_id, &reason).await,
-        };
-        let source = self.shared.source_of(sync.request_id)?;
-        let session = open(&mut self.state_session, &self.shared.run).await?;
-        outcome::store_loaded(session, &self.shared.run, &source, &sync, &announced).await?;
-        crash_points::reached(crash_points::TABLE_LOADED);
-        self.shared.update(|board| board.settled(sync.request_id));
-        tracing::info!(
-            mirror = %self.shared.run.mirror.name, table = %source, rows = announced.rows,
-            chunks = announced.chunks, "table loaded"
-        );
-        let details = json!({
-            "table": source.to_string(), "rows": announced.rows, "chunks": announced.chunks,
-        });
-        self.shared
-            .run
-            .reporter
-            .log(LogLevel::Info, format!("table {source} is loaded"), details);
-        Ok(())
+        match outcome {
+            Outcome::Loaded(announced) => {
+                self.shared.complete(Complete { sync, announced });
+                Ok(())
+            }
+            Outcome::Failed(reason) => self.store_failure(sync.request_id, &reason).await,
+        }
     }
 
     async fn fail(&mut self, sync: SyncId, reason: &str) -> Result<()> {

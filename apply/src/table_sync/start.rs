@@ -8,6 +8,7 @@ use super::destination_table::{self, Ensured, Wanted};
 use crate::bookkeeping::{self, State, TableState};
 use crate::context::MirrorRun;
 use crate::error::{Error, Result};
+use crate::schema::foundations;
 
 /// How long the start of a sync waits for others' locks on the destination table.
 const LOCK_TIMEOUT_SECONDS: u32 = 30;
@@ -28,6 +29,7 @@ pub(super) async fn make_true(
     sync: &TableSyncStarted,
 ) -> Result<Ensured> {
     let client: &tokio_postgres::Client = session;
+    lay_foundations(client, run, sync).await?;
     client
         .batch_execute(&format!(
             "BEGIN; SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"
@@ -43,6 +45,38 @@ pub(super) async fn make_true(
     let ensured = result?;
     ended?;
     Ok(ensured)
+}
+
+/// Creates what a table that is not there yet will stand on. In a transaction of its own:
+/// a label that an enum gets can only be used by a later one. Dying after it leaves types
+/// that nothing uses yet, and that are found again.
+async fn lay_foundations(
+    client: &tokio_postgres::Client,
+    run: &MirrorRun,
+    sync: &TableSyncStarted,
+) -> Result<()> {
+    let source = sync.table_name();
+    let definition = sync.table_definition()?;
+    let Some(objects) = &definition.objects else {
+        return Ok(());
+    };
+    if !run.mirror.config.create_destination_tables {
+        return Ok(());
+    }
+    let destination = &mapping(run, &source)?.destination;
+    let found = client
+        .query_one(
+            "SELECT to_regclass($1) IS NOT NULL",
+            &[&destination.quoted()],
+        )
+        .await
+        .map_err(Error::sql(format!(
+            "looking for destination table {destination}"
+        )))?;
+    if found.get(0) {
+        return Ok(());
+    }
+    foundations::lay(client, run, objects).await
 }
 
 async fn write(
@@ -61,6 +95,10 @@ async fn write(
     let config = &run.mirror.config;
     let is_ours = table.attempt > 0;
     let definition = sync.table_definition()?;
+    let has_key = !definition.primary_key.is_empty() || !definition.identity_key.is_empty();
+    let may_keep = config.on_existing_rows == OnExistingRows::Upsert && has_key;
+    let kept_rows =
+        may_keep && is_ours && bookkeeping::keeps_rows(client, mirror_id, &source).await?;
     let ensured = destination_table::ensure(
         client,
         Wanted {
@@ -70,13 +108,15 @@ async fn write(
             columns: &sync.columns,
             may_create: config.create_destination_tables,
             may_extend: is_ours && config.schema_changes != SchemaChanges::Manual,
+            keeps_rows: kept_rows,
         },
     )
     .await?;
-    let has_key = !definition.primary_key.is_empty() || !definition.identity_key.is_empty();
-    let may_keep = config.on_existing_rows == OnExistingRows::Upsert && has_key;
+    if let Some(objects) = &definition.objects {
+        foundations::compare(client, &table.destination, objects).await?;
+    }
     let keeps_rows = if is_ours {
-        may_keep && bookkeeping::keeps_rows(client, mirror_id, &source).await?
+        kept_rows
     } else {
         may_keep
             && !ensured.created

@@ -37,6 +37,7 @@ pub(super) async fn if_missing(
         columns: &columns,
         may_create: true,
         may_extend: false,
+        keeps_rows: false,
     };
     destination_table::ensure(client, wanted).await?;
     tracing::info!(table = %version.source, %destination, "created the destination table from the first event");

@@ -60,7 +60,9 @@ pub(super) async fn survey(
     let mut definition = introspect::table_definition(&session, &table.source)
         .await?
         .ok_or_else(|| Cause::Rewritten(format!("{} was created", table.source)))?;
-    definition.objects = Some(introspect::table_objects(&session, definition.oid).await?);
+    let objects =
+        introspect::table_objects(&session, definition.oid, &table.exclude_columns).await?;
+    definition.objects = Some(objects);
     let relations = relations_with_rows(&definition);
     // Leaves detached since the snapshot are not locked with the root; their rows count.
     if definition.kind == TableKind::Partitioned && !relations.is_empty() {

@@ -2,11 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
+use tokio_postgres::Client;
 use tokio_postgres::types::Json;
 
 use super::TableObjects;
 use super::identity::{self, RawIdentity};
-use crate::{Result, ResultExt, Session, TableName};
+use crate::{Result, ResultExt, TableName};
 
 /// A table as its server defines it. Travels as JSON, so fields only get added.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -309,11 +310,11 @@ impl RawDefinition {
 /// a lock; set `lock_timeout` where that matters. Leaves that are foreign tables are
 /// left out: nothing of them is in the log.
 pub async fn table_definition(
-    session: &Session,
+    client: &Client,
     table: &TableName,
 ) -> Result<Option<TableDefinition>> {
     let doing = || format!("reading the definition of {}", table.quoted());
-    let row = session
+    let row = client
         .query_opt(DEFINITION, &[&table.schema, &table.name])
         .await
         .doing(doing())?;

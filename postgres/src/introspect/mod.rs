@@ -5,6 +5,7 @@
 //! `search_path = pg_catalog`.
 
 mod definition;
+mod fit;
 mod identity;
 mod objects;
 mod server;
@@ -15,6 +16,7 @@ pub use definition::{
     ColumnDefinition, IdentityKind, Leaf, ReplicaIdentity, TableDefinition, TableKind,
     table_definition,
 };
+pub use fit::{Fit, fit};
 pub use objects::{
     Attribute, ColumnTraits, ConstraintDefinition, ConstraintKind, DomainCheck, Extension,
     ForeignKeyDefinition, IndexDefinition, IndexKey, SequenceDefinition, SequenceRole,

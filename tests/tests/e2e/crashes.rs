@@ -44,7 +44,7 @@ const CAPTURE_STREAMING: [(&str, u32); 12] = [
 ];
 /// Passed when a table at the source changes hands, see `source_changes`.
 pub const CAPTURE_WATCH: [(&str, u32); 1] = [("capture::table_moved", 1)];
-const APPLY_SNAPSHOT: [(&str, u32); 9] = [
+const APPLY_SNAPSHOT: [(&str, u32); 11] = [
     ("apply::after_take_over", 1),
     ("apply::sync_started", 2),
     ("apply::chunk_mid_copy", 1),
@@ -52,6 +52,8 @@ const APPLY_SNAPSHOT: [(&str, u32); 9] = [
     ("apply::chunk_after_commit", 2),
     ("apply::chunk_mid_copy", 4),
     ("apply::chunk_before_commit", 1),
+    ("apply::chunks_loaded", 1),
+    ("apply::object_built", 1),
     ("apply::table_loaded", 1),
     ("apply::tables_loaded", 1),
 ];

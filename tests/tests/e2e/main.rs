@@ -10,6 +10,7 @@ mod full;
 mod kills;
 mod lifecycle;
 mod mirrors;
+mod objects;
 mod oracles;
 mod outages;
 mod pausing;

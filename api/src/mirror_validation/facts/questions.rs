@@ -1,13 +1,13 @@
 //! The SQL behind the facts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bunny_catalog::Peer;
 use bunny_postgres::{Result, ResultExt, Session, TableName, introspect, quote_ident};
 
 use super::{
-    DestinationFacts, FoundTable, PeerFacts, Place, Publication, ServerFacts, Slot, SourceFacts,
-    TableFacts,
+    DestinationFacts, ExtensionState, FoundTable, PeerFacts, Place, Publication, ServerFacts, Slot,
+    SourceFacts, TableFacts,
 };
 use crate::mirrors::request::CreateRequest;
 
@@ -34,6 +34,11 @@ pub(super) async fn source(
             && has_large_objects
         {
             table.large_object_columns = large_object_columns(session, table).await?;
+        }
+        if let Some(definition) = found.as_mut().and_then(|found| found.definition.as_mut()) {
+            let excluded = &mapping.exclude_columns;
+            let objects = introspect::table_objects(session, definition.oid, excluded).await?;
+            definition.objects = Some(objects);
         }
         tables.push(TableFacts {
             name: mapping.source.clone(),
@@ -92,9 +97,16 @@ pub(super) async fn destination(
         .flat_map(|definition| &definition.columns)
         .map(|column| column.type_name.clone())
         .collect();
+    let needed: BTreeSet<&str> = source
+        .found()
+        .filter_map(|found| found.definition.as_ref()?.objects.as_ref())
+        .flat_map(|objects| &objects.extensions)
+        .map(|extension| extension.name.as_str())
+        .collect();
     Ok(DestinationFacts {
         may_keep_books,
         may_be_replica,
+        extensions: extensions(session, needed).await?,
         missing_types: missing_types(session, types).await?,
         server,
         tables,
@@ -279,6 +291,39 @@ async fn may_be_replica(session: &Session, server: &ServerFacts) -> Result<bool>
         .await
         .doing("asking for the right to set session_replication_role")?;
     Ok(row.get(0))
+}
+
+/// Whether extensions are there, or could be created by this user.
+async fn extensions(
+    session: &Session,
+    names: BTreeSet<&str>,
+) -> Result<BTreeMap<String, ExtensionState>> {
+    const SQL: &str = "
+        SELECT needed.name,
+               EXISTS (SELECT FROM pg_extension WHERE extname = needed.name),
+               v.name IS NOT NULL,
+               coalesce(NOT v.superuser OR r.rolsuper
+                   OR v.trusted AND has_database_privilege(current_database(), 'CREATE'), false)
+        FROM unnest($1::text[]) needed(name)
+        LEFT JOIN pg_available_extensions a ON a.name = needed.name
+        LEFT JOIN pg_available_extension_versions v
+            ON v.name = a.name AND v.version = a.default_version
+        JOIN pg_roles r ON r.rolname = current_user";
+    let names: Vec<&str> = names.into_iter().collect();
+    let rows = session
+        .query(SQL, &[&names])
+        .await
+        .doing("asking for the extensions that the tables use")?;
+    let states = rows.iter().map(|row| {
+        let state = match (row.get(1), row.get(2), row.get(3)) {
+            (true, _, _) => ExtensionState::Installed,
+            (false, true, true) => ExtensionState::Creatable,
+            (false, true, false) => ExtensionState::NotAllowed,
+            (false, false, _) => ExtensionState::Unavailable,
+        };
+        (row.get(0), state)
+    });
+    Ok(states.collect())
 }
 
 async fn missing_types(session: &Session, types: BTreeSet<String>) -> Result<BTreeSet<String>> {

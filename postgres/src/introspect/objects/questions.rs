@@ -2,10 +2,11 @@
 //! `to_jsonb(row)`, so one text serves all.
 
 use serde::de::DeserializeOwned;
-use tokio_postgres::types::Json;
+use tokio_postgres::Client;
+use tokio_postgres::types::{Json, ToSql};
 
 use super::{SequenceDefinition, TableObjects};
-use crate::{Result, ResultExt, Session, TableName};
+use crate::{Result, ResultExt, TableName};
 
 /// Comment, storage, identity, and what is never copied.
 const TABLE: &str = "
@@ -207,18 +208,31 @@ const SEQUENCES: &str = "
 /// and indexes refer to down to what those types are made of; a type cannot contain
 /// itself, so it ends. The deepest come first.
 const FOUNDATIONS: &str = "
-    WITH RECURSIVE dependers(classid, objid) AS (
+    WITH RECURSIVE hidden(attnum) AS (
+        SELECT attnum FROM pg_attribute WHERE attrelid = $1 AND attname = ANY ($2::text[])
+    ), dependers(classid, objid) AS (
         SELECT 'pg_class'::regclass::oid, $1::oid
-        UNION SELECT 'pg_attrdef'::regclass, oid FROM pg_attrdef WHERE adrelid = $1
+        UNION SELECT 'pg_attrdef'::regclass, oid FROM pg_attrdef
+              WHERE adrelid = $1 AND adnum NOT IN (SELECT attnum FROM hidden)
         UNION SELECT 'pg_constraint'::regclass, oid FROM pg_constraint
               WHERE conrelid = $1 AND contype <> 'f'
-        UNION SELECT 'pg_class'::regclass, indexrelid FROM pg_index WHERE indrelid = $1
+                AND NOT EXISTS (SELECT FROM hidden WHERE attnum = ANY (conkey))
+        UNION SELECT 'pg_class'::regclass, i.indexrelid FROM pg_index i
+              WHERE i.indrelid = $1
+                AND NOT EXISTS (SELECT FROM hidden h WHERE h.attnum = ANY (i.indkey::int2[]))
+                AND NOT EXISTS (SELECT FROM hidden h JOIN pg_depend d
+                    ON d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid
+                    AND d.refclassid = 'pg_class'::regclass AND d.refobjid = $1
+                    AND d.refobjsubid = h.attnum)
     ), direct(classid, objid) AS (
         SELECT d.refclassid, d.refobjid FROM dependers JOIN pg_depend d USING (classid, objid)
+        WHERE NOT (d.classid = 'pg_class'::regclass AND d.objid = $1
+                   AND d.objsubid IN (SELECT attnum FROM hidden))
     ), walk(oid, depth) AS (
         SELECT oid, 0 FROM (
             SELECT atttypid FROM pg_attribute
             WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped
+              AND attnum NOT IN (SELECT attnum FROM hidden)
             UNION SELECT objid FROM direct WHERE classid = 'pg_type'::regclass) root(oid)
         UNION
         SELECT inner_type.oid, walk.depth + 1
@@ -328,28 +342,29 @@ const FOUNDATIONS: &str = "
               AND NOT EXISTS (SELECT FROM pg_depend d
                   WHERE d.classid = 'pg_type'::regclass AND d.objid = t.oid AND d.deptype = 'e')))";
 
-/// Reads what belongs to the table; nothing at all if no table has that oid.
+/// Reads what belongs to the table; nothing at all if no table has that oid. Types and
+/// extensions that only the columns `excluded` need are left out.
 ///
 /// A few statements, which see one snapshot only in a transaction that has one. The state
 /// of sequences is always that of this moment.
-pub async fn table_objects(session: &Session, oid: u32) -> Result<TableObjects> {
+pub async fn table_objects(client: &Client, oid: u32, excluded: &[String]) -> Result<TableObjects> {
     let doing = || format!("reading the objects of the table with oid {oid}");
-    let Some(row) = session.query_opt(TABLE, &[&oid]).await.doing(doing())? else {
+    let Some(row) = client.query_opt(TABLE, &[&oid]).await.doing(doing())? else {
         return Ok(TableObjects::default());
     };
     let Json(mut objects) = row.try_get::<_, Json<TableObjects>>(0).doing(doing())?;
-    let foundations: TableObjects = one(session, FOUNDATIONS, oid).await?;
+    let foundations: TableObjects = one(client, FOUNDATIONS, &[&oid, &excluded]).await?;
     objects.extensions = foundations.extensions;
     objects.types = foundations.types;
-    objects.columns = one(session, COLUMNS, oid).await?;
-    objects.constraints = one(session, CONSTRAINTS, oid).await?;
-    objects.indexes = one(session, INDEXES, oid).await?;
-    objects.foreign_keys = one(session, FOREIGN_KEYS, oid).await?;
-    for row in session.query(SEQUENCES, &[&oid]).await.doing(doing())? {
+    objects.columns = one(client, COLUMNS, &[&oid]).await?;
+    objects.constraints = one(client, CONSTRAINTS, &[&oid]).await?;
+    objects.indexes = one(client, INDEXES, &[&oid]).await?;
+    objects.foreign_keys = one(client, FOREIGN_KEYS, &[&oid]).await?;
+    for row in client.query(SEQUENCES, &[&oid]).await.doing(doing())? {
         let Json(sequence) = row.try_get::<_, Json<Bare>>(0).doing(doing())?;
         let mut sequence = sequence.0;
         if row.get(1) {
-            (sequence.last_value, sequence.is_called) = state(session, &sequence.name).await?;
+            (sequence.last_value, sequence.is_called) = state(client, &sequence.name).await?;
         }
         objects.sequences.push(sequence);
     }
@@ -361,17 +376,21 @@ pub async fn table_objects(session: &Session, oid: u32) -> Result<TableObjects> 
 #[serde(transparent)]
 struct Bare(SequenceDefinition);
 
-async fn one<T: DeserializeOwned>(session: &Session, sql: &str, oid: u32) -> Result<T> {
-    let doing = || format!("reading the objects of the table with oid {oid}");
-    let row = session.query_one(sql, &[&oid]).await.doing(doing())?;
+async fn one<T: DeserializeOwned>(
+    client: &Client,
+    sql: &str,
+    parameters: &[&(dyn ToSql + Sync)],
+) -> Result<T> {
+    let doing = || "reading the objects of a table".to_owned();
+    let row = client.query_one(sql, parameters).await.doing(doing())?;
     let value: Json<serde_json::Value> = row.try_get(0).doing(doing())?;
     serde_json::from_value(value.0)
         .map_err(|error| crate::Error::Invalid(format!("{}: {error}", doing())))
 }
 
-async fn state(session: &Session, name: &TableName) -> Result<(Option<i64>, bool)> {
+async fn state(client: &Client, name: &TableName) -> Result<(Option<i64>, bool)> {
     let sql = format!("SELECT last_value, is_called FROM {}", name.quoted());
-    let row = session
+    let row = client
         .query_one(&sql, &[])
         .await
         .doing(format!("reading sequence {name}"))?;

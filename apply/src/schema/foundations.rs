@@ -1,0 +1,172 @@
+//! What a table stands on, at the destination: extensions and types, created before it.
+
+use std::collections::BTreeSet;
+
+use bunny_postgres::introspect::{self, Extension, TableObjects, TypeDefinition, TypeShape};
+use bunny_postgres::{TableName, quote_ident};
+use tokio_postgres::Client;
+
+use super::build::{begin, commit};
+use super::types;
+use crate::context::MirrorRun;
+use crate::error::{Error, Result};
+
+/// Serialises this among mirrors: two would otherwise create the same type at once and
+/// one of them fail. Any fixed number no one else uses.
+const LOCK: i64 = 0x6275_6e6e_7954;
+
+/// Creates what is missing, in one fenced transaction.
+///
+/// # Errors
+/// [`Error::Refused`] naming what the destination can't have.
+pub(crate) async fn lay(client: &Client, run: &MirrorRun, objects: &TableObjects) -> Result<()> {
+    if objects.extensions.is_empty() && objects.types.is_empty() {
+        return Ok(());
+    }
+    begin(client, run).await?;
+    let laid = create(client, objects).await;
+    if laid.is_err() {
+        let ended = client.batch_execute("ROLLBACK").await;
+        // Why it had to be rolled back says more than that the rollback failed too.
+        laid?;
+        return ended.map_err(Error::sql("rolling types back"));
+    }
+    commit(client).await
+}
+
+async fn create(client: &Client, objects: &TableObjects) -> Result<()> {
+    client
+        .batch_execute(&format!("SELECT pg_advisory_xact_lock({LOCK})"))
+        .await
+        .map_err(Error::sql("waiting for others that create types"))?;
+    for extension in &objects.extensions {
+        create_extension(client, extension).await?;
+    }
+    for definition in &objects.types {
+        create_type(client, definition).await?;
+    }
+    Ok(())
+}
+
+async fn create_extension(client: &Client, extension: &Extension) -> Result<()> {
+    let found = client
+        .query_one(
+            "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = $1)",
+            &[&extension.name],
+        )
+        .await
+        .map_err(Error::sql("looking for extensions at the destination"))?;
+    if found.get(0) {
+        return Ok(());
+    }
+    create_schema(client, &extension.schema).await?;
+    let sql = format!(
+        "CREATE EXTENSION IF NOT EXISTS {} WITH SCHEMA {} CASCADE",
+        quote_ident(&extension.name),
+        quote_ident(&extension.schema)
+    );
+    client.batch_execute(&sql).await.map_err(|error| {
+        refused(
+            &format!("extension {}", quote_ident(&extension.name)),
+            error,
+        )
+    })
+}
+
+async fn create_type(client: &Client, definition: &TypeDefinition) -> Result<()> {
+    let name = &definition.name;
+    let what = format!("type {name}");
+    let found = client
+        .query_one(
+            "SELECT to_regtype($1) IS NOT NULL,
+                    ARRAY(SELECT enumlabel::text FROM pg_enum WHERE enumtypid = to_regtype($1)
+                          ORDER BY enumsortorder)",
+            &[&name.quoted()],
+        )
+        .await
+        .map_err(Error::sql(format!("looking for {what} at the destination")))?;
+    let (is_there, labels): (bool, Vec<String>) = (found.get(0), found.get(1));
+    let statements = match &definition.shape {
+        TypeShape::Enum { labels: wanted } if is_there && !labels.is_empty() => {
+            types::add_labels(definition, wanted, &labels)
+        }
+        _ if is_there => Vec::new(),
+        _ => {
+            create_schema(client, &name.schema).await?;
+            types::create(definition).map_err(|reason| {
+                Error::Refused(format!(
+                    "{what} can't be created at the destination: {reason}; create it there by hand, or exclude the columns that use it"
+                ))
+            })?
+        }
+    };
+    for statement in statements {
+        client
+            .batch_execute(&statement)
+            .await
+            .map_err(|error| refused(&what, error))?;
+    }
+    Ok(())
+}
+
+/// IF NOT EXISTS asks for the right to create even when there is nothing to do.
+async fn create_schema(client: &Client, schema: &str) -> Result<()> {
+    let found = client
+        .query_one(
+            "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)",
+            &[&schema],
+        )
+        .await
+        .map_err(Error::sql("looking for schemas at the destination"))?;
+    if found.get(0) {
+        return Ok(());
+    }
+    client
+        .batch_execute(&format!(
+            "CREATE SCHEMA IF NOT EXISTS {}",
+            quote_ident(schema)
+        ))
+        .await
+        .map_err(|error| refused(&format!("schema {}", quote_ident(schema)), error))
+}
+
+fn refused(what: &str, error: tokio_postgres::Error) -> Error {
+    let error = Error::sql(format!("creating {what}"))(error);
+    if error.sqlstate().is_none() || error.is_transient() {
+        return error;
+    }
+    Error::Refused(format!(
+        "{error}; create it at the destination by hand, or exclude the columns that need it"
+    ))
+}
+
+/// Refuses a destination table whose types have the source's names and are something else.
+pub(crate) async fn compare(
+    client: &Client,
+    destination: &TableName,
+    wanted: &TableObjects,
+) -> Result<()> {
+    if wanted.types.is_empty() {
+        return Ok(());
+    }
+    let Some(definition) = introspect::table_definition(client, destination).await? else {
+        return Ok(());
+    };
+    let present = introspect::table_objects(client, definition.oid, &[]).await?;
+    let differences: BTreeSet<String> = wanted
+        .types
+        .iter()
+        .filter_map(|wanted| {
+            let found = present.types.iter().find(|one| one.name == wanted.name)?;
+            types::difference(wanted, found)
+        })
+        .collect();
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let differences: Vec<String> = differences.into_iter().collect();
+    Err(Error::Refused(format!(
+        "types of destination table {destination} differ from the source's: {}; change them there, or exclude the columns",
+        differences.join("; ")
+    )))
+}

@@ -1,0 +1,314 @@
+//! Everything that belongs to a table beside its rows: what the source's catalog says of
+//! it, the destination's says too.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use bunny_tests::api::Api;
+use bunny_tests::bunny::Bunny;
+use bunny_tests::content::TablePair;
+use bunny_tests::database::{Session, quote};
+use bunny_tests::stage::{CONVERGE, Mirror, Stage};
+use serde_json::json;
+
+/// Objects of every kind.
+const CREATE: &str = include_str!("objects.sql");
+
+const TABLES: [&str; 4] = ["places", "goods", "ledger", "rest"];
+
+/// What is asked of both catalogs about a table. `$S` and `$T` stand for schema and table
+/// as literals, `$O` for its oid. The table's own name is taken out of the answers.
+const QUESTIONS: [(&str, &str); 7] = [
+    (
+        "table",
+        "SELECT relreplident, reloptions, obj_description(oid, 'pg_class') FROM pg_class WHERE oid = $O",
+    ),
+    (
+        "columns",
+        "SELECT attname, format_type(atttypid, atttypmod), attnotnull, attidentity, attgenerated, attstorage,
+                attcompression, attcollation::regcollation, col_description(attrelid, attnum),
+                regexp_replace(pg_get_expr(adbin, adrelid), 'nextval\\(''[^.]+\\.', 'nextval(''…')
+         FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+         WHERE attrelid = $O AND attnum > 0 AND NOT attisdropped AND attname <> 'secret' ORDER BY attnum",
+    ),
+    (
+        "constraints",
+        "SELECT conname, contype, convalidated, condeferrable, condeferred,
+                regexp_replace(pg_get_constraintdef(oid), 'REFERENCES [^(]+', 'REFERENCES …'),
+                CASE WHEN confrelid <> 0 THEN (SELECT relname FROM pg_class WHERE oid = confrelid) END,
+                obj_description(oid, 'pg_constraint')
+         FROM pg_constraint WHERE conrelid = $O AND conname <> 'rest_outside' ORDER BY conname",
+    ),
+    (
+        "indexes",
+        "SELECT relname, indisunique, indisprimary, indisreplident, indisvalid, reloptions,
+                regexp_replace(pg_get_indexdef(oid), ' ON .* USING ', ' USING '), obj_description(oid, 'pg_class')
+         FROM pg_index JOIN pg_class ON oid = indexrelid
+         WHERE indrelid = $O AND relname NOT IN ('goods_secret', 'goods_secret_where', 'rest_own') ORDER BY relname",
+    ),
+    (
+        "sequences",
+        "SELECT c.relname, a.attname, d.deptype, s.data_type, s.start_value, s.min_value, s.max_value,
+                s.increment_by, s.cycle, s.cache_size, s.last_value
+         FROM pg_depend d JOIN pg_class c ON c.oid = d.objid AND c.relkind = 'S'
+         JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+         JOIN pg_namespace n ON n.oid = c.relnamespace
+         JOIN pg_sequences s ON s.schemaname = n.nspname AND s.sequencename = c.relname
+         WHERE d.refobjid = $O AND d.deptype IN ('a', 'i') ORDER BY 1",
+    ),
+    (
+        "types",
+        "SELECT t.oid::regtype::text, t.typtype, obj_description(t.oid, 'pg_type'), t.typnotnull, t.typdefault,
+                CASE WHEN t.typtype = 'd' THEN format_type(t.typbasetype, t.typtypmod) END, t.typcollation::regcollation,
+                ARRAY(SELECT enumlabel FROM pg_enum WHERE enumtypid = t.oid ORDER BY enumsortorder),
+                ARRAY(SELECT conname || pg_get_constraintdef(oid) FROM pg_constraint WHERE contypid = t.oid ORDER BY conname),
+                ARRAY(SELECT attname || format_type(atttypid, atttypmod) || attcollation::regcollation FROM pg_attribute
+                      WHERE attrelid = t.typrelid AND attnum > 0 ORDER BY attnum),
+                (SELECT row(rngsubtype::regtype, rngmultitypid::regtype, rngsubdiff::regproc, o.opcname) FROM pg_range
+                 JOIN pg_opclass o ON o.oid = rngsubopc WHERE rngtypid = t.oid)
+         FROM pg_type t WHERE t.typnamespace IN (to_regnamespace('shop'), to_regnamespace('\"Ty pes\"'))
+           AND t.typtype IN ('e', 'd', 'r') OR t.oid IN (to_regtype('shop.path3'), to_regtype('shop.point3'))
+         ORDER BY 1",
+    ),
+    (
+        "shared sequence",
+        "SELECT last_value, is_called, (SELECT row(s.*) FROM pg_sequences s WHERE sequencename = 'shared')
+         FROM shop.shared",
+    ),
+];
+
+struct Scene {
+    apply: Bunny,
+    _others: [Bunny; 2],
+    source: Session,
+    destination: Session,
+    api: Api,
+    stage: Stage,
+}
+
+impl Scene {
+    async fn new(test: &str) -> Result<Scene> {
+        let stage = Stage::new(test).await?;
+        let [capture, apply, api_process] = stage.start_all()?;
+        let api = stage.api().await?;
+        stage.create_peers(&api).await?;
+        let source = stage.source.connect().await?;
+        source.run(CREATE).await?;
+        Ok(Scene {
+            apply,
+            _others: [capture, api_process],
+            source,
+            destination: stage.destination.connect().await?,
+            api,
+            stage,
+        })
+    }
+
+    /// All tables but for one column, into `schema` under the names `rename` gives.
+    async fn mirror(&self, schema: &str, rename: impl Fn(&str) -> String) -> Result<Mirror> {
+        let mappings: Vec<serde_json::Value> = TABLES
+            .iter()
+            .map(|table| {
+                let excluded: &[&str] = if *table == "goods" { &["secret"] } else { &[] };
+                json!({
+                    "source_table": format!("shop.{table}"), "destination_schema": schema,
+                    "destination_table": rename(table), "exclude_columns": excluded,
+                })
+            })
+            .collect();
+        self.stage
+            .create_mapped_mirror(&self.api, "mirror", json!(mappings), json!({}))
+            .await
+    }
+
+    /// Asks both catalogs everything until they agree: foreign keys come a moment after
+    /// the tables are live.
+    async fn assert_same_objects(
+        &self,
+        schema: &str,
+        rename: impl Fn(&str) -> String,
+    ) -> Result<()> {
+        let began = Instant::now();
+        for table in TABLES {
+            for (what, question) in QUESTIONS {
+                loop {
+                    let wanted = ask(&self.source, question, "shop", table).await?;
+                    let found = ask(&self.destination, question, schema, &rename(table)).await?;
+                    // Names of tables that a foreign key leads to.
+                    let wanted: Vec<String> =
+                        wanted.iter().map(|row| renamed(row, &rename)).collect();
+                    if wanted == found {
+                        ensure!(
+                            what == "shared sequence"
+                                || what == "types"
+                                || !found.is_empty()
+                                || table == "ledger"
+                                || what == "sequences",
+                            "nothing to compare of {what} of {table}"
+                        );
+                        break;
+                    }
+                    ensure!(
+                        began.elapsed() < CONVERGE,
+                        "{what} of {table} at the source:\n{}\nand at the destination:\n{}\n{}",
+                        wanted.join("\n"),
+                        found.join("\n"),
+                        self.stage.logs_tail()
+                    );
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn log(&self, search: &str) -> Result<String> {
+        let body = self
+            .api
+            .get(&format!(
+                "/v1/mirrors/mirror/logs?limit=200&search={search}"
+            ))
+            .await?
+            .expect(200)?;
+        Ok(body["logs"].to_string())
+    }
+}
+
+/// The referenced table is the seventh field of a constraint.
+fn renamed(row: &str, rename: &impl Fn(&str) -> String) -> String {
+    let mut fields: Vec<String> = row.split(" | ").map(str::to_owned).collect();
+    if let Some(name) = fields
+        .get_mut(6)
+        .filter(|name| TABLES.contains(&name.as_str()))
+    {
+        *name = rename(name);
+    }
+    fields.join(" | ")
+}
+
+/// Each row as one line.
+async fn ask(session: &Session, question: &str, schema: &str, table: &str) -> Result<Vec<String>> {
+    let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
+    let oid = format!(
+        "to_regclass({})",
+        literal(&format!("{}.{}", quote(schema), quote(table)))
+    );
+    let sql = question
+        .replace("$S", &literal(schema))
+        .replace("$T", &literal(table))
+        .replace("$O", &oid);
+    let messages = session
+        .simple_query(&sql)
+        .await
+        .with_context(|| format!("asking {sql}"))?;
+    let rows = messages.iter().filter_map(|message| match message {
+        tokio_postgres::SimpleQueryMessage::Row(row) => {
+            let fields: Vec<&str> = (0..row.len())
+                .map(|at| row.get(at).unwrap_or("-"))
+                .collect();
+            Some(fields.join(" | "))
+        }
+        _ => None,
+    });
+    Ok(rows.collect())
+}
+
+fn pair(table: &str, schema: &str, name: &str) -> TablePair {
+    let mut pair = TablePair {
+        source: ("shop".into(), table.into()),
+        destination: (schema.into(), name.into()),
+        excluded: Vec::new(),
+    };
+    if table == "goods" {
+        pair = pair.without(&["secret"]);
+    }
+    pair
+}
+
+/// Killed while indexes are built, twice; then everything is there once, under its name.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_object_arrives_although_apply_dies() -> Result<()> {
+    let mut scene = Scene::new("objects").await?;
+    scene.apply.restart_to_crash("apply::object_built", 3)?;
+    let mirror = scene.mirror("shop", str::to_owned).await?;
+    let limit = Duration::from_secs(60);
+    scene
+        .apply
+        .wait_crash_point("apply::object_built", limit)
+        .await?;
+    let built = "SELECT count(*) FROM pg_indexes WHERE schemaname = 'shop'";
+    let before = scene.destination.number(built).await?;
+    scene.apply.restart_to_crash("apply::object_built", 4)?;
+    scene
+        .apply
+        .wait_crash_point("apply::object_built", limit)
+        .await?;
+    assert!(scene.destination.number(built).await? > before);
+    scene.apply.restart()?;
+    mirror.wait_running().await?;
+    let pairs: Vec<TablePair> = TABLES
+        .iter()
+        .map(|table| pair(table, "shop", table))
+        .collect();
+    scene.stage.assert_converges(&mirror, &pairs).await?;
+    scene.assert_same_objects("shop", str::to_owned).await?;
+
+    // What is not there is said.
+    let log = scene.log("").await?;
+    for word in [
+        "goods_secret\\\\\\\" of",
+        "goods_secret_where",
+        "rest_outside",
+        "shop.outside, is not mirrored",
+        "trigger watcher",
+        "policy visible",
+        "grants to pg_monitor",
+        "rest_own",
+    ] {
+        assert!(log.contains(word), "{word} is not in {log}");
+    }
+    let messages = mirror.get().await?["messages"].to_string();
+    assert!(messages.contains("rest_own"), "{messages}");
+
+    // Changes go through all of it, and sequences follow them.
+    scene
+        .source
+        .run("
+            INSERT INTO shop.places (name, parent) SELECT 'new ' || g, 1000 FROM generate_series(1, 30) g;
+            INSERT INTO shop.goods (place, place_name, price) SELECT id, name, 1 FROM shop.places WHERE name LIKE 'new%';
+            BEGIN; UPDATE shop.goods SET number = -number; UPDATE shop.goods SET number = -number + 1; COMMIT;
+            DELETE FROM shop.places WHERE id = 1010;
+            UPDATE shop.ledger SET note = 'n', kept = 5 WHERE id < 10; DELETE FROM shop.ledger WHERE id = 50;
+            INSERT INTO shop.rest VALUES (1, NULL, 'a'), (2, NULL, 'b');
+            BEGIN; UPDATE shop.rest SET note = 'x' WHERE id = 1; UPDATE shop.rest SET note = 'a' WHERE id = 2;
+            UPDATE shop.rest SET note = 'b' WHERE id = 1; COMMIT;")
+        .await?;
+    scene.stage.assert_converges(&mirror, &pairs).await?;
+    let began = Instant::now();
+    let behind = "SELECT (SELECT last_value FROM shop.goods_id_seq) < (SELECT max(id) FROM shop.goods)
+                      OR (SELECT last_value FROM shop.places_id_seq) < (SELECT max(id) FROM shop.places)";
+    while scene.destination.text(behind).await? == "t" {
+        ensure!(began.elapsed() < CONVERGE, "sequences stay behind");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    // After a cut-over the application goes on here.
+    scene
+        .destination
+        .run("INSERT INTO shop.goods (place, code, price) SELECT id, 'new', 2 FROM shop.places LIMIT 1")
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_move_with_mapped_names() -> Result<()> {
+    let scene = Scene::new("objects_mapped").await?;
+    let rename = |table: &str| format!("the \"{table}\"");
+    let schema = "Moved here";
+    let mirror = scene.mirror(schema, rename).await?;
+    mirror.wait_running().await?;
+    let pairs: Vec<TablePair> = TABLES
+        .iter()
+        .map(|table| pair(table, schema, &rename(table)))
+        .collect();
+    scene.stage.assert_converges(&mirror, &pairs).await?;
+    scene.assert_same_objects(schema, rename).await
+}
