@@ -42,8 +42,7 @@ pub(crate) struct Place {
 ///
 /// Taken over: types, collations, not null, identity, generated columns, defaults, checks,
 /// the primary key, sequences, storage and comments. A partitioned table becomes an
-/// ordinary one. Whatever touches an excluded column is left out and named; so is what is
-/// never copied.
+/// ordinary one. Whatever touches an excluded column is left out and named.
 pub(crate) fn plan(
     definition: &TableDefinition,
     destination: &TableName,
@@ -368,12 +367,6 @@ impl Planner<'_> {
                 "replica identity",
                 format!("ALTER TABLE {table} REPLICA IDENTITY {identity}"),
             );
-        }
-        for what in &objects.not_copied {
-            self.plan.left_out.push(format!(
-                "{what} of {}: such things are never copied",
-                self.destination
-            ));
         }
     }
 

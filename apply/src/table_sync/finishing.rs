@@ -77,6 +77,14 @@ async fn finish(shared: Arc<Shared>, builder: Arc<Builder>, table: Complete) -> 
     let definition = definition(&source, state.definition)?;
     if let Some(objects) = definition.objects {
         let destination = &state.destination;
+        // Said here, not when the table is created: until the table counts as loaded a
+        // crash leads back here, so the line cannot get lost with a process.
+        let never: Vec<String> = objects
+            .not_copied
+            .iter()
+            .map(|what| format!("{what} of {destination}: such things are never copied"))
+            .collect();
+        builder.say_left_out(&source, &never);
         if run.mirror.config.replicate_indexes {
             builder.after_load(&source, destination, &objects).await?;
         }
