@@ -32,6 +32,8 @@ pub const SYNC_STARTED: &str = "apply::sync_started";
 pub const CHUNKS_LOADED: &str = "apply::chunks_loaded";
 /// One index, constraint or foreign key is built, others may not be.
 pub const OBJECT_BUILT: &str = "apply::object_built";
+/// A foreign key is added, or checked; what comes next of it is not done.
+pub const FOREIGN_KEY_STEP: &str = "apply::foreign_key_step";
 /// One table is stored as loaded, others may not be.
 pub const TABLE_LOADED: &str = "apply::table_loaded";
 /// All tables are loaded; they are not in main yet.
@@ -74,6 +76,7 @@ pub const ALL: &[&str] = &[
     SYNC_STARTED,
     CHUNKS_LOADED,
     OBJECT_BUILT,
+    FOREIGN_KEY_STEP,
     TABLE_LOADED,
     TABLES_LOADED,
     PAUSE_FENCED,

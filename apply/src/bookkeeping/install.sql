@@ -68,6 +68,8 @@ CREATE TABLE IF NOT EXISTS _bunny.objects (
     kind text NOT NULL,
     name text NOT NULL,
     reason text NOT NULL,
+    -- Of a note: it is in the mirror's log.
+    is_said boolean NOT NULL DEFAULT false,
     updated_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (mirror_id, source_schema, source_table, kind, name)
 );

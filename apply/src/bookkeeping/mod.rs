@@ -9,6 +9,7 @@
 mod chunks;
 mod install;
 mod objects;
+mod overview;
 mod owner;
 mod prepared;
 mod progress;
@@ -24,9 +25,10 @@ use crate::error::{Error, Result};
 pub use chunks::{forget_chunks, loaded_chunks, record_chunk};
 pub use install::{install, is_installed};
 pub use objects::{
-    MissingObject, forget_missing_object, forget_missing_objects, missing_objects,
-    put_missing_object,
+    MissingObject, forget_missing_object, forget_missing_objects, missing_objects, notes,
+    notes_are_said, put_missing_object, put_notes,
 };
+pub use overview::{Overview, overview};
 pub use owner::{Epoch, fence, take_over};
 pub use prepared::{Counts, Prepared};
 pub use progress::{Progress, progress, set_progress};

@@ -18,6 +18,8 @@ pub(crate) struct Wanted<'a> {
     /// The source's objects.
     pub(crate) objects: &'a TableObjects,
     pub(crate) destination: &'a TableName,
+    /// False leaves out indexes and what is made of one (`replicate_indexes`).
+    pub(crate) indexes: bool,
 }
 
 /// What the destination's table has now.
@@ -37,7 +39,7 @@ pub(crate) struct Plan {
     pub(crate) indexes: Vec<Step>,
     /// To be run one after the other, behind the indexes: each locks the whole table.
     pub(crate) constraints: Vec<Step>,
-    /// What this table will not have, one sentence each.
+    /// What this table will not have, or has otherwise, one sentence each.
     pub(crate) left_out: Vec<String>,
 }
 
@@ -49,10 +51,11 @@ impl Plan {
 }
 
 /// Plans what is missing. An object counts as there when the destination's table has one
-/// of its name, or one that is made alike under another name.
+/// of its name, whatever it is made of (then that is said), or one that is made alike under
+/// another name. Nothing that is there is altered.
 pub(crate) fn plan(wanted: Wanted<'_>, present: &Present) -> Plan {
     let mut plan = Plan::default();
-    for index in &wanted.objects.indexes {
+    for index in wanted.objects.indexes.iter().filter(|_| wanted.indexes) {
         if let Some(step) = index_step(wanted, present, index, &mut plan.left_out) {
             plan.indexes.push(step);
         }
@@ -62,7 +65,9 @@ pub(crate) fn plan(wanted: Wanted<'_>, present: &Present) -> Plan {
             plan.constraints.push(step);
         }
     }
-    plan.constraints.extend(identity_step(wanted, present));
+    if wanted.indexes {
+        plan.constraints.extend(identity_step(wanted, present));
+    }
     plan
 }
 
@@ -85,21 +90,27 @@ fn index_step(
         left_out.push(format!("{what}: its column {missing} is not replicated"));
         return None;
     }
-    let is_there = present
-        .objects
-        .indexes
-        .iter()
-        .any(|other| other.valid && (other.name == index.name || is_alike(other, index)));
-    if is_there {
-        return None;
+    let there = &present.objects.indexes;
+    let named = there.iter().find(|other| other.name == index.name);
+    let alike = |other: &IndexDefinition| is_alike(other, index);
+    match named {
+        Some(other) if !alike(other) => {
+            left_out.push(format!(
+                "{what}: the destination has one of that name that is made otherwise, or whose definition reads otherwise there; it is left as it is"
+            ));
+            return None;
+        }
+        Some(other) if other.valid => return None,
+        Some(_) => {}
+        None if there.iter().any(|other| other.valid && alike(other)) => return None,
+        None => {}
     }
-    let left_invalid = present
-        .objects
-        .indexes
-        .iter()
-        .any(|other| !other.valid && other.name == index.name);
+    let left_invalid = named.is_some();
     let mut statements = Vec::new();
     if left_invalid {
+        left_out.push(format!(
+            "{what}: the destination has it, but not valid; it is built anew"
+        ));
         let name = TableName::new(wanted.destination.schema.as_str(), index.name.as_str());
         statements.push(format!("DROP INDEX {}", name.quoted()));
     }
@@ -124,6 +135,7 @@ fn constraint_step(
     left_out: &mut Vec<String>,
 ) -> Option<Step> {
     let kind = match constraint.kind {
+        ConstraintKind::Unique | ConstraintKind::Exclusion if !wanted.indexes => return None,
         ConstraintKind::Unique => "unique constraint",
         ConstraintKind::Exclusion => "exclusion constraint",
         // Loaded rows need not hold it; the others were created with the table.
@@ -139,11 +151,17 @@ fn constraint_step(
         left_out.push(format!("{what}: its column {missing} is not replicated"));
         return None;
     }
-    let is_there = present.objects.constraints.iter().any(|other| {
-        other.name == constraint.name
-            || (other.kind == constraint.kind && other.definition == constraint.definition)
-    });
-    if is_there {
+    let alike = |other: &ConstraintDefinition| {
+        other.kind == constraint.kind && other.definition == constraint.definition
+    };
+    let there = &present.objects.constraints;
+    if there.iter().any(alike) {
+        return None;
+    }
+    if there.iter().any(|other| other.name == constraint.name) {
+        left_out.push(format!(
+            "{what}: the destination has a constraint of that name that is made otherwise, or whose definition reads otherwise there; it is left as it is"
+        ));
         return None;
     }
     let needs_index = constraint.kind != ConstraintKind::Check;
@@ -230,12 +248,13 @@ fn missing_column(columns: &[String], present: &Present) -> Option<String> {
         .map(|column| quote_ident(column))
 }
 
-/// Whether two indexes are made alike, whatever their names.
+/// Whether two indexes are made alike, whatever their names, valid or not.
 fn is_alike(one: &IndexDefinition, other: &IndexDefinition) -> bool {
     let nameless = |index: &IndexDefinition| IndexDefinition {
         name: String::new(),
         comment: None,
         columns: Vec::new(),
+        valid: true,
         ..index.clone()
     };
     nameless(one) == nameless(other)

@@ -61,6 +61,7 @@ fn planned(objects: &TableObjects, present: &Present) -> Plan {
     let wanted = Wanted {
         objects,
         destination: &destination(),
+        indexes: true,
     };
     plan(wanted, present)
 }
@@ -111,10 +112,55 @@ fn what_is_there_is_not_made_again() {
     };
     let mut there = present(&["a", "b"]);
     assert_eq!(planned(&objects, &there).steps(), 3);
-    // Under its own name, whatever it is made of; or alike, whatever its name.
-    there.objects.indexes = vec![index("by_a", &["b"]), index("other", &["b"])];
+    // Alike, whatever its name.
+    there.objects.indexes = vec![index("by_a", &["a"]), index("other", &["b"])];
     there.objects.constraints = vec![constraint(ConstraintKind::Unique, "v", "UNIQUE (a)")];
     assert_eq!(planned(&objects, &there), Plan::default());
+}
+
+#[test]
+fn what_has_the_name_and_is_made_otherwise_stays_and_is_said() {
+    let objects = TableObjects {
+        indexes: vec![index("by_a", &["a"])],
+        constraints: vec![constraint(ConstraintKind::Unique, "u", "UNIQUE (a)")],
+        ..TableObjects::default()
+    };
+    let mut there = present(&["a", "b"]);
+    // Not valid either, and still not ours to drop.
+    there.objects.indexes = vec![IndexDefinition {
+        valid: false,
+        ..index("by_a", &["b"])
+    }];
+    there.objects.constraints = vec![constraint(ConstraintKind::Unique, "u", "UNIQUE (b)")];
+    let plan = planned(&objects, &there);
+    assert_eq!(plan.steps(), 0);
+    assert_eq!(plan.left_out.len(), 2);
+    assert!(plan.left_out[0].contains("index \"by_a\" of"));
+    assert!(plan.left_out[1].contains("left as it is"));
+}
+
+#[test]
+fn without_indexes_only_checks_are_left() {
+    let mut old = constraint(ConstraintKind::Check, "old", "CHECK ((a > 0)) NOT VALID");
+    old.validated = false;
+    let objects = TableObjects {
+        indexes: vec![index("by_a", &["a"])],
+        constraints: vec![
+            constraint(ConstraintKind::Unique, "u", "UNIQUE (a)"),
+            constraint(ConstraintKind::Exclusion, "e", "EXCLUDE …"),
+            old,
+        ],
+        replica_identity_index: Some("by_a".into()),
+        ..TableObjects::default()
+    };
+    let wanted = Wanted {
+        objects: &objects,
+        destination: &destination(),
+        indexes: false,
+    };
+    let plan = plan(wanted, &present(&["a"]));
+    assert_eq!(plan.steps(), 1);
+    assert_eq!(plan.constraints[0].kind, "check constraint");
 }
 
 #[test]

@@ -2,10 +2,12 @@
 //! own, several sessions side by side.
 //!
 //! It can die anywhere and be called again: a plan is made from what is there. A step that
-//! the destination refuses is remembered in `_bunny.objects` and the others go on; an
-//! error that says nothing about the step ends the build.
+//! the destination refuses is remembered in `_bunny.objects` and the others go on; one that
+//! somebody's lock or a full disk is in the way of waits, so that nothing else is begun
+//! anew for it; an error that says nothing about the step ends the build.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bunny_catalog::LogLevel;
 use bunny_postgres::introspect::{self, TableObjects};
@@ -21,8 +23,28 @@ use crate::context::MirrorRun;
 use crate::crash_points::{self, reached};
 use crate::error::{Error, Result};
 
-/// How long a step waits for others' locks on the table before the run tries again.
+/// How long a step waits for others' locks on the table before it steps back for a moment.
 const LOCK_TIMEOUT_MS: u32 = 30_000;
+
+/// Pauses of a step that something is in the way of: the first one, and the longest.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// How often a table is planned anew because a name was taken meanwhile.
+const PLANS_MAX: u32 = 5;
+
+/// duplicate_table, which is said of indexes too (PostgreSQL manual, appendix A).
+const DUPLICATE_TABLE: &str = "42P07";
+
+/// What became of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Made,
+    /// The destination refused it, which is remembered and said.
+    Refused,
+    /// Something got the name between plan and step: another table's index, mostly.
+    NameTaken,
+}
 
 /// Foreign keys come at another time than everything else of a table.
 pub(crate) const FOREIGN_KEY: &str = "foreign key";
@@ -51,40 +73,61 @@ impl Builder {
         destination: &TableName,
         objects: &TableObjects,
     ) -> Result<()> {
-        let plan = self.plan(source, destination, objects).await?;
-        self.say_left_out(source, &plan.left_out);
-        if plan.steps() == 0 {
+        let (mut made, mut planned) = (0, 0);
+        for round in 1..=PLANS_MAX {
+            let plan = self.plan(source, destination, objects).await?;
+            if plan.steps() == 0 {
+                break;
+            }
+            tracing::info!(
+                mirror = %self.run.mirror.name, table = %source, indexes = plan.indexes.len(),
+                constraints = plan.constraints.len(), "building indexes and constraints"
+            );
+            let outcomes = self.carry_out(source, plan).await?;
+            let count = |wanted| outcomes.iter().filter(|found| **found == wanted).count();
+            made += count(Outcome::Made);
+            planned = planned.max(made + count(Outcome::Refused) + count(Outcome::NameTaken));
+            if count(Outcome::NameTaken) == 0 {
+                break;
+            }
+            if round == PLANS_MAX {
+                return Err(Error::NotYet(format!(
+                    "names of indexes of {destination} are taken by others again and again"
+                )));
+            }
+        }
+        if planned == 0 {
             return Ok(());
         }
-        tracing::info!(
-            mirror = %self.run.mirror.name, table = %source, indexes = plan.indexes.len(),
-            constraints = plan.constraints.len(), "building indexes and constraints"
-        );
-        let steps = plan.steps();
+        let message =
+            format!("table {source}: {made} of {planned} indexes and constraints are built");
+        let details = json!({ "table": source.to_string(), "built": made, "planned": planned });
+        self.run.reporter.log(LogLevel::Info, message, details);
+        Ok(())
+    }
+
+    async fn carry_out(self: &Arc<Self>, source: &TableName, plan: Plan) -> Result<Vec<Outcome>> {
         // Dropped with this future, which ends the sessions' statements.
         let mut tasks = JoinSet::new();
         for step in plan.indexes {
             let (builder, source) = (self.clone(), source.clone());
             tasks.spawn(async move { builder.make(&source, &step).await });
         }
-        let mut made = 0;
+        let mut outcomes = Vec::new();
         while let Some(joined) = tasks.join_next().await {
-            let is_made = joined.map_err(|error| {
+            let outcome = joined.map_err(|error| {
                 Error::NotYet(format!("building an index ended by itself: {error}"))
             })??;
-            made += usize::from(is_made);
+            outcomes.push(outcome);
         }
         for step in &plan.constraints {
-            made += usize::from(self.make(source, step).await?);
+            outcomes.push(self.make(source, step).await?);
         }
-        let message =
-            format!("table {source}: {made} of {steps} indexes and constraints are built");
-        let details = json!({ "table": source.to_string(), "built": made, "planned": steps });
-        self.run.reporter.log(LogLevel::Info, message, details);
-        Ok(())
+        Ok(outcomes)
     }
 
-    /// What is missing of the table, with the memory of former refusals wiped.
+    /// What is missing of the table, with the memory of former refusals wiped and what is
+    /// left out noted.
     async fn plan(
         &self,
         source: &TableName,
@@ -96,32 +139,66 @@ impl Builder {
             self.keep(session);
             return Ok(Plan::default());
         };
+        let wanted = Wanted {
+            objects,
+            destination,
+            indexes: self.run.mirror.config.replicate_indexes,
+        };
+        let plan = after_load::plan(wanted, &present);
         let client: &tokio_postgres::Client = &session;
         begin(client, &self.run).await?;
         bookkeeping::forget_missing_objects(client, self.run.mirror_id(), source, FOREIGN_KEY)
             .await?;
+        bookkeeping::put_notes(client, self.run.mirror_id(), source, &plan.left_out).await?;
         commit(client).await?;
         self.keep(session);
-        let wanted = Wanted {
-            objects,
-            destination,
-        };
-        Ok(after_load::plan(wanted, &present))
+        Ok(plan)
     }
 
-    /// Makes one object. False: the destination refused it, which is remembered and said.
-    async fn make(&self, source: &TableName, step: &Step) -> Result<bool> {
-        self.make_within(source, step, LOCK_TIMEOUT_MS).await
+    /// Leaves sentences for the mirror's log.
+    pub(crate) async fn note(&self, source: &TableName, sentences: &[String]) -> Result<()> {
+        if sentences.is_empty() {
+            return Ok(());
+        }
+        let session = self.open().await?;
+        let client: &tokio_postgres::Client = &session;
+        begin(client, &self.run).await?;
+        bookkeeping::put_notes(client, self.run.mirror_id(), source, sentences).await?;
+        commit(client).await?;
+        self.keep(session);
+        Ok(())
     }
 
-    /// As [`Builder::make`], waiting for locks only so long. The error of a lock that was
-    /// not got is transient.
+    /// Makes one object, however long something is in its way.
+    async fn make(&self, source: &TableName, step: &Step) -> Result<Outcome> {
+        let mut pause = PAUSE_MIN;
+        loop {
+            let error = match self.make_within(source, step, LOCK_TIMEOUT_MS).await {
+                Err(error) if may_wait(&error) => error,
+                ended => return ended,
+            };
+            tracing::info!(mirror = %self.run.mirror.name, table = %source, %error, "{} has to wait", step.what);
+            if pause == PAUSE_MIN {
+                let details = json!({ "table": source.to_string(), "reason": error.to_string() });
+                let message = format!(
+                    "{} has to wait; it is tried again until it is there",
+                    step.what
+                );
+                self.run.reporter.log(LogLevel::Warn, message, details);
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    /// Makes one object, waiting for locks only so long. The error of a lock that was not
+    /// got is transient.
     pub(crate) async fn make_within(
         &self,
         source: &TableName,
         step: &Step,
         lock_timeout_ms: u32,
-    ) -> Result<bool> {
+    ) -> Result<Outcome> {
         let _turn = self
             .turns
             .acquire()
@@ -135,7 +212,7 @@ impl Builder {
             commit(client).await?;
             reached(crash_points::OBJECT_BUILT);
             self.keep(session);
-            return Ok(true);
+            return Ok(Outcome::Made);
         };
         let error = Error::sql(format!("creating {}", step.what))(error);
         if error.sqlstate().is_none() {
@@ -149,6 +226,10 @@ impl Builder {
             self.keep(session);
             return Err(error);
         }
+        if is_name_taken(&error) {
+            self.keep(session);
+            return Ok(Outcome::NameTaken);
+        }
         let missing = MissingObject {
             source: source.clone(),
             kind: step.kind.to_owned(),
@@ -160,7 +241,7 @@ impl Builder {
         commit(client).await?;
         self.keep(session);
         self.say_missing(&missing, step);
-        Ok(false)
+        Ok(Outcome::Refused)
     }
 
     fn say_missing(&self, missing: &MissingObject, step: &Step) {
@@ -173,15 +254,6 @@ impl Builder {
             step.what
         );
         self.run.reporter.log(LogLevel::Error, message, details);
-    }
-
-    pub(crate) fn say_left_out(&self, source: &TableName, left_out: &[String]) {
-        if left_out.is_empty() {
-            return;
-        }
-        let details = json!({ "table": source.to_string(), "left_out": left_out });
-        let message = format!("table {source} is replicated without some of its source's objects");
-        self.run.reporter.log(LogLevel::Warn, message, details);
     }
 
     /// A session without a transaction. One that broke is not kept.
@@ -203,6 +275,21 @@ impl Builder {
             .unwrap_or_else(PoisonError::into_inner)
             .push(session);
     }
+}
+
+/// Whether a step that ended so may go through a little later, in the same session: locks,
+/// and class 53, what the server has too little of (PostgreSQL manual, appendix A). Pure.
+fn may_wait(error: &Error) -> bool {
+    error
+        .sqlstate()
+        .is_some_and(|code| code.starts_with("53") || matches!(code, "55P03" | "40P01" | "40001"))
+}
+
+/// Whether a name was free when it was looked for and is not any more. Pure.
+fn is_name_taken(error: &Error) -> bool {
+    error.sqlstate() == Some(DUPLICATE_TABLE)
+        || error.db_error().and_then(|error| error.constraint())
+            == Some("pg_class_relname_nsp_index")
 }
 
 /// What the destination's table has now; `None` when there is no table.

@@ -36,17 +36,13 @@ pub(crate) struct Plan {
     pub(crate) left_out: Vec<String>,
 }
 
-/// Of a foreign key that the destination has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Validated(pub(crate) bool);
-
-/// Plans the foreign keys of `source`. `present` are those its destination table has, by
-/// name; `columns` are that table's; `mirrored` are all tables of the mirror by their
-/// source name.
+/// Plans the foreign keys of `source`. `present` are those its destination table has,
+/// which stay as they are; `columns` are that table's; `mirrored` are all tables of the
+/// mirror by their source name.
 pub(crate) fn plan(
     source: &TableName,
     wanted: &[ForeignKeyDefinition],
-    present: &BTreeMap<String, Validated>,
+    present: &[ForeignKeyDefinition],
     columns: &BTreeSet<String>,
     mirrored: &BTreeMap<&TableName, Mapped<'_>>,
 ) -> Plan {
@@ -74,9 +70,17 @@ pub(crate) fn plan(
             ));
             continue;
         }
-        let found = present.get(&key.name).copied();
+        let alike = |there: &&ForeignKeyDefinition| is_alike(key, there, other.destination);
+        let named = present.iter().find(|there| there.name == key.name);
+        if named.is_some_and(|there| !alike(&there)) {
+            plan.left_out.push(format!(
+                "{what}: the destination has one of that name that is made otherwise; it is left as it is"
+            ));
+            continue;
+        }
+        let found = named.or_else(|| present.iter().find(alike));
         let needs_check = key.validated && key.enforced;
-        if found.is_some_and(|Validated(is_valid)| is_valid || !needs_check) {
+        if found.is_some_and(|there| there.validated || !needs_check) {
             continue;
         }
         if !(own.is_live && other.is_live) {
@@ -84,14 +88,34 @@ pub(crate) fn plan(
             continue;
         }
         let step = |statements| Step::new(FOREIGN_KEY, &key.name, what.clone(), statements);
+        let name = found.map_or(&key.name, |there| &there.name);
         plan.additions.push(Addition {
             add: found
                 .is_none()
                 .then(|| step(add(key, own.destination, other.destination))),
-            validate: needs_check.then(|| step(vec![validate(key, own.destination)])),
+            validate: needs_check.then(|| step(vec![validate(name, own.destination)])),
         });
     }
     plan
+}
+
+/// Whether the destination's `there` demands what `key` does at the source.
+fn is_alike(
+    key: &ForeignKeyDefinition,
+    there: &ForeignKeyDefinition,
+    referenced: &TableName,
+) -> bool {
+    let moved = ForeignKeyDefinition {
+        references: referenced.clone(),
+        ..key.clone()
+    };
+    let neutral = ForeignKeyDefinition {
+        name: key.name.clone(),
+        validated: key.validated,
+        comment: key.comment.clone(),
+        ..there.clone()
+    };
+    moved == neutral
 }
 
 fn add(key: &ForeignKeyDefinition, own: &TableName, other: &TableName) -> Vec<String> {
@@ -136,11 +160,11 @@ fn add(key: &ForeignKeyDefinition, own: &TableName, other: &TableName) -> Vec<St
     statements
 }
 
-fn validate(key: &ForeignKeyDefinition, own: &TableName) -> String {
+fn validate(name: &str, own: &TableName) -> String {
     format!(
         "ALTER TABLE {} VALIDATE CONSTRAINT {}",
         own.quoted(),
-        quote_ident(&key.name)
+        quote_ident(name)
     )
 }
 
@@ -198,7 +222,7 @@ mod tests {
 
     fn planned(
         keys: &[ForeignKeyDefinition],
-        present: &[(&str, bool)],
+        present: &[ForeignKeyDefinition],
         tables: &[(&str, bool)],
     ) -> Plan {
         let names: Vec<(TableName, TableName, bool)> = tables
@@ -215,12 +239,17 @@ mod tests {
                 (source, mapped)
             })
             .collect();
-        let present = present
-            .iter()
-            .map(|(name, is_valid)| ((*name).to_owned(), Validated(*is_valid)))
-            .collect();
         let columns = ["a b".to_owned(), "c".to_owned()].into();
-        plan(&table("child"), keys, &present, &columns, &mirrored)
+        plan(&table("child"), keys, present, &columns, &mirrored)
+    }
+
+    /// A key as the destination has it.
+    fn there(key: &ForeignKeyDefinition, validated: bool) -> ForeignKeyDefinition {
+        ForeignKeyDefinition {
+            references: TableName::new("to", key.references.name.as_str()),
+            validated,
+            ..key.clone()
+        }
     }
 
     #[test]
@@ -262,11 +291,43 @@ mod tests {
     #[test]
     fn what_was_interrupted_is_taken_up() {
         let keys = [key("added", "child"), key("done", "child")];
-        let present = [("added", false), ("done", true)];
+        let present = [there(&keys[0], false), there(&keys[1], true)];
         let plan = planned(&keys, &present, &[("child", true)]);
         assert_eq!(plan.additions.len(), 1);
         assert_eq!(plan.additions[0].add, None);
         assert!(plan.additions[0].validate.is_some());
+        assert_eq!(plan.left_out, [""; 0]);
+    }
+
+    #[test]
+    fn what_is_there_stays_as_it_is() {
+        let keys = [key("one", "child")];
+        let renamed = ForeignKeyDefinition {
+            name: "mine".into(),
+            ..there(&keys[0], true)
+        };
+        let plan = planned(&keys, &[renamed.clone()], &[("child", true)]);
+        assert_eq!(plan, Plan::default());
+        // Of the same name, but it acts otherwise.
+        let other = ForeignKeyDefinition {
+            on_delete: 'c',
+            ..there(&keys[0], true)
+        };
+        let plan = planned(&keys, &[other], &[("child", true)]);
+        assert_eq!(plan.additions, []);
+        assert!(plan.left_out[0].contains("made otherwise"));
+        // Alike, but never checked: under the name it has.
+        let unchecked = ForeignKeyDefinition {
+            validated: false,
+            ..renamed
+        };
+        let plan = planned(&keys, &[unchecked], &[("child", true)]);
+        let validate = plan.additions[0].validate.as_ref().map(Step::sql);
+        assert!(
+            validate
+                .unwrap_or_default()
+                .ends_with("VALIDATE CONSTRAINT \"mine\"")
+        );
     }
 
     #[test]
@@ -282,7 +343,8 @@ mod tests {
         let idle = idle.unwrap_or_default();
         assert!(idle.contains("(\"a b\", PERIOD \"c\")"), "{idle}");
         assert!(idle.ends_with("NOT ENFORCED"), "{idle}");
-        let plan = planned(&[old], &[("old", false)], &[("child", true)]);
+        let present = [there(&old, false)];
+        let plan = planned(&[old], &present, &[("child", true)]);
         assert_eq!(plan, Plan::default());
     }
 

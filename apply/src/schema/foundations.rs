@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 
+use bunny_catalog::SchemaChanges;
 use bunny_postgres::introspect::{self, Extension, TableObjects, TypeDefinition, TypeShape};
 use bunny_postgres::{TableName, quote_ident};
 use tokio_postgres::Client;
 
 use super::build::{begin, commit};
 use super::types;
+use crate::bookkeeping;
 use crate::context::MirrorRun;
 use crate::error::{Error, Result};
 
@@ -15,16 +17,22 @@ use crate::error::{Error, Result};
 /// one of them fail. Any fixed number no one else uses.
 const LOCK: i64 = 0x6275_6e6e_7954;
 
-/// Creates what is missing, in one fenced transaction.
+/// Creates what is missing for `source`, in one fenced transaction. An enum that lacks
+/// labels gets them, unless `schema_changes` is `manual`, and that is noted.
 ///
 /// # Errors
 /// [`Error::Refused`] naming what the destination can't have.
-pub(crate) async fn lay(client: &Client, run: &MirrorRun, objects: &TableObjects) -> Result<()> {
+pub(crate) async fn lay(
+    client: &Client,
+    run: &MirrorRun,
+    source: &TableName,
+    objects: &TableObjects,
+) -> Result<()> {
     if objects.extensions.is_empty() && objects.types.is_empty() {
         return Ok(());
     }
     begin(client, run).await?;
-    let laid = create(client, objects).await;
+    let laid = create(client, run, source, objects).await;
     if laid.is_err() {
         let ended = client.batch_execute("ROLLBACK").await;
         // Why it had to be rolled back says more than that the rollback failed too.
@@ -34,18 +42,31 @@ pub(crate) async fn lay(client: &Client, run: &MirrorRun, objects: &TableObjects
     commit(client).await
 }
 
-async fn create(client: &Client, objects: &TableObjects) -> Result<()> {
-    client
-        .batch_execute(&format!("SELECT pg_advisory_xact_lock({LOCK})"))
-        .await
-        .map_err(Error::sql("waiting for others that create types"))?;
+async fn create(
+    client: &Client,
+    run: &MirrorRun,
+    source: &TableName,
+    objects: &TableObjects,
+) -> Result<()> {
+    wait_for_turn(client).await?;
     for extension in &objects.extensions {
         create_extension(client, extension).await?;
     }
+    let mut notes = Vec::new();
     for definition in &objects.types {
-        create_type(client, definition).await?;
+        notes.extend(create_type(client, definition, run.mirror.config.schema_changes).await?);
     }
-    Ok(())
+    bookkeeping::put_notes(client, run.mirror_id(), source, &notes).await
+}
+
+/// For the open transaction: nobody else of us creates schemas, types or sequences now.
+pub(crate) async fn wait_for_turn(client: &Client) -> Result<()> {
+    client
+        .batch_execute(&format!("SELECT pg_advisory_xact_lock({LOCK})"))
+        .await
+        .map_err(Error::sql(
+            "waiting for others that create objects at the destination",
+        ))
 }
 
 async fn create_extension(client: &Client, extension: &Extension) -> Result<()> {
@@ -73,7 +94,12 @@ async fn create_extension(client: &Client, extension: &Extension) -> Result<()> 
     })
 }
 
-async fn create_type(client: &Client, definition: &TypeDefinition) -> Result<()> {
+/// Gives what is to be said about a type that was there and had to be altered.
+async fn create_type(
+    client: &Client,
+    definition: &TypeDefinition,
+    mode: SchemaChanges,
+) -> Result<Vec<String>> {
     let name = &definition.name;
     let what = format!("type {name}");
     let found = client
@@ -86,9 +112,22 @@ async fn create_type(client: &Client, definition: &TypeDefinition) -> Result<()>
         .await
         .map_err(Error::sql(format!("looking for {what} at the destination")))?;
     let (is_there, labels): (bool, Vec<String>) = (found.get(0), found.get(1));
+    let mut notes = Vec::new();
     let statements = match &definition.shape {
         TypeShape::Enum { labels: wanted } if is_there && !labels.is_empty() => {
-            types::add_labels(definition, wanted, &labels)
+            let statements = types::add_labels(definition, wanted, &labels);
+            if mode == SchemaChanges::Manual && !statements.is_empty() {
+                return Err(Error::Refused(format!(
+                    "{what} lacks labels at the destination, and \"schema_changes\" is \"manual\": run {} there, then retry the table",
+                    statements.join("; ")
+                )));
+            }
+            notes.extend(statements.iter().map(|statement| {
+                format!(
+                    "{what}: it lacked a label at the destination, so this was run: {statement}"
+                )
+            }));
+            statements
         }
         _ if is_there => Vec::new(),
         _ => {
@@ -106,7 +145,7 @@ async fn create_type(client: &Client, definition: &TypeDefinition) -> Result<()>
             .await
             .map_err(|error| refused(&what, error))?;
     }
-    Ok(())
+    Ok(notes)
 }
 
 /// IF NOT EXISTS asks for the right to create even when there is nothing to do.
@@ -141,28 +180,31 @@ fn refused(what: &str, error: tokio_postgres::Error) -> Error {
 }
 
 /// Refuses a destination table whose types have the source's names and are something else.
+/// Gives a sentence for each that differs in a way that its values survive.
 pub(crate) async fn compare(
     client: &Client,
     destination: &TableName,
     wanted: &TableObjects,
-) -> Result<()> {
+) -> Result<Vec<String>> {
     if wanted.types.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let Some(definition) = introspect::table_definition(client, destination).await? else {
-        return Ok(());
+        return Ok(Vec::new());
     };
     let present = introspect::table_objects(client, definition.oid, &[]).await?;
-    let differences: BTreeSet<String> = wanted
-        .types
-        .iter()
-        .filter_map(|wanted| {
+    let pairs = || {
+        wanted.types.iter().filter_map(|wanted| {
             let found = present.types.iter().find(|one| one.name == wanted.name)?;
-            types::difference(wanted, found)
+            Some((wanted, found))
         })
+    };
+    let differences: BTreeSet<String> = pairs()
+        .filter_map(|(wanted, found)| types::difference(wanted, found))
         .collect();
     if differences.is_empty() {
-        return Ok(());
+        let variations = pairs().filter_map(|(wanted, found)| types::variation(wanted, found));
+        return Ok(variations.collect());
     }
     let differences: Vec<String> = differences.into_iter().collect();
     Err(Error::Refused(format!(

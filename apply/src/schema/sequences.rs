@@ -127,7 +127,8 @@ pub(crate) fn raise_sql(
     )
 }
 
-/// Finds a column's sequence, and whether an index finds its greatest value.
+/// Finds a column's sequence, and whether its values are the sequence's and an index finds
+/// the greatest.
 const FIND: &str = "
     SELECT pg_get_serial_sequence($1, $2),
            EXISTS (SELECT FROM pg_index i
@@ -135,6 +136,7 @@ const FIND: &str = "
                    JOIN pg_am am ON am.oid = c.relam AND am.amname = 'btree'
                    JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
                    WHERE i.indrelid = to_regclass($1) AND a.attname = $2
+                     AND a.atttypid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype)
                      AND i.indisvalid AND i.indpred IS NULL)
     WHERE to_regclass($1) IS NOT NULL
       AND EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = to_regclass($1) AND a.attname = $2)";

@@ -1,6 +1,8 @@
 //! Types that a table stands on: enums, domains, composites, ranges. Pure.
 
-use bunny_postgres::introspect::{Attribute, TypeDefinition, TypeShape};
+use std::collections::BTreeSet;
+
+use bunny_postgres::introspect::{Attribute, DomainCheck, TypeDefinition, TypeShape};
 use bunny_postgres::{quote_ident, quote_literal};
 
 /// The statements that create a type.
@@ -170,6 +172,74 @@ pub(crate) fn difference(wanted: &TypeDefinition, present: &TypeDefinition) -> O
     }
 }
 
+/// How a type that is there differs from the source's, if only in what values survive:
+/// their order, what is checked, what a new row gets.
+pub(crate) fn variation(wanted: &TypeDefinition, present: &TypeDefinition) -> Option<String> {
+    use TypeShape::{Domain, Enum, Range};
+    let name = &wanted.name;
+    let what = match (&wanted.shape, &present.shape) {
+        (Enum { labels }, Enum { labels: there }) => {
+            let common = |one: &[String], other: &[String]| -> Vec<String> {
+                one.iter()
+                    .filter(|label| other.contains(label))
+                    .cloned()
+                    .collect()
+            };
+            (common(labels, there) != common(there, labels)).then(|| {
+                format!(
+                    "its labels are in another order there ({}), and so its values sort otherwise",
+                    there.join(", ")
+                )
+            })
+        }
+        (
+            Domain {
+                collation,
+                not_null,
+                default,
+                checks,
+                ..
+            },
+            Domain {
+                collation: collation_there,
+                not_null: not_null_there,
+                default: default_there,
+                checks: checks_there,
+                ..
+            },
+        ) => {
+            let definitions = |checks: &[DomainCheck]| -> BTreeSet<String> {
+                checks
+                    .iter()
+                    .map(|check| check.definition.clone())
+                    .collect()
+            };
+            let is_alike = (collation, not_null, default)
+                == (collation_there, not_null_there, default_there)
+                && definitions(checks) == definitions(checks_there);
+            (!is_alike).then(|| {
+                "its collation, default, NOT NULL or checks are others there, or read otherwise"
+                    .to_owned()
+            })
+        }
+        (
+            Range {
+                opclass, collation, ..
+            },
+            Range {
+                opclass: opclass_there,
+                collation: collation_there,
+                ..
+            },
+        ) => ((opclass, collation) != (opclass_there, collation_there))
+            .then(|| "its operator class or collation is another there".to_owned()),
+        _ => None,
+    };
+    what.map(|what| {
+        format!("type {name} was at the destination already: {what}; it is left as it is")
+    })
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -287,5 +357,26 @@ mod tests {
             "{found}"
         );
         assert!(difference(&mood(&["a"]), &composite("int")).is_some());
+    }
+
+    #[test]
+    fn types_that_differ_slightly_are_said() {
+        assert_eq!(variation(&mood(&["a", "b"]), &mood(&["a", "c", "b"])), None);
+        let found = variation(&mood(&["a", "b"]), &mood(&["b", "a"])).unwrap();
+        assert!(found.contains("another order there (b, a)"), "{found}");
+        let domain = |not_null, name: &str| {
+            named(TypeShape::Domain {
+                base_type: "integer".into(),
+                collation: None,
+                not_null,
+                default: None,
+                checks: vec![DomainCheck {
+                    name: name.into(),
+                    definition: "CHECK ((VALUE > 0))".into(),
+                }],
+            })
+        };
+        assert_eq!(variation(&domain(true, "a"), &domain(true, "b")), None);
+        assert!(variation(&domain(true, "a"), &domain(false, "a")).is_some());
     }
 }

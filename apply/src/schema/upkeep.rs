@@ -11,17 +11,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bunny_catalog::LogLevel;
-use bunny_postgres::introspect::{SequenceDefinition, SequenceRole};
+use bunny_postgres::introspect::{
+    self, ForeignKeyDefinition, SequenceDefinition, SequenceRole, TableObjects,
+};
 use bunny_postgres::{TableDefinition, TableName};
 use serde_json::json;
 use tokio_postgres::error::SqlState;
+use uuid::Uuid;
 
-use super::build::{Builder, FOREIGN_KEY, begin, commit};
-use super::foreign_keys::{self, Addition, Mapped, Plan, Validated};
+use super::build::{Builder, FOREIGN_KEY, Outcome, begin, commit};
+use super::foreign_keys::{self, Addition, Mapped, Plan};
 use super::sequences;
 use super::step::Step;
-use crate::bookkeeping::{self, State, TableState};
+use crate::bookkeeping::{self, Overview};
 use crate::context::MirrorRun;
+use crate::crash_points::{self, reached};
 use crate::error::{Error, Result};
 
 /// How often the tables' states are looked at.
@@ -40,6 +44,7 @@ pub(crate) async fn run(run: MirrorRun) {
     let mut upkeep = Upkeep {
         run,
         builder,
+        objects: BTreeMap::new(),
         done: BTreeMap::new(),
         said: BTreeSet::new(),
         may_be_replica: None,
@@ -59,33 +64,110 @@ pub(crate) async fn run(run: MirrorRun) {
 struct Upkeep {
     run: MirrorRun,
     builder: Arc<Builder>,
+    /// What the source's tables had at their last syncs.
+    objects: BTreeMap<TableName, Kept>,
     /// Tables whose foreign keys are as far as they can be, with what that was seen under.
     done: BTreeMap<TableName, Seen>,
-    /// Sentences that are in the mirror's log already.
+    /// Trouble that is in the mirror's log already.
     said: BTreeSet<String>,
     /// Whether the destination's user may set the replica role, once that was tried.
     may_be_replica: Option<bool>,
     /// The row counts under which a table's sequences were raised last.
-    raised: BTreeMap<TableName, (i32, i64, i64)>,
+    raised: BTreeMap<TableName, Counts>,
 }
 
-/// When anything of this changes, a table's foreign keys are looked at again.
-type Seen = Vec<(TableName, i32, bool)>;
+/// What is looked after, of one sync's definition.
+struct Kept {
+    sync: (Option<Uuid>, i32),
+    foreign_keys: Vec<ForeignKeyDefinition>,
+    /// Those of the table's own columns.
+    sequences: Vec<SequenceDefinition>,
+}
+
+/// A table and those its foreign keys lead to: when anything of this changes, they are
+/// looked at again.
+type Seen = Vec<Option<Overview>>;
+
+/// Rows written, of which sync.
+type Counts = ((Option<Uuid>, i32), (i64, i64));
 
 impl Upkeep {
     async fn look(&mut self, sequences_too: bool) -> Result<()> {
         let session = self.builder.open().await?;
         let client: &tokio_postgres::Client = &session;
-        let tables = bookkeeping::tables(client, self.run.mirror_id()).await?;
+        let tables = bookkeeping::overview(client, self.run.mirror_id()).await?;
+        self.say_notes(client).await?;
         self.builder.keep(session);
+        let is_there = |name: &TableName| {
+            tables
+                .binary_search_by(|table| table.source.cmp(name))
+                .is_ok()
+        };
+        self.objects.retain(|name, _| is_there(name));
+        self.done.retain(|name, _| is_there(name));
+        self.raised.retain(|name, _| is_there(name));
+        for table in tables.iter().filter(|table| table.is_live) {
+            self.keep_objects(table).await?;
+        }
         if self.run.mirror.config.replicate_foreign_keys && self.may_have_foreign_keys().await? {
             self.foreign_keys(&tables).await?;
         }
         if sequences_too {
-            for table in tables.iter().filter(|table| table.state == State::Live) {
+            for table in tables.iter().filter(|table| table.is_live) {
                 self.sequences(table).await?;
             }
         }
+        Ok(())
+    }
+
+    /// Brings notes on tables into the mirror's log. One may come twice after a crash,
+    /// none gets lost.
+    async fn say_notes(&self, client: &tokio_postgres::Client) -> Result<()> {
+        for (source, sentences) in bookkeeping::notes(client, self.run.mirror_id()).await? {
+            let message = format!("table {source} is not in everything as its source");
+            let details = json!({ "table": source.to_string(), "differences": sentences });
+            self.run
+                .catalog
+                .log(self.run.mirror_id(), LogLevel::Warn, &message, details)
+                .await?;
+            begin(client, &self.run).await?;
+            bookkeeping::notes_are_said(client, self.run.mirror_id(), &source, &sentences).await?;
+            commit(client).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads what is looked after of a table, if its sync is another one than before.
+    async fn keep_objects(&mut self, table: &Overview) -> Result<()> {
+        if self
+            .objects
+            .get(&table.source)
+            .is_some_and(|kept| kept.sync == table.sync)
+        {
+            return Ok(());
+        }
+        let session = self.builder.open().await?;
+        let client: &tokio_postgres::Client = &session;
+        let row = bookkeeping::table(client, self.run.mirror_id(), &table.source).await?;
+        self.builder.keep(session);
+        let definition = row.and_then(|row| row.definition);
+        let objects = definition.and_then(objects).unwrap_or_default();
+        // Where the source's sequences stood when the table was read was heeded when it was
+        // loaded; a TRUNCATE … RESTART IDENTITY may have set them back since.
+        let following = objects
+            .sequences
+            .into_iter()
+            .filter(|sequence| sequence.role != SequenceRole::Used)
+            .map(|sequence| SequenceDefinition {
+                last_value: None,
+                ..sequence
+            });
+        let kept = Kept {
+            sync: table.sync,
+            foreign_keys: objects.foreign_keys,
+            sequences: following.collect(),
+        };
+        self.objects.insert(table.source.clone(), kept);
         Ok(())
     }
 
@@ -131,41 +213,34 @@ impl Upkeep {
         }
     }
 
-    async fn foreign_keys(&mut self, tables: &[TableState]) -> Result<()> {
+    async fn foreign_keys(&mut self, tables: &[Overview]) -> Result<()> {
         let mirrored: BTreeMap<&TableName, Mapped<'_>> = tables
             .iter()
             .map(|table| {
                 let mapped = Mapped {
                     destination: &table.destination,
-                    is_live: table.state == State::Live,
+                    is_live: table.is_live,
                 };
                 (&table.source, mapped)
             })
             .collect();
-        let seen: Seen = tables
-            .iter()
-            .map(|table| {
-                let is_live = table.state == State::Live;
-                (table.source.clone(), table.attempt, is_live)
-            })
-            .collect();
-        for table in tables.iter().filter(|table| table.state == State::Live) {
-            if self.done.get(&table.source) == Some(&seen) {
+        for table in tables.iter().filter(|table| table.is_live) {
+            let Some(kept) = self.objects.get(&table.source) else {
+                continue;
+            };
+            let keys = kept.foreign_keys.clone();
+            let seen = seen(table, &keys, tables);
+            if keys.is_empty() || self.done.get(&table.source) == Some(&seen) {
                 continue;
             }
-            let plan = self.plan(table, &mirrored).await?;
-            let news: Vec<String> = plan
-                .left_out
-                .into_iter()
-                .filter(|sentence| self.said.insert(sentence.clone()))
-                .collect();
-            self.builder.say_left_out(&table.source, &news);
+            let plan = self.plan(table, &keys, &mirrored).await?;
+            self.builder.note(&table.source, &plan.left_out).await?;
             let mut is_done = true;
             for addition in &plan.additions {
                 is_done &= self.add(table, addition).await?;
             }
             if is_done {
-                self.done.insert(table.source.clone(), seen.clone());
+                self.done.insert(table.source.clone(), seen);
             }
         }
         Ok(())
@@ -173,61 +248,40 @@ impl Upkeep {
 
     async fn plan(
         &self,
-        table: &TableState,
+        table: &Overview,
+        keys: &[ForeignKeyDefinition],
         mirrored: &BTreeMap<&TableName, Mapped<'_>>,
     ) -> Result<Plan> {
-        let Some(objects) = definition(table).and_then(|definition| definition.objects) else {
-            return Ok(Plan::default());
-        };
-        if objects.foreign_keys.is_empty() {
-            return Ok(Plan::default());
-        }
         let session = self.builder.open().await?;
         let client: &tokio_postgres::Client = &session;
-        let destination = table.destination.quoted();
-        let doing = || format!("reading the foreign keys of {}", table.destination);
-        let rows = client
-            .query(
-                "SELECT conname::text, convalidated FROM pg_constraint
-                 WHERE conrelid = to_regclass($1) AND contype = 'f'",
-                &[&destination],
-            )
-            .await
-            .map_err(Error::sql(doing()))?;
-        let present = rows
-            .iter()
-            .map(|row| (row.get(0), Validated(row.get(1))))
-            .collect();
-        let rows = client
-            .query(
-                "SELECT attname::text FROM pg_attribute
-                 WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped",
-                &[&destination],
-            )
-            .await
-            .map_err(Error::sql(doing()))?;
-        let columns = rows.iter().map(|row| row.get(0)).collect();
+        let Some(definition) = introspect::table_definition(client, &table.destination).await?
+        else {
+            self.builder.keep(session);
+            return Ok(Plan::default());
+        };
+        let present = introspect::table_objects(client, definition.oid, &[]).await?;
         self.builder.keep(session);
+        let columns = definition.columns.into_iter().map(|column| column.name);
         Ok(foreign_keys::plan(
             &table.source,
-            &objects.foreign_keys,
-            &present,
-            &columns,
+            keys,
+            &present.foreign_keys,
+            &columns.collect(),
             mirrored,
         ))
     }
 
     /// Adds and checks one foreign key. False: a lock was in the way, try again.
-    async fn add(&self, table: &TableState, addition: &Addition) -> Result<bool> {
+    async fn add(&self, table: &Overview, addition: &Addition) -> Result<bool> {
         for step in addition.add.iter().chain(&addition.validate) {
             let made = self
                 .builder
                 .make_within(&table.source, step, LOCK_TIMEOUT_MS)
                 .await;
             match made {
-                Ok(true) => {}
+                Ok(Outcome::Made) => reached(crash_points::FOREIGN_KEY_STEP),
                 // Refused and remembered; the same rows would be refused again.
-                Ok(false) => return Ok(true),
+                Ok(Outcome::Refused | Outcome::NameTaken) => return Ok(true),
                 Err(error) if error.is_transient() => {
                     tracing::debug!(what = %step.what, %error, "tried again later");
                     return Ok(false);
@@ -241,7 +295,7 @@ impl Upkeep {
         Ok(true)
     }
 
-    async fn say_added(&self, table: &TableState, step: &Step) -> Result<()> {
+    async fn say_added(&self, table: &Overview, step: &Step) -> Result<()> {
         let session = self.builder.open().await?;
         let client: &tokio_postgres::Client = &session;
         begin(client, &self.run).await?;
@@ -265,28 +319,18 @@ impl Upkeep {
     }
 
     /// Raises the sequences of a table whose rows changed since the last time.
-    async fn sequences(&mut self, table: &TableState) -> Result<()> {
-        let counts = (table.attempt, table.rows_inserted, table.rows_updated);
+    async fn sequences(&mut self, table: &Overview) -> Result<()> {
+        let counts = (table.sync, table.rows_written);
         if self.raised.get(&table.source) == Some(&counts) {
             return Ok(());
         }
-        let objects = definition(table).and_then(|definition| definition.objects);
-        // Where the source's stood when the table was read was heeded when it was loaded; a
-        // TRUNCATE … RESTART IDENTITY may have set it back since.
-        let following: Vec<SequenceDefinition> = objects
-            .map(|objects| objects.sequences)
-            .unwrap_or_default()
-            .into_iter()
-            .filter(|sequence| sequence.role != SequenceRole::Used)
-            .map(|sequence| SequenceDefinition {
-                last_value: None,
-                ..sequence
-            })
-            .collect();
+        let following = self
+            .objects
+            .get(&table.source)
+            .map_or(&[][..], |kept| &kept.sequences);
         if !following.is_empty() {
             let session = self.builder.open().await?;
-            let raised =
-                sequences::raise(&session, &self.run, &table.destination, &following).await;
+            let raised = sequences::raise(&session, &self.run, &table.destination, following).await;
             match raised {
                 Ok(()) => self.builder.keep(session),
                 Err(error) if error.is_transient() => return Err(error),
@@ -299,7 +343,25 @@ impl Upkeep {
     }
 }
 
-/// The source's definition at the table's sync, if it has one that can be read.
-fn definition(table: &TableState) -> Option<TableDefinition> {
-    serde_json::from_value(table.definition.clone()?).ok()
+/// A table and those its foreign keys lead to, without what changes with every row.
+fn seen(table: &Overview, keys: &[ForeignKeyDefinition], tables: &[Overview]) -> Seen {
+    let names = keys.iter().map(|key| &key.references);
+    std::iter::once(&table.source)
+        .chain(names)
+        .map(|name| {
+            let found = tables
+                .binary_search_by(|table| table.source.cmp(name))
+                .ok()?;
+            Some(Overview {
+                rows_written: (0, 0),
+                ..tables.get(found)?.clone()
+            })
+        })
+        .collect()
+}
+
+/// What belonged to the source's table at its sync, if that can be read.
+fn objects(definition: serde_json::Value) -> Option<TableObjects> {
+    let definition: TableDefinition = serde_json::from_value(definition).ok()?;
+    definition.objects
 }

@@ -11,6 +11,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, GenericClient};
 
 use crate::error::{Error, Result};
+use crate::schema::foundations;
 use crate::schema::table::{self as create_table, Place, TablePlan};
 
 /// Bytes of an identifier that Postgres keeps (`NAMEDATALEN - 1`); it cuts longer ones.
@@ -133,6 +134,12 @@ async fn check(client: &Client, oid: u32, wanted: Wanted<'_>) -> Result<Ensured>
             )));
         }
         change_types(client, wanted, &fits.different).await?;
+        left_out.extend(fits.different.iter().map(|(column, there)| {
+            format!(
+                "the type of column {} of {destination}: it was {there} and is {} now, as at the source",
+                quote_ident(&column.name), column.type_name
+            )
+        }));
     }
     left_out.extend(fits.wider);
     Ok(Ensured {
@@ -219,6 +226,7 @@ async fn change_types(
 
 async fn create(client: &Client, wanted: Wanted<'_>) -> Result<Ensured> {
     let destination = wanted.destination;
+    foundations::wait_for_turn(client).await?;
     let mut definition = wanted.definition.clone();
     let mut left_out = Vec::new();
     check_types(client, &definition, wanted).await?;
@@ -357,7 +365,7 @@ async fn run(client: &Client, plan: &TablePlan, destination: &TableName) -> Resu
     Ok(left_out)
 }
 
-async fn exists(client: &Client, question: &str, name: &str) -> Result<bool> {
+async fn exists<C: GenericClient + Sync>(client: &C, question: &str, name: &str) -> Result<bool> {
     let row = client
         .query_one(question, &[&name])
         .await
@@ -400,10 +408,26 @@ pub(super) async fn empty<C: GenericClient + Sync>(client: &C, table: &TableName
         return Err(Error::sql(doing())(error));
     }
     client
-        .batch_execute(&format!(
-            "ROLLBACK TO SAVEPOINT bunny_empty; DELETE FROM {}",
-            table.quoted()
-        ))
+        .batch_execute("ROLLBACK TO SAVEPOINT bunny_empty")
+        .await
+        .map_err(Error::sql(doing()))?;
+    // Else ON DELETE CASCADE would take rows of other tables along.
+    let in_role = exists(
+        client,
+        "SELECT current_setting($1) = 'replica'",
+        "session_replication_role",
+    )
+    .await?;
+    if !in_role {
+        return Err(Error::Refused(format!(
+            "destination table {table} cannot be emptied: foreign keys point to it, and the destination's user may not set \
+             session_replication_role, so that they would act on other tables. As a superuser of the destination run: \
+             GRANT SET ON PARAMETER session_replication_role TO <the peer's user> (PostgreSQL 15 and later; before that the \
+             user must be a superuser), or drop the foreign keys"
+        )));
+    }
+    client
+        .batch_execute(&format!("DELETE FROM {}", table.quoted()))
         .await
         .map_err(Error::sql(doing()))
 }

@@ -77,17 +77,13 @@ async fn finish(shared: Arc<Shared>, builder: Arc<Builder>, table: Complete) -> 
     let definition = definition(&source, state.definition)?;
     if let Some(objects) = definition.objects {
         let destination = &state.destination;
-        // Said here, not when the table is created: until the table counts as loaded a
-        // crash leads back here, so the line cannot get lost with a process.
         let never: Vec<String> = objects
             .not_copied
             .iter()
             .map(|what| format!("{what} of {destination}: such things are never copied"))
             .collect();
-        builder.say_left_out(&source, &never);
-        if run.mirror.config.replicate_indexes {
-            builder.after_load(&source, destination, &objects).await?;
-        }
+        builder.note(&source, &never).await?;
+        builder.after_load(&source, destination, &objects).await?;
         // A table that is synced again has its sequences from the first time.
         if !objects.sequences.is_empty() {
             let raised = sequences::raise(&session, run, destination, &objects.sequences).await;

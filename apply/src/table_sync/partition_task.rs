@@ -246,16 +246,6 @@ impl PartitionTask {
             mirror = %self.shared.run.mirror.name, %table, attempt = sync.attempt, lsn = %started.lsn,
             created = ensured.created, "table sync started"
         );
-        if !ensured.left_out.is_empty() {
-            let message = format!(
-                "table {table} was created at the destination without some of its source's parts"
-            );
-            let details = json!({ "table": table.to_string(), "left_out": ensured.left_out });
-            self.shared
-                .run
-                .reporter
-                .log(LogLevel::Warn, message, details);
-        }
         self.shared.update(|board| board.prepared(&sync));
         Ok(())
     }

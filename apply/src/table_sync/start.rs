@@ -47,8 +47,8 @@ pub(super) async fn make_true(
     Ok(ensured)
 }
 
-/// Creates what a table that is not there yet will stand on. In a transaction of its own:
-/// a label that an enum gets can only be used by a later one. Dying after it leaves types
+/// Creates what a table stands on that is not there yet or was filled by us. In a
+/// transaction of its own: a label that an enum gets can only be used by a later one. Dying after it leaves types
 /// that nothing uses yet, and that are found again.
 async fn lay_foundations(
     client: &tokio_postgres::Client,
@@ -73,10 +73,14 @@ async fn lay_foundations(
         .map_err(Error::sql(format!(
             "looking for destination table {destination}"
         )))?;
-    if found.get(0) {
+    // A table of somebody else's has its types; ours follow the source's as the rows do.
+    let is_ours = bookkeeping::table(client, run.mirror_id(), &source)
+        .await?
+        .is_some_and(|table| table.attempt > 0);
+    if found.get(0) && !is_ours {
         return Ok(());
     }
-    foundations::lay(client, run, objects).await
+    foundations::lay(client, run, &source, objects).await
 }
 
 async fn write(
@@ -112,9 +116,11 @@ async fn write(
         },
     )
     .await?;
+    let mut notes = ensured.left_out.clone();
     if let Some(objects) = &definition.objects {
-        foundations::compare(client, &table.destination, objects).await?;
+        notes.extend(foundations::compare(client, &table.destination, objects).await?);
     }
+    bookkeeping::put_notes(client, mirror_id, &source, &notes).await?;
     let keeps_rows = if is_ours {
         kept_rows
     } else {

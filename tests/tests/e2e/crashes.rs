@@ -89,6 +89,9 @@ pub const CAPTURE_REMOVAL: [(&str, u32); 2] = [
     ("capture::removal_topics_clean", 1),
 ];
 
+/// Reached beside main, when tables with foreign keys are live; see `objects.rs`.
+pub const APPLY_OBJECTS: [(&str, u32); 1] = [("apply::foreign_key_step", 1)];
+
 /// While tables that were set aside are brought back; see `lifecycle`.
 pub const APPLY_CATCH_UP: [(&str, u32); 5] = [
     ("apply::catch_up_before_commit", 1),
@@ -240,6 +243,7 @@ fn every_crash_point_is_in_a_suite() -> Result<()> {
         &APPLY_PAUSE,
         &CAPTURE_PAUSE,
         &APPLY_REMOVAL,
+        &APPLY_OBJECTS,
         &CAPTURE_REMOVAL,
         &crate::schema_changes::APPLY_SCHEMA_CHANGES,
         &APPLY_CATCH_UP,

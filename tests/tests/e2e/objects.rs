@@ -16,6 +16,18 @@ const CREATE: &str = include_str!("objects.sql");
 
 const TABLES: [&str; 4] = ["places", "goods", "ledger", "rest"];
 
+/// What is said of objects that do not arrive, also when apply dies right after it: the
+/// log is written a moment behind what it tells.
+const SAID: [&str; 7] = [
+    "goods_secret\\\" of",
+    "goods_secret_where",
+    "rest_outside",
+    "shop.outside, is not mirrored",
+    "trigger watcher",
+    "policy visible",
+    "grants to pg_monitor",
+];
+
 /// What is asked of both catalogs about a table. `$S` and `$T` stand for schema and table
 /// as literals, `$O` for its oid. The table's own name is taken out of the answers.
 const QUESTIONS: [(&str, &str); 7] = [
@@ -104,9 +116,16 @@ impl Scene {
         })
     }
 
-    /// All tables but for one column, into `schema` under the names `rename` gives.
-    async fn mirror(&self, schema: &str, rename: impl Fn(&str) -> String) -> Result<Mirror> {
-        let mappings: Vec<serde_json::Value> = TABLES
+    /// All tables but for one column, into `schema` under the names `rename` gives, and
+    /// others as they are mapped.
+    async fn mirror(
+        &self,
+        name: &str,
+        schema: &str,
+        rename: impl Fn(&str) -> String,
+        others: &[serde_json::Value],
+    ) -> Result<Mirror> {
+        let mut mappings: Vec<serde_json::Value> = TABLES
             .iter()
             .map(|table| {
                 let excluded: &[&str] = if *table == "goods" { &["secret"] } else { &[] };
@@ -116,8 +135,9 @@ impl Scene {
                 })
             })
             .collect();
+        mappings.extend_from_slice(others);
         self.stage
-            .create_mapped_mirror(&self.api, "mirror", json!(mappings), json!({}))
+            .create_mapped_mirror(&self.api, name, json!(mappings), json!({}))
             .await
     }
 
@@ -162,15 +182,25 @@ impl Scene {
         Ok(())
     }
 
-    async fn log(&self, search: &str) -> Result<String> {
-        let body = self
-            .api
-            .get(&format!(
-                "/v1/mirrors/mirror/logs?limit=200&search={search}"
-            ))
-            .await?
-            .expect(200)?;
-        Ok(body["logs"].to_string())
+    /// Waits until the mirror's log says all of it.
+    async fn assert_said(&self, words: &[&str]) -> Result<()> {
+        let began = Instant::now();
+        for word in words {
+            loop {
+                let body = self
+                    .api
+                    .get("/v1/mirrors/mirror/logs?limit=200")
+                    .await?
+                    .expect(200)?;
+                let log = body["logs"].to_string();
+                if log.contains(word) {
+                    break;
+                }
+                ensure!(began.elapsed() < CONVERGE, "{word} is not in {log}");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -225,12 +255,13 @@ fn pair(table: &str, schema: &str, name: &str) -> TablePair {
     pair
 }
 
-/// Killed while indexes are built, twice; then everything is there once, under its name.
+/// Killed while indexes are built, twice, and with a foreign key added that is not
+/// checked; then everything is there once, under its name.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_object_arrives_although_apply_dies() -> Result<()> {
     let mut scene = Scene::new("objects").await?;
     scene.apply.restart_to_crash("apply::object_built", 3)?;
-    let mirror = scene.mirror("shop", str::to_owned).await?;
+    let mirror = scene.mirror("mirror", "shop", str::to_owned, &[]).await?;
     let limit = Duration::from_secs(60);
     scene
         .apply
@@ -244,6 +275,11 @@ async fn every_object_arrives_although_apply_dies() -> Result<()> {
         .wait_crash_point("apply::object_built", limit)
         .await?;
     assert!(scene.destination.number(built).await? > before);
+    let [(point, count)] = crate::crashes::APPLY_OBJECTS;
+    scene.apply.restart_to_crash(point, count)?;
+    scene.apply.wait_crash_point(point, limit).await?;
+    let unchecked = "SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND NOT convalidated";
+    assert_eq!(scene.destination.number(unchecked).await?, 1);
     scene.apply.restart()?;
     mirror.wait_running().await?;
     let pairs: Vec<TablePair> = TABLES
@@ -253,28 +289,8 @@ async fn every_object_arrives_although_apply_dies() -> Result<()> {
     scene.stage.assert_converges(&mirror, &pairs).await?;
     scene.assert_same_objects("shop", str::to_owned).await?;
 
-    // What is not there is said; the log is written a moment behind what it tells.
-    for word in [
-        "goods_secret\\\" of",
-        "goods_secret_where",
-        "rest_outside",
-        "shop.outside, is not mirrored",
-        "trigger watcher",
-        "policy visible",
-        "grants to pg_monitor",
-        "rest_own",
-        "places_favourite\\\" of shop.places is created",
-    ] {
-        let began = Instant::now();
-        loop {
-            let log = scene.log("").await?;
-            if log.contains(word) {
-                break;
-            }
-            ensure!(began.elapsed() < CONVERGE, "{word} is not in {log}");
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-    }
+    scene.assert_said(&SAID).await?;
+    // What was refused stays in the status.
     let messages = mirror.get().await?["messages"].to_string();
     assert!(messages.contains("rest_own"), "{messages}");
 
@@ -285,6 +301,7 @@ async fn every_object_arrives_although_apply_dies() -> Result<()> {
             INSERT INTO shop.places (name, parent) SELECT 'new ' || g, 1000 FROM generate_series(1, 30) g;
             INSERT INTO shop.goods (place, place_name, price) SELECT id, name, 1 FROM shop.places WHERE name LIKE 'new%';
             BEGIN; UPDATE shop.goods SET number = -number; UPDATE shop.goods SET number = -number + 1; COMMIT;
+            UPDATE shop.places SET favourite = NULL; DELETE FROM shop.goods WHERE place = 1010;
             DELETE FROM shop.places WHERE id = 1010;
             UPDATE shop.ledger SET note = 'n', kept = 5 WHERE id < 10; DELETE FROM shop.ledger WHERE id = 50;
             INSERT INTO shop.rest VALUES (1, NULL, 'a'), (2, NULL, 'b');
@@ -306,17 +323,83 @@ async fn every_object_arrives_although_apply_dies() -> Result<()> {
         .await
 }
 
+/// Where the destination has something of the name already, and another mirror brings the
+/// same types at the same time.
 #[tokio::test(flavor = "multi_thread")]
 async fn objects_move_with_mapped_names() -> Result<()> {
     let scene = Scene::new("objects_mapped").await?;
+    scene
+        .source
+        .run(
+            "CREATE SCHEMA extra;
+             CREATE TYPE extra.level AS ENUM ('low', 'high');
+             CREATE TABLE extra.items (id int PRIMARY KEY, note text);
+             CREATE INDEX items_note ON extra.items (note);
+             CREATE TABLE extra.levels (id int PRIMARY KEY, level extra.level);
+             CREATE INDEX twin ON extra.levels (level);
+             CREATE SCHEMA other;
+             CREATE TABLE other.tags (id int PRIMARY KEY, tag text);
+             CREATE INDEX twin ON other.tags (tag);
+             INSERT INTO extra.items SELECT g, 'i' || g FROM generate_series(1, 10) g;
+             INSERT INTO extra.levels VALUES (1, 'low'), (2, 'high');
+             INSERT INTO other.tags VALUES (1, 'a')",
+        )
+        .await?;
+    scene
+        .destination
+        .run(
+            "CREATE SCHEMA extra; CREATE TYPE extra.level AS ENUM ('high');
+             CREATE SCHEMA \"Moved here\";
+             CREATE TABLE \"Moved here\".items (id int PRIMARY KEY, note text);
+             CREATE INDEX items_note ON \"Moved here\".items (lower(note))",
+        )
+        .await?;
     let rename = |table: &str| format!("the \"{table}\"");
     let schema = "Moved here";
-    let mirror = scene.mirror(schema, rename).await?;
+    let others = [("extra", "items"), ("extra", "levels"), ("other", "tags")];
+    let mapped = others.map(|(from, table)| {
+        json!({
+            "source_table": format!("{from}.{table}"),
+            "destination_schema": schema, "destination_table": table,
+        })
+    });
+    let mirror = scene.mirror("mirror", schema, rename, &mapped).await?;
+    let second = scene.mirror("second", "Second", str::to_owned, &[]).await?;
     mirror.wait_running().await?;
-    let pairs: Vec<TablePair> = TABLES
+    second.wait_running().await?;
+    let mut pairs: Vec<TablePair> = TABLES
         .iter()
         .map(|table| pair(table, schema, &rename(table)))
         .collect();
+    pairs.extend(others.map(|(from, table)| TablePair {
+        source: (from.into(), table.into()),
+        destination: (schema.into(), table.into()),
+        excluded: Vec::new(),
+    }));
     scene.stage.assert_converges(&mirror, &pairs).await?;
-    scene.assert_same_objects(schema, rename).await
+    scene.assert_same_objects(schema, rename).await?;
+    scene.assert_same_objects("Second", str::to_owned).await?;
+
+    // Two indexes of one name in one schema: one has the name, both are there.
+    let indexes = "SELECT string_agg(regexp_replace(pg_get_indexdef(indexrelid), '^.* ON ', ''), '; ' ORDER BY 1)
+                   FROM pg_index JOIN pg_class ON oid = indrelid
+                   WHERE relname IN ('levels', 'tags') AND NOT indisprimary";
+    assert_eq!(
+        scene.destination.text(indexes).await?,
+        "\"Moved here\".levels USING btree (level); \"Moved here\".tags USING btree (tag)"
+    );
+    // What was there stays as it is, and is named.
+    let note = "SELECT pg_get_indexdef('\"Moved here\".items_note'::regclass)";
+    assert!(scene.destination.text(note).await?.contains("lower(note)"));
+    let labels = "SELECT string_agg(enumlabel, ' ' ORDER BY enumsortorder) FROM pg_enum
+                  WHERE enumtypid = 'extra.level'::regtype";
+    assert_eq!(scene.destination.text(labels).await?, "low high");
+    scene.assert_said(&SAID).await?;
+    let further = [
+        "index \\\"items_note\\\" of",
+        "lacked a label",
+        "rest_own",
+        "places_favourite",
+    ];
+    scene.assert_said(&further).await
 }
