@@ -284,6 +284,16 @@ fn missing_table(
         }
     }
     for definition in &objects.types {
+        let schema = &definition.name.schema;
+        if destination.closed_types.contains(&definition.name) {
+            findings.refuse(
+                "destination_create",
+                format!(
+                    "user \"{user}\" of destination peer '{peer}' may not create type {}, which {} uses; run GRANT CREATE on schema \"{schema}\" (or on database \"{}\" if the schema is still to be created) TO \"{user}\", or create the type yourself",
+                    definition.name, mapping.source, destination.server.database
+                ),
+            );
+        }
         if let TypeShape::Range {
             canonical: Some(function),
             ..

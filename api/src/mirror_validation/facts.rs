@@ -196,6 +196,8 @@ pub(crate) struct DestinationFacts {
     pub(crate) may_be_replica: bool,
     /// The extensions that the source's tables use, by name.
     pub(crate) extensions: BTreeMap<String, ExtensionState>,
+    /// Types that would have to be created here, in schemas where this user may not.
+    pub(crate) closed_types: BTreeSet<TableName>,
     /// Types of source columns that do not exist here, as the source writes them.
     pub(crate) missing_types: BTreeSet<String>,
 }

@@ -159,6 +159,7 @@ pub(crate) fn facts(request: &CreateRequest) -> Facts {
             may_keep_books: true,
             may_be_replica: true,
             extensions: std::collections::BTreeMap::new(),
+            closed_types: std::collections::BTreeSet::new(),
             missing_types: std::collections::BTreeSet::new(),
         },
     }

@@ -181,6 +181,16 @@ fn each_fault_is_found_by_its_check() {
         ("destination_extension", "as a superuser", |_, f| {
             missing_extension(f, ExtensionState::NotAllowed)
         }),
+        ("destination_create", "may not create type", |_, f| {
+            f.destination.tables[0].found = None;
+            let name = TableName::new("shop", "mood");
+            f.destination.closed_types.insert(name.clone());
+            source_objects(f).types.push(TypeDefinition {
+                name,
+                shape: TypeShape::Enum { labels: Vec::new() },
+                comment: None,
+            });
+        }),
         ("destination_types", "needs its function", |_, f| {
             f.destination.tables[0].found = None;
             f.destination.missing_types.insert("public.span".into());

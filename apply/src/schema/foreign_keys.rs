@@ -306,7 +306,7 @@ mod tests {
             name: "mine".into(),
             ..there(&keys[0], true)
         };
-        let plan = planned(&keys, &[renamed.clone()], &[("child", true)]);
+        let plan = planned(&keys, std::slice::from_ref(&renamed), &[("child", true)]);
         assert_eq!(plan, Plan::default());
         // Of the same name, but it acts otherwise.
         let other = ForeignKeyDefinition {

@@ -14,7 +14,7 @@ use serde_json::json;
 /// Objects of every kind.
 const CREATE: &str = include_str!("objects.sql");
 
-const TABLES: [&str; 4] = ["places", "goods", "ledger", "rest"];
+const TABLES: [&str; 5] = ["places", "goods", "ledger", "rest", "parts"];
 
 /// What is said of objects that do not arrive, also when apply dies right after it: the
 /// log is written a moment behind what it tells.

@@ -94,6 +94,18 @@ GRANT SELECT ON shop.rest TO pg_monitor;
 CREATE FUNCTION shop.own(int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT $1 + 1';
 CREATE INDEX rest_own ON shop.rest (shop.own(id));
 
+-- A root: what it has, its one table at the destination has.
+CREATE TABLE shop.parts (
+    id int,
+    half text COLLATE "C" CHECK (half IN ('left', 'right')),
+    place bigint CONSTRAINT "größtenteils ein Name von 63 Bytes, mit \""Anführungszeichen"""
+        REFERENCES shop.places ON DELETE CASCADE,
+    PRIMARY KEY (id, half)
+) PARTITION BY LIST (half);
+CREATE TABLE shop.parts_left PARTITION OF shop.parts FOR VALUES IN ('left');
+CREATE TABLE shop.parts_right PARTITION OF shop.parts FOR VALUES IN ('right');
+CREATE INDEX "ein Index, dessen Name genau 63 Bytes lang ist, nicht mehr 1234" ON shop.parts (place, half DESC);
+
 INSERT INTO shop.places (name) SELECT 'place ' || g FROM generate_series(1, 50) g;
 INSERT INTO shop.goods (place, place_name, amount, amounts, path, span, txt, price, valid)
 SELECT 1000 + 10 * (g % 50), 'place ' || 1 + g % 50, 1 + g, ARRAY[g]::shop.positives,
@@ -103,3 +115,4 @@ FROM generate_series(1, 400) g;
 UPDATE shop.places SET parent = 1000 WHERE id > 1000;
 UPDATE shop.places SET favourite = id / 1000;
 SELECT setval('shop.shared', 5105, false);
+INSERT INTO shop.parts SELECT g, CASE WHEN g % 2 = 0 THEN 'left' ELSE 'right' END, 1000 FROM generate_series(1, 20) g;

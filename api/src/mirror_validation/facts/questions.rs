@@ -103,9 +103,16 @@ pub(super) async fn destination(
         .flat_map(|objects| &objects.extensions)
         .map(|extension| extension.name.as_str())
         .collect();
+    let own_types: Vec<&TableName> = source
+        .found()
+        .filter_map(|found| found.definition.as_ref()?.objects.as_ref())
+        .flat_map(|objects| &objects.types)
+        .map(|definition| &definition.name)
+        .collect();
     Ok(DestinationFacts {
         may_keep_books,
         may_be_replica,
+        closed_types: closed_types(session, &own_types).await?,
         extensions: extensions(session, needed).await?,
         missing_types: missing_types(session, types).await?,
         server,
@@ -324,6 +331,27 @@ async fn extensions(
         (row.get(0), state)
     });
     Ok(states.collect())
+}
+
+/// Which of the types are missing and may not be created by this user.
+async fn closed_types(session: &Session, types: &[&TableName]) -> Result<BTreeSet<TableName>> {
+    const SQL: &str = "
+        SELECT needed.schema, needed.name
+        FROM unnest($1::text[], $2::text[]) needed(schema, name)
+        LEFT JOIN pg_namespace n ON n.nspname = needed.schema
+        WHERE NOT EXISTS (SELECT FROM pg_type WHERE typnamespace = n.oid AND typname = needed.name)
+          AND NOT coalesce(has_schema_privilege(n.oid, 'CREATE'),
+                           has_database_privilege(current_database(), 'CREATE'))";
+    let schemas: Vec<&str> = types.iter().map(|name| name.schema.as_str()).collect();
+    let names: Vec<&str> = types.iter().map(|name| name.name.as_str()).collect();
+    let rows = session
+        .query(SQL, &[&schemas, &names])
+        .await
+        .doing("asking where types may be created")?;
+    let closed = rows
+        .iter()
+        .map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)));
+    Ok(closed.collect())
 }
 
 async fn missing_types(session: &Session, types: BTreeSet<String>) -> Result<BTreeSet<String>> {
