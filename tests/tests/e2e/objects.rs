@@ -506,7 +506,7 @@ async fn objects_move_with_mapped_names() -> Result<()> {
     scene.assert_same_objects("Second", str::to_owned).await?;
 
     // Two indexes of one name in one schema: one has the name, both are there.
-    let indexes = "SELECT string_agg(regexp_replace(pg_get_indexdef(indexrelid), '^.* ON ', ''), '; ' ORDER BY 1)
+    let indexes = "SELECT string_agg(regexp_replace(pg_get_indexdef(indexrelid), '^.* ON ', ''), '; ' ORDER BY relname)
                    FROM pg_index JOIN pg_class ON oid = indrelid
                    WHERE relname IN ('levels', 'tags') AND NOT indisprimary";
     assert_eq!(
