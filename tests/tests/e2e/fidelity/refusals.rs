@@ -114,14 +114,31 @@ pub const REFUSALS: &[Refusal] = &[
         "exclude the column",
     ),
     refusal(
-        "a type that the destination lacks",
-        "CREATE TYPE mood AS RANGE (subtype = float8); CREATE TABLE t (id int PRIMARY KEY, m mood)",
+        "a base type that the destination lacks",
+        "CREATE TYPE mood;
+         CREATE FUNCTION mood_in(cstring) RETURNS mood LANGUAGE internal IMMUTABLE STRICT AS 'textin';
+         CREATE FUNCTION mood_out(mood) RETURNS cstring LANGUAGE internal IMMUTABLE STRICT AS 'textout';
+         CREATE TYPE mood (INPUT = mood_in, OUTPUT = mood_out, LIKE = text);
+         CREATE TABLE t (id int PRIMARY KEY, m mood)",
         &[
             "has no type public.mood",
             "column \"m\" of public.t",
             "exclude_columns",
         ],
         "create it there, or exclude the column",
+    ),
+    refusal(
+        "a range type with a canonical function that the destination lacks",
+        "CREATE TYPE span;
+         CREATE FUNCTION canonical(span) RETURNS span LANGUAGE internal IMMUTABLE STRICT AS 'int4range_canonical';
+         CREATE TYPE span AS RANGE (subtype = int4, canonical = canonical);
+         CREATE TABLE t (id int PRIMARY KEY, s span)",
+        &[
+            "type public.span",
+            "needs its function public.canonical",
+            "exclude_columns",
+        ],
+        "create both there, or exclude the column",
     ),
     refusal(
         "a destination column that cannot be written",
