@@ -1,5 +1,6 @@
 //! What is done to tables beside main: foreign keys, once both their tables are LIVE, and
-//! sequences, which follow the rows that come.
+//! sequences, which follow the rows that come. It also brings the notes on tables into the
+//! mirror's log.
 //!
 //! Main never waits long for it: a foreign key is added without checking rows, under a
 //! lock timeout shorter than any deadlock check, and checked afterwards under a lock that
@@ -96,8 +97,11 @@ impl Upkeep {
         let session = self.builder.open().await?;
         let client: &tokio_postgres::Client = &session;
         let tables = bookkeeping::overview(client, self.run.mirror_id()).await?;
-        self.say_notes(client).await?;
-        self.builder.keep(session);
+        // Without the catalog the notes wait; everything else goes on.
+        match self.say_notes(client).await {
+            Ok(()) => self.builder.keep(session),
+            Err(error) => self.say_trouble(&error),
+        }
         let is_there = |name: &TableName| {
             tables
                 .binary_search_by(|table| table.source.cmp(name))
@@ -207,7 +211,7 @@ impl Upkeep {
         if !error.is_transient() && self.said.insert(error.to_string()) {
             self.run.reporter.log(
                 LogLevel::Warn,
-                "foreign keys or sequences cannot be looked after",
+                "foreign keys, sequences or notes on tables cannot be looked after",
                 json!({ "reason": error.to_string() }),
             );
         }
