@@ -10,6 +10,7 @@
 pub mod batch;
 pub mod bookkeeping;
 pub mod budget;
+mod byte_char;
 mod catch_up;
 mod commands;
 pub mod context;

@@ -12,6 +12,7 @@ use tokio_postgres::{Client, CopyInSink};
 use super::board::SyncId;
 use super::start::changed_meanwhile;
 use crate::bookkeeping::{self, State, TableState};
+use crate::byte_char::ByteChars;
 use crate::context::MirrorRun;
 use crate::crash_points;
 use crate::error::{Error, Result};
@@ -45,6 +46,9 @@ pub(super) async fn connect(run: &MirrorRun) -> Result<Session> {
 pub(super) struct ChunkCopy {
     sink: Pin<Box<CopyInSink<Bytes>>>,
     source: TableName,
+    byte_chars: ByteChars,
+    /// Why its rows must not be loaded, which is said at the end.
+    refused: Option<String>,
     /// The statement that moves the rows from the staging table, if they go there first.
     merge: Option<String>,
 }
@@ -76,7 +80,10 @@ impl ChunkCopy {
 
     /// Sends one part; waits while the server is busy.
     pub(super) async fn send(&mut self, data: Bytes) -> Result<()> {
-        if !data.is_empty() {
+        if self.refused.is_none() {
+            self.refused = self.byte_chars.refuse_lines(&data);
+        }
+        if !data.is_empty() && self.refused.is_none() {
             self.sink.send(data).await.map_err(Error::sql(format!(
                 "loading into the table for {}",
                 self.source
@@ -88,6 +95,9 @@ impl ChunkCopy {
 
     /// Ends the COPY and returns how many rows the server took.
     pub(super) async fn finish(mut self, client: &Client) -> Result<u64> {
+        if let Some(reason) = self.refused {
+            return Err(Error::Refused(reason));
+        }
         let rows = self
             .sink
             .as_mut()
@@ -174,6 +184,8 @@ async fn start_copy(
     columns: &[String],
 ) -> Result<ChunkCopy> {
     let target = table.destination.quoted();
+    let into = columns.iter().map(|column| Some(column.as_str()));
+    let byte_chars = ByteChars::find(client, &table.destination, into).await?;
     let columns: Vec<String> = columns.iter().map(|column| quote_ident(column)).collect();
     let mut into = target.clone();
     let mut merge = None;
@@ -209,6 +221,8 @@ async fn start_copy(
     Ok(ChunkCopy {
         sink: Box::pin(sink),
         source: table.source,
+        byte_chars,
+        refused: None,
         merge,
     })
 }

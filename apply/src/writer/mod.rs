@@ -427,6 +427,14 @@ async fn write_rows(
     care: Care,
     policy: Policy,
 ) -> Result<()> {
+    let mut changed = changes.iter();
+    if let Some(reason) = changed.find_map(|change| target.byte_chars.refuse(change)) {
+        return Err(Error::Table {
+            table: target.source.clone(),
+            reason,
+            restart_offset: None,
+        });
+    }
     if target.key.is_empty() {
         return keyless::write(client, target, changes).await;
     }

@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 use bunny_tests::content::TablePair;
-use serde_json::json;
+use bunny_tests::stage::CONVERGE;
+use serde_json::{Value, json};
 
 use crate::scene::Scene;
 
@@ -33,5 +34,58 @@ async fn a_latin1_source_into_a_utf8_destination() -> Result<()> {
         .await?;
     scene.stage.assert_converges(&mirror, &pairs).await?;
     scene.stage.assert_topics_hold(&mirror, &pairs).await?;
-    Ok(())
+
+    // A byte above 127 in a "char": a character of two bytes on its way, until 16.
+    scene
+        .source
+        .run(r#"CREATE TABLE loaded (id int PRIMARY KEY, c "char"); CREATE TABLE streamed (id int PRIMARY KEY, c "char"[]);
+                INSERT INTO loaded SELECT g, chr(g)::"char" FROM generate_series(60, 90) g;
+                UPDATE loaded SET c = (-23)::"char" WHERE id = 70;
+                INSERT INTO streamed SELECT g, ARRAY[chr(g)::"char", NULL, '\'] FROM generate_series(60, 90) g;"#)
+        .await?;
+    let tables = ["public.loaded", "public.streamed"];
+    let bytes = scene
+        .stage
+        .create_mirror(&scene.api, "bytes", &tables, json!({}))
+        .await?;
+    let is_kept = scene.source.number("SHOW server_version_num").await? >= 160_000
+        && scene
+            .stage
+            .destination
+            .connect()
+            .await?
+            .number("SHOW server_version_num")
+            .await?
+            >= 160_000;
+    if is_kept {
+        bytes.wait_running().await?;
+        return scene
+            .stage
+            .assert_converges(&bytes, &TablePair::all(&tables))
+            .await;
+    }
+    let is_refused = |mirror: &Value, name: &str| {
+        let mut tables = mirror["tables"].as_array().into_iter().flatten();
+        tables.any(|table| {
+            table["source_table"] == name
+                && table["status"] == "ERRORED"
+                && table["error_message"].to_string().contains("above 127")
+        })
+    };
+    bytes
+        .wait_until("loaded ERRORED", CONVERGE, |mirror, _| {
+            is_refused(mirror, "public.loaded")
+        })
+        .await?;
+    let streamed = TablePair::all(&["public.streamed"]);
+    scene.stage.assert_converges(&bytes, &streamed).await?;
+    scene
+        .source
+        .run(r#"UPDATE streamed SET c[1] = (-23)::"char" WHERE id = 80"#)
+        .await?;
+    bytes
+        .wait_until("streamed ERRORED", CONVERGE, |mirror, _| {
+            is_refused(mirror, "public.streamed")
+        })
+        .await
 }

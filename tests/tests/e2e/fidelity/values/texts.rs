@@ -51,7 +51,9 @@ pub(super) const CASES: &[ValueCase] = &[
     case("character varying(5)", &["", "abcde", "éé🐇"]),
     case("character(10)", &["", "a", "padded", "trailing  ", "1234567890", "éé🐇", "\\N"]).note("padding kept"),
     case("character(1)", &["", "x", "é"]),
-    case("\"char\"", &["", "a", "\\", "\\200", "\\377", "\t"]).note("bytes above 127 too, as Postgres prints them"),
+    case("\"char\"", &["", "a", "\\", "\\200", "\\377", "\t"]).since(16).note("bytes above 127 too"),
+    case("pg_catalog.\"char\"", &["", "a", "\\", "\t"])
+        .note("ASCII; a byte above 127 makes the table `ERRORED` where the destination would read another"),
     case("name", &["", "Name", "=repeat('n', 63)", "with \"quotes\" and \\"]),
     case(
         "bytea",
@@ -63,7 +65,7 @@ pub(super) const CASES: &[ValueCase] = &[
     )
     .avro("bytes")
     .no_arrays()
-    .note("empty to megabytes"),
+    .note("empty to megabytes; 31 MiB, and 32 MiB in the stream, in the full tier"),
     case("bytea[]", &["{}", "{\"\\\\x00ff\",NULL,\"\\\\x\"}"]).no_arrays(),
     case("uuid", &["00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff", "A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11"]),
     case(
