@@ -9,6 +9,7 @@
 mod change;
 pub mod crash_points;
 mod error;
+mod exclusion;
 mod mirror;
 mod paused;
 mod publication;

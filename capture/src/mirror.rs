@@ -107,7 +107,12 @@ async fn capture(run: &Run, source: Session) -> Result<Finished> {
     let stream = Stream::new(Parts {
         wal,
         publisher,
-        tables: Tables::new(mirror, watch.oids(&pending), visibility),
+        tables: Tables::new(
+            mirror,
+            watch.expected(mirror, &pending),
+            watch.exclusions(),
+            visibility,
+        ),
         encoder: EventEncoder::new(mirror.name.clone(), mirror.generation, gap_schema_id),
         record,
         sync_requests,
@@ -115,7 +120,12 @@ async fn capture(run: &Run, source: Session) -> Result<Finished> {
         passed,
         status,
     });
-    let rounds = Rounds::new(mirror, &positions.syncs, &watch.absent(mirror));
+    let rounds = Rounds::new(
+        mirror,
+        &positions.syncs,
+        &watch.absent(mirror),
+        watch.exclusions().subscribe(),
+    );
     let syncs = rounds.view();
     let reporting = Reporting {
         passed: passed_seen.clone(),

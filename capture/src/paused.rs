@@ -133,9 +133,10 @@ async fn read(run: &Run, source: &Session) -> Result<Known> {
             doing: "looking at the insert-only publication",
             error,
         })?;
+    let (_, nothing_excluded) = tokio::sync::watch::channel(Default::default());
     Ok(Known {
         position: position.filter(|record| record.generation == mirror.generation),
-        syncs: Rounds::new(mirror, &syncs, &Default::default())
+        syncs: Rounds::new(mirror, &syncs, &Default::default(), nothing_excluded)
             .view()
             .tables(),
         insert_only: members

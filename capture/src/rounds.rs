@@ -18,7 +18,7 @@ use crate::run::Run;
 use crate::snapshot::{
     self, Cause, LogSink, Loudness, Passed, Progress, SnapshotContext, SyncRecorder, TableSync,
 };
-use crate::watch::Pending;
+use crate::watch::{Exclusions, Pending};
 
 const BACKOFF_FIRST: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
@@ -30,6 +30,7 @@ const LOG_LINES_MAX: usize = 256;
 pub(crate) struct Rounds {
     wanted: Vec<(Uuid, MirrorTable)>,
     absent: BTreeSet<TableName>,
+    exclusions: watch::Receiver<Exclusions>,
     attempts: HashMap<Uuid, i32>,
     finished: HashSet<Uuid>,
     /// How often a table was refused, or had changed under its snapshot, in this run.
@@ -43,6 +44,7 @@ impl Rounds {
         mirror: &Mirror,
         recorded: &HashMap<Uuid, SyncRecord>,
         absent: &BTreeSet<TableName>,
+        exclusions: watch::Receiver<Exclusions>,
     ) -> Self {
         let wanted: Vec<(Uuid, MirrorTable)> = mirror
             .tables
@@ -61,6 +63,7 @@ impl Rounds {
                 .collect(),
             wanted,
             absent: absent.clone(),
+            exclusions,
             failures: HashMap::new(),
             progress: Progress::default(),
         }
@@ -103,6 +106,7 @@ impl Rounds {
                 attempt: *attempt,
                 partition_key: table.partition_key.clone(),
                 exclude_columns: table.exclude_columns.clone(),
+                exclusions: self.exclusions.clone(),
             });
         }
         round

@@ -363,7 +363,9 @@ impl Stream {
             };
             self.send(Held { event, position }).await?;
         }
-        self.tables.expect(finding.oids, source, registry).await?;
+        self.tables
+            .expect(finding.expected, source, registry)
+            .await?;
         self.commit_with(&finding.records).await?;
         // A watch that no longer waits has ended with its run.
         let _ = finding.done.send(());
@@ -399,7 +401,10 @@ impl Stream {
             .iter()
             .map(|(record, _)| record.clone())
             .collect();
-        self.publisher.commit(&self.reached, &syncs, tables).await?;
+        let tables = self.tables.records(tables);
+        self.publisher
+            .commit(&self.reached, &syncs, &tables)
+            .await?;
         self.wal.confirm(self.reached.confirm_lsn);
         crash_point(AFTER_CONFIRM);
         self.recorded = self.reached.clone();

@@ -172,6 +172,14 @@ impl Planner<'_> {
         if *former == key {
             return None;
         }
+        // A key of which a column is never published is not described.
+        let is_published = |attnum: &i16| {
+            let mut columns = self.wanted.known.columns.iter();
+            columns.any(|column| column.attnum == *attnum)
+        };
+        if key.is_empty() && !former.iter().all(is_published) {
+            return None;
+        }
         if self.mode() == SchemaChanges::All {
             return self.has_key(former).then_some(key);
         }

@@ -1,7 +1,7 @@
 //! Makes the start of a sync true at the destination, in one fenced transaction.
 
 use bunny_catalog::{MirrorTable, OnExistingRows, SchemaChanges};
-use bunny_postgres::{Session, TableName};
+use bunny_postgres::{Session, TableDefinition, TableName};
 use bunny_schemas::control::TableSyncStarted;
 
 use super::destination_table::{self, Ensured, Wanted};
@@ -99,6 +99,7 @@ async fn write(
     let config = &run.mirror.config;
     let is_ours = table.attempt > 0;
     let definition = sync.table_definition()?;
+    let excluded = excluded(mapping, sync, &definition);
     let has_key = !definition.primary_key.is_empty() || !definition.identity_key.is_empty();
     let may_keep = config.on_existing_rows == OnExistingRows::Upsert && has_key;
     let kept_rows =
@@ -108,7 +109,7 @@ async fn write(
         Wanted {
             definition: &definition,
             destination: &table.destination,
-            excluded: &mapping.exclude_columns,
+            excluded: &excluded,
             columns: &sync.columns,
             may_create: config.create_destination_tables,
             may_extend: is_ours && config.schema_changes != SchemaChanges::Manual,
@@ -136,6 +137,20 @@ async fn write(
     bookkeeping::put_table(client, mirror_id, &started).await?;
     bookkeeping::set_keeps_rows(client, mirror_id, &source, keeps_rows).await?;
     Ok(ensured)
+}
+
+/// Names of the columns that are left behind: the excluded ones, and those that capture knows
+/// to be one of them under another name.
+fn excluded(
+    mapping: &MirrorTable,
+    sync: &TableSyncStarted,
+    definition: &TableDefinition,
+) -> Vec<String> {
+    let mut excluded = mapping.exclude_columns.clone();
+    let columns = definition.columns.iter();
+    let left = columns.filter(|c| c.generated.is_none() && !sync.columns.contains(&c.name));
+    excluded.extend(left.map(|column| column.name.clone()));
+    excluded
 }
 
 async fn make_room(

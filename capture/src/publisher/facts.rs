@@ -2,6 +2,7 @@
 //! columns that `recognise` is sure of.
 
 use bunny_postgres::Session;
+use bunny_postgres::introspect::ColumnLook;
 use bunny_postgres::pgoutput::Relation;
 use bunny_schemas::envelope::{ColumnFacts, EnumLabels, OldRows};
 use tokio_postgres::Row;
@@ -32,6 +33,9 @@ pub(super) struct Known {
 const SLOTS: &str = r#"
 SELECT a.attnum, a.attname::text AS name, a.attisdropped AS is_dropped, a.attnotnull AS not_null, a.atttypid AS type,
        a.attgenerated <> '' AS is_generated,
+       a.attgenerated <> '' AND EXISTS (SELECT FROM pg_index r WHERE r.indrelid = a.attrelid
+           AND CASE c.relreplident WHEN 'd' THEN r.indisprimary WHEN 'i' THEN r.indisreplident ELSE false END
+           AND a.attnum = ANY (r.indkey)) AS is_generated_identity,
        coalesce(i.indimmediate, false) AS key_is_immediate,
        k.position::int2 AS key_position,
        CASE WHEN a.attgenerated = '' THEN d.expression END AS "default",
@@ -84,14 +88,27 @@ SELECT coalesce(format_type(u.type, u.typmod), 'unknown') AS type_name,
 FROM wanted u
 ORDER BY u.position";
 
-/// The facts of each column of `relation`, in its order, and what the next version is to be
-/// recognised by.
+/// What the catalog says of a relation.
+pub(super) struct Facts {
+    /// Of each column described, in that order.
+    pub(super) columns: Vec<Known>,
+    /// What the next version is to be recognised by.
+    pub(super) recognised: Former,
+    /// Every number there is now.
+    pub(super) attributes: Vec<ColumnLook>,
+    /// Columns of the primary key there is now.
+    pub(super) primary_key: Vec<i16>,
+    /// A generated column, which is not described, belongs to the replica identity's index.
+    pub(super) identity_is_generated: bool,
+}
+
+/// The facts of `relation`.
 pub(super) async fn read(
     relation: &Relation,
     former: Option<&Former>,
     (slot, look): (&str, Look),
     source: &Session,
-) -> Result<(Vec<Known>, Former)> {
+) -> Result<Facts> {
     let failed = |error| Error::Query {
         doing: "describing a table's columns",
         error,
@@ -133,7 +150,7 @@ pub(super) async fn read(
             .find(|row| row.get::<_, i16>("attnum") == *attnum);
         known.push(one(column.type_oid, slot, types).map_err(failed)?);
     }
-    let former = Former {
+    let recognised = Former {
         columns: described
             .iter()
             .zip(attnums)
@@ -149,7 +166,23 @@ pub(super) async fn read(
             .map(|slot| slot.attnum)
             .collect(),
     };
-    Ok((known, former))
+    let attributes = slot_rows.iter().map(|row| ColumnLook {
+        attnum: row.get("attnum"),
+        name: row.get("name"),
+        is_dropped: row.get("is_dropped"),
+        is_generated: row.get("is_generated"),
+    });
+    Ok(Facts {
+        columns: known,
+        recognised,
+        attributes: attributes.collect(),
+        primary_key: slot_rows
+            .iter()
+            .filter(|row| row.get::<_, Option<i16>>("key_position").is_some())
+            .map(|row| row.get("attnum"))
+            .collect(),
+        identity_is_generated: slot_rows.iter().any(|row| row.get("is_generated_identity")),
+    })
 }
 
 /// `slot`: the column in the catalog, if it was recognised; `types`: its type's name and labels.

@@ -22,7 +22,7 @@ use bunny_schemas::topics::Topics;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 
-pub(crate) use tables::{Captured, Published, Tables};
+pub(crate) use tables::{Captured, Expected, Published, Tables};
 pub(crate) use visibility::{Given, Visibility};
 
 use crate::crash_points::{AFTER_KAFKA_COMMIT, BEFORE_KAFKA_COMMIT, crash_point};

@@ -1,17 +1,23 @@
 //! What is known of each relation the walsender speaks of: its mapping, its wire schema and
 //! the columns that may leave the source.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use bunny_catalog::{Mirror, MirrorTable};
+use bunny_postgres::introspect::ColumnLook;
 use bunny_postgres::pgoutput::{Relation, Tuple, TupleValue};
 use bunny_postgres::{Session, TableName};
+use bunny_schemas::control::TableRecord;
 use bunny_schemas::envelope::{ColumnSchema, Encoder, TableSchema, Value};
 use bunny_schemas::registry::Registry;
+use tokio::sync::watch;
 
+use super::facts::{self, Facts};
 use super::visibility::{Given, Look, Visibility};
-use super::{facts, labels::Labels, recognise::Former};
+use super::{labels::Labels, recognise::Former};
 use crate::error::{Error, Result};
+use crate::exclusion::{Exclusion, Judged};
+use crate::watch::{Exclusions, TableFacts};
 
 /// `REPLICA IDENTITY FULL` as the walsender writes it.
 const IDENTITY_FULL: u8 = b'f';
@@ -86,7 +92,8 @@ enum Known {
     Unmapped(Relation),
 }
 
-/// Whose changes a relation's are not, any more or yet.
+/// A relation whose changes must not be published: they are not the mapped table's, or hold
+/// what may be excluded.
 pub(crate) struct Displaced {
     relation: Relation,
     /// The mapped table that misses them.
@@ -105,23 +112,37 @@ pub(crate) enum Captured<'t> {
     Not,
 }
 
+/// What the stream knows of a mapped table before it is described.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Expected {
+    /// 0 for one that is gone.
+    pub(crate) oid: u32,
+    pub(crate) exclusion: Exclusion,
+    /// What the position topic holds of it, or will with the next commit.
+    pub(crate) record: Option<TableRecord>,
+}
+
 /// The relations of one replication session.
 pub(crate) struct Tables {
     mirror: String,
     slot: String,
     mappings: HashMap<TableName, MirrorTable>,
-    /// Oids of the mapped tables whose changes are captured; 0 for one that is gone.
-    oids: HashMap<TableName, u32>,
+    /// The mapped tables whose changes are captured.
+    expected: HashMap<TableName, Expected>,
     known: HashMap<u32, Known>,
     visibility: Visibility,
     /// The last transaction known to be visible in the catalog, and when that was.
     visible: Option<(Given, Look)>,
+    /// Tables of which more excluded columns are known than their records say.
+    learned: BTreeSet<TableName>,
+    exclusions: watch::Sender<Exclusions>,
 }
 
 impl Tables {
     pub(crate) fn new(
         mirror: &Mirror,
-        oids: HashMap<TableName, u32>,
+        expected: HashMap<TableName, Expected>,
+        exclusions: watch::Sender<Exclusions>,
         visibility: Visibility,
     ) -> Self {
         Self {
@@ -132,10 +153,12 @@ impl Tables {
                 .iter()
                 .map(|table| (table.source.clone(), table.clone()))
                 .collect(),
-            oids,
+            expected,
             known: HashMap::new(),
             visibility,
             visible: None,
+            learned: BTreeSet::new(),
+            exclusions,
         }
     }
 
@@ -169,20 +192,27 @@ impl Tables {
         source: &Session,
         registry: &Registry,
     ) -> Result<()> {
+        self.describe_as_of(relation, look, source, registry, true)
+            .await
+    }
+
+    /// `is_now`: the stream has just come to the description, so what is found by it counts
+    /// for the next.
+    async fn describe_as_of(
+        &mut self,
+        relation: Relation,
+        look: Look,
+        source: &Session,
+        registry: &Registry,
+        is_now: bool,
+    ) -> Result<()> {
         let oid = relation.oid;
         let name = TableName {
             schema: relation.schema.clone(),
             name: relation.name.clone(),
         };
         if let Some((table, reason)) = self.displaced(oid, &name) {
-            let said = matches!(self.known.get(&oid), Some(Known::Displaced(before)) if before.table == table && before.said);
-            let displaced = Displaced {
-                relation,
-                table,
-                reason,
-                said,
-            };
-            self.known.insert(oid, Known::Displaced(displaced));
+            self.displace(relation, table, reason);
             return Ok(());
         }
         let Some(mapping) = self.mappings.get(&name) else {
@@ -193,16 +223,69 @@ impl Tables {
             Some(Known::Mapped(former)) => Some(former.as_ref()),
             _ => None,
         };
-        let stream = StreamOf {
-            mirror: &self.mirror,
-            slot: &self.slot,
-            look,
+        let recognised = former.map(|former| &former.recognised);
+        let facts = facts::read(&relation, recognised, (&self.slot, look), source).await?;
+        let expected = self
+            .expected
+            .entry(name.clone())
+            .or_insert_with(|| Expected {
+                oid,
+                exclusion: Exclusion::seen(None, &mapping.exclude_columns, &facts.attributes),
+                record: None,
+            });
+        expected.exclusion.require(&mapping.exclude_columns);
+        let described: Vec<&str> = relation.columns.iter().map(|c| c.name.as_str()).collect();
+        let judged = expected.exclusion.judge(&described, &facts.attributes);
+        let kept = match judged.and_then(|judged| names_rows(&relation, judged)) {
+            Ok(Judged { kept, learned }) => {
+                if is_now {
+                    let more = expected.exclusion.add_numbers(&learned);
+                    expected.exclusion = learned;
+                    if more {
+                        self.learned.insert(name.clone());
+                        self.exclusions.send_modify(|all| {
+                            if let Some((_, known)) =
+                                all.get_mut(&name).filter(|(of, _)| *of == oid)
+                            {
+                                known.add_numbers(&expected.exclusion);
+                            }
+                        });
+                    }
+                }
+                kept
+            }
+            Err(reason) => {
+                let reason = format!("source table {name}: {reason}");
+                self.displace(relation, name, reason);
+                return Ok(());
+            }
         };
-        let published = publish(stream, mapping, relation, former, source, registry).await?;
+        let published = publish(
+            &self.mirror,
+            mapping,
+            relation,
+            former,
+            facts,
+            kept,
+            registry,
+        )
+        .await?;
         if let Some(published) = published {
             self.known.insert(oid, Known::Mapped(Box::new(published)));
         }
         Ok(())
+    }
+
+    fn displace(&mut self, relation: Relation, table: TableName, reason: String) {
+        let oid = relation.oid;
+        let said = matches!(self.known.get(&oid), Some(Known::Displaced(before)) if before.table == table && before.said);
+        let displaced = Displaced {
+            relation,
+            table,
+            reason,
+            said,
+        };
+        self.known.insert(oid, Known::Displaced(displaced));
     }
 
     /// Asks the catalog again about a relation, which the walsender has not described anew.
@@ -217,23 +300,39 @@ impl Tables {
             Some(Known::Mapped(published)) => {
                 let described = published.described.clone();
                 let look = self.see(given, source).await?;
-                self.describe(described, look, source, registry).await
+                self.describe_as_of(described, look, source, registry, false)
+                    .await
             }
             _ => Ok(()),
         }
     }
 
-    /// Changes of other oids are captured from now on.
+    /// The stream has come to where tables were as `later` says: changes of other oids are
+    /// captured from now on.
     pub(crate) async fn expect(
         &mut self,
-        oids: HashMap<TableName, u32>,
+        later: HashMap<TableName, Expected>,
         source: &Session,
         registry: &Registry,
     ) -> Result<()> {
-        if self.oids == oids {
+        let before = std::mem::take(&mut self.expected);
+        self.expected = later;
+        for (name, expected) in &mut self.expected {
+            let same = before.get(name).filter(|same| same.oid == expected.oid);
+            if let Some(same) = same {
+                let later = std::mem::replace(&mut expected.exclusion, same.exclusion.clone());
+                expected.exclusion.advance(&later);
+            }
+        }
+        let is_same = |name: &TableName, now: &Expected| {
+            let before = before.get(name);
+            before.is_some_and(|was| was.oid == now.oid && was.exclusion == now.exclusion)
+        };
+        if before.len() == self.expected.len()
+            && self.expected.iter().all(|(name, now)| is_same(name, now))
+        {
             return Ok(());
         }
-        self.oids = oids;
         let described: Vec<Relation> = self
             .known
             .values()
@@ -243,11 +342,39 @@ impl Tables {
                 Known::Unmapped(relation) => relation.clone(),
             })
             .collect();
+        // Where a table has changed since it was described, another description comes before
+        // its next row; this one only counts where it has not.
         for relation in described {
-            self.describe(relation, Look::Late, source, registry)
+            self.describe_as_of(relation, Look::Late, source, registry, false)
                 .await?;
         }
         Ok(())
+    }
+
+    /// The records that the next commit is to hold: those `found` by the watch, and those of
+    /// tables of whose excluded columns the stream has learned: it is not to be forgotten
+    /// once the stream has gone on.
+    pub(crate) fn records(
+        &mut self,
+        found: &[(TableName, Option<TableRecord>)],
+    ) -> Vec<(TableName, Option<TableRecord>)> {
+        let mut records: Vec<(TableName, Option<TableRecord>)> = found.to_vec();
+        for name in &self.learned {
+            let expected = self.expected.get(name);
+            if let Some(record) = expected.and_then(|expected| expected.record.as_ref())
+                && !records.iter().any(|(found, _)| found == name)
+            {
+                records.push((name.clone(), Some(record.clone())));
+            }
+        }
+        for (name, record) in &mut records {
+            if let (Some(record), Some(expected)) = (record, self.expected.get_mut(name)) {
+                *record = TableFacts::with_excluded(record, &expected.exclusion);
+                expected.record = Some(record.clone());
+                self.learned.remove(name);
+            }
+        }
+        records
     }
 
     /// What a change of `oid` is. A displaced table's is given out once.
@@ -276,12 +403,12 @@ impl Tables {
 
     /// The mapped table that misses the changes of `oid` under this name, and why.
     fn displaced(&self, oid: u32, name: &TableName) -> Option<(TableName, String)> {
-        let expected = self.oids.get(name);
-        if expected.is_none_or(|expected| *expected == oid) && self.mappings.contains_key(name) {
+        let expected = self.expected.get(name);
+        if expected.is_none_or(|expected| expected.oid == oid) && self.mappings.contains_key(name) {
             return None;
         }
-        let mut oids = self.oids.iter();
-        if let Some((table, _)) = oids.find(|(_, expected)| **expected == oid) {
+        let mut all = self.expected.iter();
+        if let Some((table, _)) = all.find(|(_, expected)| expected.oid == oid) {
             let reason = format!(
                 "the source table {table} was renamed to {name}; rename it back and sync it again, or take it out of the mirror"
             );
@@ -302,30 +429,71 @@ fn undescribed(oid: u32) -> Error {
     ))
 }
 
-/// Where a description comes from.
-struct StreamOf<'a> {
-    mirror: &'a str,
-    slot: &'a str,
-    look: Look,
+/// Whether all columns of the primary key are published. If not, it is taken out of the facts:
+/// as no key, where a column of it never is (excluded or generated), else as not known,
+/// because the catalog is ahead of the description.
+fn keep_whole_key(
+    columns: &mut [facts::Known],
+    kept: &[bool],
+    primary_key: &[i16],
+    attributes: &[ColumnLook],
+) -> bool {
+    let of = |attnum: i16| columns.iter().position(|column| column.attnum == attnum);
+    let missing: Vec<i16> = primary_key
+        .iter()
+        .copied()
+        .filter(|attnum| !of(*attnum).is_some_and(|at| kept[at]))
+        .collect();
+    if missing.is_empty() {
+        return true;
+    }
+    let is_generated = |attnum: i16| {
+        let mut attributes = attributes.iter();
+        attributes.any(|column| column.attnum == attnum && column.is_generated)
+    };
+    let never = |attnum: i16| is_generated(attnum) || of(attnum).is_some();
+    let is_known = missing.iter().all(|attnum| never(*attnum));
+    for column in columns {
+        match &mut column.facts {
+            Some(facts) if is_known => facts.primary_key = None,
+            Some(facts) if facts.primary_key.is_some() => column.facts = None,
+            _ => {}
+        }
+    }
+    false
+}
+
+/// Refuses a description whose rows are told apart by an excluded column.
+fn names_rows(relation: &Relation, judged: Judged) -> std::result::Result<Judged, String> {
+    let mut columns = relation.columns.iter().zip(&judged.kept);
+    let is_full = relation.replica_identity == IDENTITY_FULL;
+    match columns.find(|(column, kept)| column.key && !**kept && !is_full) {
+        None => Ok(judged),
+        Some((column, _)) => Err(format!(
+            "its excluded column {} has become part of the key by which its rows are found; give it another replica identity (REPLICA IDENTITY FULL) and sync it again",
+            column.name
+        )),
+    }
 }
 
 /// The version that `relation` describes; None when it is `former` still.
 async fn publish(
-    stream: StreamOf<'_>,
+    mirror: &str,
     mapping: &MirrorTable,
     relation: Relation,
     former: Option<&Published>,
-    source: &Session,
+    facts: Facts,
+    kept: Vec<bool>,
     registry: &Registry,
 ) -> Result<Option<Published>> {
-    let recognised = former.map(|former| &former.recognised);
-    let (catalog, recognised) =
-        facts::read(&relation, recognised, (stream.slot, stream.look), source).await?;
-    let kept: Vec<bool> = relation
-        .columns
-        .iter()
-        .map(|column| !mapping.exclude_columns.contains(&column.name))
-        .collect();
+    let Facts {
+        columns: mut catalog,
+        recognised,
+        attributes,
+        primary_key,
+        identity_is_generated,
+    } = facts;
+    let is_whole = keep_whole_key(&mut catalog, &kept, &primary_key, &attributes);
     let labels = catalog
         .iter()
         .zip(&kept)
@@ -346,18 +514,18 @@ async fn publish(
             typmod: column.typmod,
             not_null: facts.not_null,
             // Under FULL every column is flagged; the primary key, where there is one, is
-            // what names a row.
+            // what names a row. A part of a key names none.
             key: if full {
-                facts.in_primary_key
+                is_whole && facts.in_primary_key
             } else {
-                column.key
+                column.key && !identity_is_generated
             },
             facts: facts.facts,
         })
         .collect();
     let has_key = columns.iter().any(|column| column.key);
     let schema = TableSchema {
-        mirror: stream.mirror.to_owned(),
+        mirror: mirror.to_owned(),
         schema: relation.schema.clone(),
         table: relation.name.clone(),
         columns,

@@ -19,9 +19,11 @@
 //! - `table`: one table from start to finish; `worker`: its chunks.
 //! - `sessions`: worker transactions and the check that a table is still what L saw.
 //! - `parts`: rows gathered into records (pure); `partitions`, `outlet`: on their way.
+//! - `large_rows`: how many large rows are on their way at once.
 
 mod keeper;
 mod keys;
+mod large_rows;
 mod outlet;
 mod partitions;
 mod parts;
@@ -48,6 +50,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
+use crate::watch::Exclusions;
 use keeper::{Keeper, Source};
 use outlet::Outlet;
 use partitions::Partitions;
@@ -59,8 +62,8 @@ pub(crate) use progress::Progress;
 pub(crate) use trouble::Cause;
 
 /// One table of a round.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TableSync {
+#[derive(Debug, Clone)]
+pub(crate) struct TableSync {
     pub source: TableName,
     pub request_id: Uuid,
     /// From 1; higher than any before of this request.
@@ -69,10 +72,12 @@ pub struct TableSync {
     pub partition_key: Option<String>,
     /// Columns that are not copied.
     pub exclude_columns: Vec<String>,
+    /// The same, by what is known of their numbers.
+    pub exclusions: watch::Receiver<Exclusions>,
 }
 
 /// What a round works with.
-pub struct SnapshotContext {
+pub(crate) struct SnapshotContext {
     pub source: ConnectOptions,
     /// Of every session the round opens: a later owner of the mirror finds them by it.
     pub application_name: String,
@@ -124,7 +129,7 @@ struct SchemaIds {
 /// # Errors
 /// The round could not go on, or a table of it failed (its [`TableProgress::failure`] says
 /// why). Tables that finished stay finished in any case.
-pub async fn run(context: SnapshotContext, cancel: CancellationToken) -> Result<()> {
+pub(crate) async fn run(context: SnapshotContext, cancel: CancellationToken) -> Result<()> {
     if context.tables.is_empty() {
         return Ok(());
     }

@@ -33,8 +33,9 @@ pub(super) struct Gatherer {
 }
 
 impl Gatherer {
-    /// Takes one row, its newline included; returns a part that is complete and not last.
-    pub(super) fn push(&mut self, row: &[u8]) -> Result<Option<Part>, RowTooLarge> {
+    /// Comes before each [`Gatherer::push`] of the same row, its newline included; returns a
+    /// part that is complete and not last.
+    pub(super) fn make_room(&mut self, row: &[u8]) -> Result<Option<Part>, RowTooLarge> {
         if row.len() > ROW_BYTES_MAX {
             return Err(RowTooLarge { bytes: row.len() });
         }
@@ -43,12 +44,14 @@ impl Gatherer {
                 // A large row travels alone, so that a part never exceeds the larger of
                 // twice PART_BYTES and one row.
                 || self.gathered.data.len() + row.len() > 2 * PART_BYTES);
-        let complete = full.then(|| self.close());
+        Ok(full.then(|| self.close()))
+    }
 
+    /// Takes one row.
+    pub(super) fn push(&mut self, row: &[u8]) {
         self.gathered.data.extend_from_slice(row);
         self.gathered.rows += 1;
         self.rows_total += 1;
-        Ok(complete)
     }
 
     /// The last part, which may be empty, and the rows of the whole chunk.
@@ -77,7 +80,8 @@ mod tests {
         let mut gatherer = Gatherer::default();
         let mut parts = Vec::new();
         for row in rows {
-            parts.extend(gatherer.push(row).expect("small rows"));
+            parts.extend(gatherer.make_room(row).expect("small rows"));
+            gatherer.push(row);
         }
         let (last, rows_total) = gatherer.finish();
         parts.push(last);
@@ -127,7 +131,7 @@ mod tests {
     #[test]
     fn refuses_a_row_that_no_record_can_hold() {
         let row = vec![b'x'; ROW_BYTES_MAX + 1];
-        let refused = Gatherer::default().push(&row);
+        let refused = Gatherer::default().make_room(&row);
         assert_eq!(
             refused,
             Err(RowTooLarge {

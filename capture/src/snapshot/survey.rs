@@ -93,8 +93,15 @@ pub(super) async fn survey(
     say_by_pages(log, table, &by_pages);
     sessions.give_back(session).await?;
 
+    let columns = synced_columns(&definition, table)?;
+    // The definition travels as well, and a default may be a value.
+    for column in &mut definition.columns {
+        if !columns.contains(&column.name) && column.generated.is_none() {
+            column.default = None;
+        }
+    }
     Ok(Survey {
-        columns: synced_columns(&definition, &table.exclude_columns),
+        columns,
         chunks: plan::number_chunks(planned),
         definition,
         rows_estimate,
@@ -143,13 +150,27 @@ pub(super) fn lock_sql(relations: &[Arc<Relation>]) -> String {
 
 /// Columns that travel: not the excluded ones, and not generated ones, which the stream
 /// doesn't carry and the destination computes itself.
-fn synced_columns(definition: &TableDefinition, exclude: &[String]) -> Vec<String> {
-    definition
-        .columns
-        .iter()
-        .filter(|column| column.generated.is_none() && !exclude.contains(&column.name))
-        .map(|column| column.name.clone())
-        .collect()
+///
+/// A column is known as excluded by its number, whatever it is called at L.
+fn synced_columns(definition: &TableDefinition, table: &TableSync) -> Result<Vec<String>, Trouble> {
+    let columns = &definition.columns;
+    let known = table.exclusions.borrow().get(&table.source).cloned();
+    let kept = match known {
+        _ if table.exclude_columns.is_empty() => vec![true; columns.len()],
+        Some((oid, mut exclusion)) if oid == definition.oid => {
+            exclusion.require(&table.exclude_columns);
+            let numbered = columns.iter().map(|c| (c.name.as_str(), c.attnum));
+            let refused = |reason| Cause::Refused(format!("{}: {reason}", table.source));
+            exclusion.keeps(numbered).map_err(refused)?
+        }
+        // Another table by now: the next look knows it.
+        _ => return Err(Cause::Rewritten(format!("{} was created anew", table.source)).into()),
+    };
+    let kept = columns.iter().zip(kept).filter(|(_, kept)| *kept);
+    Ok(kept
+        .filter(|(column, _)| column.generated.is_none())
+        .map(|(column, _)| column.name.clone())
+        .collect())
 }
 
 /// Pages by the file's true size, and rows per page from a sample: statistics may be old or

@@ -6,14 +6,18 @@ use bunny_postgres::{ResultExt, Session};
 use bunny_schemas::control::SnapshotChunk;
 use futures_util::StreamExt;
 
+use super::large_rows;
 use super::outlet::Consignment;
-use super::parts::{Gatherer, Part, ROW_BYTES_MAX};
+use super::parts::{Gatherer, PART_BYTES, Part, ROW_BYTES_MAX};
 use super::plan::{self, Chunk};
 use super::sessions::check_unchanged;
 use super::survey;
 use super::trouble::{Cause, Trouble};
 use super::{Round, TableSync};
 use crate::crash_points::{CHUNK_DELIVERED, CHUNK_MID_COPY, crash_point};
+
+/// A larger record gives its memory back before the next.
+const RECORD_KEPT_BYTES: usize = 3 * PART_BYTES;
 
 /// The chunks of one table, which its workers share.
 pub(super) struct ChunkJob {
@@ -50,6 +54,8 @@ async fn copy_chunk(round: &Round, job: &ChunkJob, chunk: &Chunk) -> Result<i64,
         record: Vec::new(),
     };
     let mut gatherer = Gatherer::default();
+    // Of the large row that is gathered, if one is.
+    let mut turn = None;
     let doing = || format!("copying {}", chunk.relation.name);
     let copy = plan::copy_sql(chunk, &job.columns);
     let lines = session.copy_out(&copy).await.doing(doing())?;
@@ -57,7 +63,7 @@ async fn copy_chunk(round: &Round, job: &ChunkJob, chunk: &Chunk) -> Result<i64,
     // The server sends one message a row.
     while let Some(line) = lines.next().await {
         let line = line.doing(doing())?;
-        let complete = gatherer.push(&line).map_err(|row| {
+        let complete = gatherer.make_room(&line).map_err(|row| {
             Cause::Refused(format!(
                 "a row of {} is {} bytes long as COPY text, the limit is {ROW_BYTES_MAX}",
                 chunk.relation.name, row.bytes
@@ -67,10 +73,15 @@ async fn copy_chunk(round: &Round, job: &ChunkJob, chunk: &Chunk) -> Result<i64,
             writer.send(&part, 0).await?;
             crash_point(CHUNK_MID_COPY);
         }
+        // What was large is sent by now: nobody holds two turns.
+        drop(turn.take());
+        turn = large_rows::turn(line.len()).await;
+        gatherer.push(&line);
     }
     let (last, rows) = gatherer.finish();
     let rows = rows as i64;
     writer.send(&last, rows).await?;
+    drop(turn);
 
     round.sessions.give_back(session).await?;
     writer.consignment.settled().await?;
@@ -129,6 +140,9 @@ impl ChunkWriter<'_> {
             columns,
             data: &part.data,
         };
+        if self.record.capacity() > RECORD_KEPT_BYTES {
+            self.record = Vec::new();
+        }
         self.record.clear();
         record.encode_into(&mut self.record, self.round.ids.chunk);
         self.round

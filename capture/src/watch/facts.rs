@@ -2,10 +2,12 @@
 
 use bunny_catalog::MirrorTable;
 use bunny_postgres::introspect::{Look, PublicationState, TableKind, TableLook};
+use bunny_schemas::control::TableRecord;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::drift::Drift;
+use crate::exclusion::Exclusion;
 
 /// A table as the source's catalog showed it. Travels as JSON in the position topic, so
 /// fields only get added, with a default.
@@ -26,9 +28,26 @@ pub(crate) struct TableFacts {
     pub(crate) request_id: Option<Uuid>,
     /// Rows changed although only inserts are captured.
     pub(crate) drift: Option<Drift>,
+    /// Of the table of that oid, which of its columns are excluded.
+    pub(crate) exclusion: Exclusion,
 }
 
 impl TableFacts {
+    /// A record of a table, with what is known of its excluded columns besides.
+    pub(crate) fn with_excluded(record: &TableRecord, exclusion: &Exclusion) -> TableRecord {
+        let mut facts: TableFacts = serde_json::from_str(&record.facts).unwrap_or_default();
+        facts.exclusion.add_numbers(exclusion);
+        TableRecord {
+            facts: facts.json(),
+            ..record.clone()
+        }
+    }
+
+    /// Numbers and names always serialise.
+    pub(super) fn json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
     /// The oid it has, or had when it was there last.
     pub(super) fn last_oid(&self) -> u32 {
         if self.oid == 0 { self.former } else { self.oid }

@@ -23,8 +23,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::crash_points::{TABLE_MOVED, crash_point};
 use crate::error::{Error, Result};
+use crate::exclusion::Exclusion;
+use crate::publisher::Expected;
 use crate::run::Run;
-use facts::{Judged, Publications, TableFacts, judge};
+pub(crate) use facts::TableFacts;
+use facts::{Judged, Publications, judge};
 
 /// The design promises to notice within 10 s.
 const INTERVAL: Duration = Duration::from_secs(4);
@@ -43,8 +46,8 @@ pub(crate) struct Finding {
     pub(crate) gaps: Vec<(TableName, String)>,
     /// What is known from now on; None forgets the table.
     pub(crate) records: Vec<(TableName, Option<TableRecord>)>,
-    /// Oids of the tables whose changes are captured from now on.
-    pub(crate) oids: HashMap<TableName, u32>,
+    /// The tables whose changes are captured from now on.
+    pub(crate) expected: HashMap<TableName, Expected>,
     pub(crate) done: oneshot::Sender<()>,
 }
 
@@ -77,8 +80,13 @@ impl Alteration {
 /// Tables whose sync is asked for and has not finished.
 pub(crate) type Pending = BTreeSet<TableName>;
 
+/// Of tables that have excluded columns: the oid the table has, or had, and what is excluded.
+pub(crate) type Exclusions = HashMap<TableName, (u32, Exclusion)>;
+
 pub(crate) struct Watch {
     known: BTreeMap<TableName, TableFacts>,
+    /// As of the latest look, of tables that have excluded columns: with the table's oid.
+    exclusions: watch::Sender<Exclusions>,
     /// Nothing was known at all: written by a version that did not look.
     knew_nothing: bool,
     first: Option<Look>,
@@ -107,8 +115,12 @@ impl Watch {
                 (record.table.clone(), facts)
             })
             .collect();
+        let logged = known
+            .iter()
+            .map(|(name, facts)| (name.clone(), (facts.last_oid(), facts.exclusion.clone())));
         let mut watch = Watch {
             knew_nothing: known.is_empty(),
+            exclusions: watch::Sender::new(logged.collect()),
             known,
             first: None,
             drift_logged: HashMap::new(),
@@ -128,17 +140,57 @@ impl Watch {
         Ok(watch)
     }
 
-    /// Oids by table, as captured now. A table about to be synced counts as it is.
-    pub(crate) fn oids(&self, pending: &Pending) -> HashMap<TableName, u32> {
+    /// What the stream is to begin with. A table about to be synced counts as it is.
+    pub(crate) fn expected(
+        &self,
+        mirror: &Mirror,
+        pending: &Pending,
+    ) -> HashMap<TableName, Expected> {
         let seen = self.first.iter().flat_map(|look| &look.tables);
-        let mut oids: HashMap<TableName, u32> =
-            seen.map(|table| (table.name.clone(), table.oid)).collect();
+        let mut expected: HashMap<TableName, Expected> = seen
+            .map(|table| {
+                let known = self.known.get(&table.name);
+                let same = known.filter(|known| known.oid == table.oid);
+                // What the stream reads of a table that is new to it comes after the look.
+                let is_new = known.is_none() && !self.knew_nothing;
+                let exclusion = Exclusion::at_start(
+                    same.map(|same| &same.exclusion),
+                    &self.exclusion(&table.name, table.oid),
+                    is_new
+                        || known.is_some_and(|known| known.oid != table.oid)
+                        || !mirror.generation_ready,
+                );
+                let expected = Expected {
+                    oid: table.oid,
+                    exclusion,
+                    record: known.map(|known| record(mirror, &table.name, known)),
+                };
+                (table.name.clone(), expected)
+            })
+            .collect();
         for (table, facts) in &self.known {
-            if !pending.contains(table) {
-                oids.insert(table.clone(), facts.oid);
+            let begins = expected.entry(table.clone()).or_default();
+            if !pending.contains(table) && begins.oid != facts.oid {
+                *begins = Expected {
+                    oid: facts.oid,
+                    exclusion: facts.exclusion.clone(),
+                    record: Some(record(mirror, table, facts)),
+                };
             }
         }
-        oids
+        expected
+    }
+
+    /// What is excluded of the table of that name and oid.
+    fn exclusion(&self, table: &TableName, oid: u32) -> Exclusion {
+        let exclusions = self.exclusions.borrow();
+        let found = exclusions.get(table).filter(|(of, _)| *of == oid);
+        found.map_or_else(Exclusion::default, |(_, exclusion)| exclusion.clone())
+    }
+
+    /// What is excluded, as of the latest look. Who learns more adds it.
+    pub(crate) fn exclusions(&self) -> watch::Sender<Exclusions> {
+        self.exclusions.clone()
     }
 
     /// Records of all tables as they are: for the first transaction of a generation.
@@ -150,7 +202,8 @@ impl Watch {
             .tables
             .iter()
             .map(|table| {
-                let judged = judge(table, None, true, look, publications(mirror));
+                let mut judged = judge(table, None, true, look, publications(mirror));
+                judged.facts.exclusion = self.exclusion(&table.source, judged.facts.last_oid());
                 record(mirror, &table.source, &judged.facts)
             })
             .collect()
@@ -218,7 +271,33 @@ impl Watch {
             .map(|table| (table.source.clone(), known(&table.source)))
             .collect();
         let names = crate::publication::names(mirror);
-        Ok(introspect::look(source, &tables, &names, mirror.publication_given).await?)
+        let excluding = mirror
+            .tables
+            .iter()
+            .filter(|table| !table.exclude_columns.is_empty());
+        let with_columns: Vec<TableName> = excluding.map(|table| table.source.clone()).collect();
+        let given = mirror.publication_given;
+        let look = introspect::look(source, &tables, &with_columns, &names, given).await?;
+        self.remember_excluded(mirror, &look);
+        Ok(look)
+    }
+
+    fn remember_excluded(&self, mirror: &Mirror, look: &Look) {
+        let mut exclusions = self.exclusions.borrow().clone();
+        let excludes = |name: &TableName| {
+            let mut tables = mirror.tables.iter();
+            tables.any(|table| table.source == *name && !table.exclude_columns.is_empty())
+        };
+        exclusions.retain(|name, _| excludes(name));
+        for (name, oid, columns) in &look.columns {
+            let mapping = mirror.tables.iter().find(|table| table.source == *name);
+            let Some(mapping) = mapping else { continue };
+            let before = exclusions.get(name).filter(|(of, _)| of == oid);
+            let before = before.map(|(_, exclusion)| exclusion);
+            let seen = Exclusion::seen(before, &mapping.exclude_columns, columns);
+            exclusions.insert(name.clone(), (*oid, seen));
+        }
+        self.exclusions.send_replace(exclusions);
     }
 
     /// A table that lost its identity is moved at once: until then the source refuses its
@@ -245,7 +324,8 @@ impl Watch {
             .map(|table| {
                 let before = self.known.get(&table.source);
                 let is_new = before.is_none() && !self.knew_nothing;
-                let judged = judge(table, before, is_new, look, publications(mirror));
+                let mut judged = judge(table, before, is_new, look, publications(mirror));
+                judged.facts.exclusion = self.exclusion(&table.source, judged.facts.last_oid());
                 (table, judged)
             })
             .collect()
@@ -348,9 +428,16 @@ impl Watch {
             at: look.lsn,
             gaps,
             records,
-            oids: known
+            expected: known
                 .iter()
-                .map(|(name, facts)| (name.clone(), facts.oid))
+                .map(|(name, facts)| {
+                    let expected = Expected {
+                        oid: facts.oid,
+                        exclusion: facts.exclusion.clone(),
+                        record: Some(record(mirror, name, facts)),
+                    };
+                    (name.clone(), expected)
+                })
                 .collect(),
             done,
         };
@@ -431,8 +518,7 @@ fn record(mirror: &Mirror, table: &TableName, facts: &TableFacts) -> TableRecord
     TableRecord {
         generation: mirror.generation,
         table: table.clone(),
-        // Numbers and names always serialise.
-        facts: serde_json::to_string(facts).unwrap_or_default(),
+        facts: facts.json(),
     }
 }
 

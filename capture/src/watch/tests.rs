@@ -48,6 +48,7 @@ fn sound() -> Look {
             }],
         }],
         moved: Vec::new(),
+        columns: Vec::new(),
         members: vec![Member {
             oid: 31,
             publication: ALL,

@@ -24,4 +24,4 @@ pub use objects::{
 };
 pub use server::{ServerInfo, server_info};
 pub use tables::{TableSummary, list_tables};
-pub use watch::{HeldLook, Look, Member, PublicationState, TableLook, look};
+pub use watch::{ColumnLook, HeldLook, Look, Member, PublicationState, TableLook, look};

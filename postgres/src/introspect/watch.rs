@@ -22,6 +22,9 @@ pub struct Look {
     pub moved: Vec<(u32, TableName)>,
     /// All members of the publications.
     pub members: Vec<Member>,
+    /// Of the tables whose columns were asked for: oid and columns, as they were before the
+    /// rest was looked at.
+    pub columns: Vec<(TableName, u32, Vec<ColumnLook>)>,
 }
 
 impl Look {
@@ -41,6 +44,19 @@ impl Look {
             .iter()
             .find(|member| member.publication == publication && member.table == table)
     }
+}
+
+/// A number of `pg_attribute`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ColumnLook {
+    /// From 1; never given to another column of the table.
+    pub attnum: i16,
+    /// Its name; without meaning when dropped.
+    pub name: String,
+    /// There is no such column any more.
+    pub is_dropped: bool,
+    /// Computed from others, stored or not.
+    pub is_generated: bool,
 }
 
 /// One row of `pg_publication`.
@@ -235,6 +251,14 @@ const WIDE_MEMBERS: &str = "
     WHERE p.pubname = ANY ($1)
       AND NOT EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = p.oid AND r.prrelid = c.oid)";
 
+const COLUMNS: &str = "
+    SELECT n.nspname, c.relname, c.oid, a.attnum, a.attname, a.attisdropped, a.attgenerated <> ''
+    FROM unnest($1::text[], $2::text[]) w (schema, name)
+    JOIN pg_namespace n ON n.nspname = w.schema
+    JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.name AND c.relkind IN ('r', 'p')
+    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
+    ORDER BY c.oid, a.attnum";
+
 #[derive(Deserialize)]
 struct RawTable {
     schema: String,
@@ -274,11 +298,12 @@ impl RawTable {
     }
 }
 
-/// Looks at `tables` (each with the oid it had, 0 if not known) and at `publications`,
-/// which are not ours alone if they are `given`.
+/// Looks at `tables` (each with the oid it had, 0 if not known), at the columns of those
+/// `with_columns`, and at `publications`, which are not ours alone if they are `given`.
 pub async fn look(
     session: &Session,
     tables: &[(TableName, u32)],
+    with_columns: &[TableName],
     publications: &[String],
     given: bool,
 ) -> Result<Look> {
@@ -289,7 +314,10 @@ pub async fn look(
     let names: Vec<&str> = tables.iter().map(|(name, _)| name.name.as_str()).collect();
     let oids: Vec<u32> = tables.iter().map(|(_, oid)| *oid).collect();
     let doing = "looking at the mirrored tables";
-    let mut look = Look::default();
+    let mut look = Look {
+        columns: columns(session, with_columns).await?,
+        ..Look::default()
+    };
     for row in session
         .query(TABLES, &[&schemas, &names])
         .await
@@ -345,6 +373,39 @@ pub async fn look(
     let text: String = row.get(0);
     look.lsn = without_page_header(text.parse().unwrap_or_default());
     Ok(look)
+}
+
+async fn columns(
+    session: &Session,
+    tables: &[TableName],
+) -> Result<Vec<(TableName, u32, Vec<ColumnLook>)>> {
+    let mut found: Vec<(TableName, u32, Vec<ColumnLook>)> = Vec::new();
+    if tables.is_empty() {
+        return Ok(found);
+    }
+    let schemas: Vec<&str> = tables.iter().map(|table| table.schema.as_str()).collect();
+    let names: Vec<&str> = tables.iter().map(|table| table.name.as_str()).collect();
+    for row in session
+        .query(COLUMNS, &[&schemas, &names])
+        .await
+        .doing("looking at the columns of mirrored tables")?
+    {
+        let attribute = ColumnLook {
+            attnum: row.get(3),
+            name: row.get(4),
+            is_dropped: row.get(5),
+            is_generated: row.get(6),
+        };
+        let oid: u32 = row.get(2);
+        match found.last_mut() {
+            Some((_, last, attributes)) if *last == oid => attributes.push(attribute),
+            _ => {
+                let name = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+                found.push((name, oid, vec![attribute]));
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// On a page that holds nothing yet the insert position stands behind the page's header

@@ -144,3 +144,80 @@ async fn a_long_pause_keeps_no_wal_at_the_source() -> Result<()> {
     stage.assert_topics_hold(&mirror, &load::pairs()).await?;
     Ok(())
 }
+
+const MIB: usize = 1 << 20;
+
+/// The largest values: through the snapshot and through the stream. COPY writes a bytea as two
+/// digits a byte, so that one of 32 MiB is just too large for the snapshot's 64 MiB a row; the
+/// stream, which sends the bytes themselves, carries it.
+#[tokio::test(flavor = "multi_thread")]
+async fn values_of_32_mib_arrive_and_larger_ones_are_named() -> Result<()> {
+    let stage = Stage::new("huge").await?;
+    let _processes = stage.start_all()?;
+    let api = stage.api().await?;
+    stage.create_peers(&api).await?;
+    let source = stage.source.connect().await?;
+    source
+        .run(&format!(
+            "CREATE TABLE huge (id int PRIMARY KEY, t text, b bytea, n int);
+             ALTER TABLE huge ALTER t SET STORAGE EXTERNAL, ALTER b SET STORAGE EXTERNAL;
+             CREATE TABLE small (id int PRIMARY KEY, v text);
+             INSERT INTO huge VALUES (1, repeat('0123456789abcdé', {text}), NULL, 0), (2, NULL, decode(repeat('00ff5c0a', {bytes}), 'hex'), 0);
+             INSERT INTO small VALUES (1, 'v');",
+            text = 32 * MIB / 16,
+            bytes = 31 * MIB / 4,
+        ))
+        .await?;
+    let mirror = stage
+        .create_mirror(&api, "mirror", &["public.huge", "public.small"], json!({}))
+        .await?;
+    let pairs = TablePair::all(&["public.huge", "public.small"]);
+    mirror
+        .wait_until("RUNNING", LIMIT, |mirror, _| mirror["status"] == "RUNNING")
+        .await?;
+    stage.assert_converges(&mirror, &pairs).await?;
+    source
+        .run(&format!(
+            "INSERT INTO huge VALUES (3, repeat('fedcba987654321\\', {text}), NULL, 0);
+             INSERT INTO huge VALUES (4, NULL, decode(repeat('00ff5c0a', {bytes}), 'hex'), 0);
+             UPDATE huge SET n = n + 1; UPDATE huge SET t = t || 'x' WHERE id = 1; DELETE FROM huge WHERE id = 2;",
+            text = 32 * MIB / 16,
+            bytes = 32 * MIB / 4,
+        ))
+        .await?;
+    mirror
+        .wait_for_lsn_within(source.current_lsn().await?, LIMIT)
+        .await?;
+    stage.assert_converges(&mirror, &pairs).await?;
+
+    // Beyond the limit of an event: the table is named, the others go on.
+    source
+        .run(&format!(
+            "INSERT INTO huge VALUES (5, repeat('0123456789abcdef', {}), NULL, 0); INSERT INTO small VALUES (2, 'w');",
+            65 * MIB / 16
+        ))
+        .await?;
+    mirror
+        .wait_until("huge ERRORED", LIMIT, |mirror, _| {
+            let tables = mirror["tables"].as_array().into_iter().flatten();
+            let mut huge = tables.filter(|table| table["source_table"] == "public.huge");
+            huge.any(|table| {
+                table["status"] == "ERRORED"
+                    && table["error_message"]
+                        .to_string()
+                        .contains("over the limit")
+            })
+        })
+        .await?;
+    stage
+        .assert_converges(&mirror, &TablePair::all(&["public.small"]))
+        .await?;
+    // Beyond that of a row in a snapshot.
+    let wide = stage
+        .create_mirror(&api, "wide", &["public.huge"], json!({}))
+        .await?;
+    wide.wait_until("wide FAILED", LIMIT, |mirror, _| {
+        mirror["status"] == "FAILED" && mirror.to_string().contains("as COPY text, the limit is")
+    })
+    .await
+}

@@ -4,6 +4,7 @@
 mod control;
 mod crashes;
 mod deletion;
+mod excluded_columns;
 mod fidelity;
 #[cfg(feature = "full")]
 mod full;
