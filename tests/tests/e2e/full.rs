@@ -214,7 +214,12 @@ async fn values_of_32_mib_arrive_and_larger_ones_are_named() -> Result<()> {
         .await?;
     // Beyond that of a row in a snapshot.
     let wide = stage
-        .create_mirror(&api, "wide", &["public.huge"], json!({}))
+        .create_mapped_mirror(
+            &api,
+            "wide",
+            json!([{"source_table": "public.huge", "destination_table": "public.wide"}]),
+            json!({}),
+        )
         .await?;
     wide.wait_until("wide FAILED", LIMIT, |mirror, _| {
         mirror["status"] == "FAILED" && mirror.to_string().contains("as COPY text, the limit is")
