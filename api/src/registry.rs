@@ -107,7 +107,7 @@ impl Schemas {
         }
     }
 
-    async fn registry(&self) -> Result<&Registry, SchemasError> {
+    pub(crate) async fn registry(&self) -> Result<&Registry, SchemasError> {
         self.registry
             .get_or_try_init(|| Registry::open(self.kafka.clone(), &self.topics))
             .await

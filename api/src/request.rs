@@ -305,6 +305,19 @@ impl Fields {
         }
     }
 
+    /// An object; `None` if it is not there. Give it back to [`Fields::absorb`].
+    pub(crate) fn object(&mut self, name: &'static str) -> Option<Fields> {
+        if self.recording.is_some() {
+            let (nested, recording) = Self::recorder();
+            self.asked(name, false, || AskedKind::Object(recording));
+            return Some(nested);
+        }
+        match self.take(name)? {
+            Value::Object(values) => Some(Self::of(values, format!("{}{name}.", self.path))),
+            other => self.wrong_type(name, "an object", &other),
+        }
+    }
+
     /// Takes over the faults of a nested object, its unknown fields included.
     pub(crate) fn absorb(&mut self, mut nested: Fields) {
         nested.refuse_unknown();

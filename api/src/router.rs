@@ -102,8 +102,13 @@ pub(crate) fn routes() -> Vec<Route> {
             Admin,
             mirrors::resync_table,
         ),
-        route(POST, "/v1/mirrors/{name}/replay", Admin, not_available),
-        route(POST, "/v1/mirrors/{name}/checkpoint", Admin, not_available),
+        route(POST, "/v1/mirrors/{name}/replay", Admin, mirrors::replay),
+        route(
+            POST,
+            "/v1/mirrors/{name}/checkpoint",
+            Admin,
+            mirrors::checkpoint,
+        ),
         route(GET, "/v1/mirrors/{name}/commands", Any, commands::list),
         route(GET, "/v1/mirrors/{name}/commands/{id}", Any, commands::get),
         route(

@@ -1,13 +1,33 @@
-//! Ends the commands that wait for tables: a changed list of tables, a resync.
+//! Ends the commands that wait for tables: a changed list of tables, a resync, a replay.
 //!
 //! Nothing waits for a command: the table states decide, and this says what came of them.
 //! It is asked again and again, and by every run, so a crash leaves nothing undone.
 
-use bunny_catalog::{AwaitedTable, Command};
+use bunny_catalog::{AwaitedTable, Command, Mirror};
 
 use crate::bookkeeping::{State, TableState};
 use crate::context::MirrorRun;
 use crate::error::Result;
+
+/// The commands that wait for tables.
+const KINDS: [&str; 3] = [
+    bunny_catalog::TABLES,
+    bunny_catalog::RESYNC,
+    bunny_catalog::REPLAY,
+];
+
+/// Whether a command waits for something that is wanted `now` and was not when the run with
+/// `known` began. Pure.
+fn is_newer(awaited: &[AwaitedTable], known: &Mirror, now: &Mirror) -> bool {
+    let wants = |mirror: &Mirror, awaited: &AwaitedTable| {
+        let mut tables = mirror.tables.iter();
+        tables.any(|table| {
+            table.source == awaited.table && table.wanted_request() == awaited.request_id
+        })
+    };
+    let is_new = |awaited: &AwaitedTable| wants(now, awaited) && !wants(known, awaited);
+    awaited.iter().any(is_new)
+}
 
 /// What a command has come to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,15 +45,16 @@ pub(crate) struct Commands {
 impl Commands {
     pub(crate) async fn open(run: &MirrorRun) -> Result<Commands> {
         let commands = run.catalog.open_commands(run.mirror_id()).await?;
+        // After them: a command of which this run knows nothing is the next one's.
+        let now = run.catalog.get_mirror(&run.mirror.name).await?;
         let open = commands
             .into_iter()
-            .filter(|command| {
-                [bunny_catalog::TABLES, bunny_catalog::RESYNC].contains(&&*command.kind)
-            })
+            .filter(|command| KINDS.contains(&&*command.kind))
             .map(|command| {
                 let awaited = AwaitedTable::of(&command);
                 (command, awaited)
-            });
+            })
+            .filter(|(_, awaited)| !is_newer(awaited, &run.mirror, &now));
         Ok(Commands {
             open: open.collect(),
         })

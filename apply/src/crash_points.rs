@@ -55,6 +55,9 @@ pub const CATCH_UP_BEFORE_JOIN: &str = "apply::catch_up_before_join";
 /// Tables are in main, which does not know yet.
 pub const CATCH_UP_JOINED: &str = "apply::catch_up_joined";
 
+/// Tables stand where a replay was to stop; the catalog does not know yet.
+pub const REPLAY_STANDS: &str = "apply::replay_stands";
+
 /// A destination table is altered for a new version, its rows are not written yet.
 pub const SCHEMA_CHANGED: &str = "apply::schema_changed";
 /// A new enum label is committed, the rows that hold it are not written yet.
@@ -89,6 +92,7 @@ pub const ALL: &[&str] = &[
     CATCH_UP_HELD,
     CATCH_UP_BEFORE_JOIN,
     CATCH_UP_JOINED,
+    REPLAY_STANDS,
 ];
 
 /// Dies here, as by `kill -9`, when the point is armed.

@@ -25,6 +25,7 @@ mod paused;
 mod quarantine;
 pub mod reader;
 mod removal;
+pub mod replay;
 mod report;
 pub mod routes;
 mod schema;

@@ -100,6 +100,7 @@ pub async fn follow(
             budget,
             stats: stats.clone(),
             limit: None,
+            bound: None,
             demand: demanded,
             work: work_sender,
         },
@@ -199,7 +200,7 @@ impl Applier<'_> {
             match work {
                 None => return Ok(Stop::ReaderGone),
                 Some(Work::Part(part)) => self.part(&part).await?,
-                Some(Work::CaughtUp) => self.caught_up().await?,
+                Some(Work::CaughtUp | Work::Bound { .. }) => self.caught_up().await?,
                 Some(Work::Generation {
                     generation,
                     next_offset,

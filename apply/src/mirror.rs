@@ -26,7 +26,7 @@ use crate::schema::upkeep;
 use crate::schema_change::labels;
 use crate::stats::Stats;
 use crate::table_sync::{self, LoadProgress};
-use crate::{main_stream, paused, quarantine, reader, removal, report, wanted};
+use crate::{main_stream, paused, quarantine, reader, removal, replay, report, wanted};
 
 /// How often the log is looked at while the end of a transaction is missing.
 const UNFINISHED_POLL: Duration = Duration::from_secs(1);
@@ -117,6 +117,8 @@ async fn begin(shared: &Shared, mirror: Arc<Mirror>, context: &MirrorContext) ->
     let epoch = bookkeeping::take_over(&session, &mirror).await?;
     reached(crash_points::AFTER_TAKE_OVER);
     tracing::info!(mirror = %mirror.name, epoch = epoch.0, "took the destination over");
+    let admitted = replay::admitted(shared, &mirror, context, &session).await?;
+    let mirror = Arc::new(replay::as_wanted(admitted));
     let run = MirrorRun {
         application_name: application_name(mirror.id, epoch),
         mirror,

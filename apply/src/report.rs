@@ -5,12 +5,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bunny_catalog::{ApplyReport, Point, TableReport};
 use bunny_postgres::Session;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::bookkeeping::{self, MissingObject, State, TableState};
 use crate::commands::Commands;
 use crate::context::MirrorRun;
 use crate::error::Result;
+use crate::replay::Pace;
 use crate::stats::{Moment, Stats};
 use crate::table_sync::{LoadProgress, TableProgress};
 
@@ -21,6 +23,7 @@ pub(crate) async fn report_forever(run: &MirrorRun, stats: &Stats, load: &LoadPr
     let mut session: Option<Session> = None;
     let mut known: Option<Known> = None;
     let mut commands: Option<Commands> = None;
+    let mut pace = Pace::default();
     loop {
         match read_tables(run, session.take()).await {
             Ok((still_good, read)) => {
@@ -41,13 +44,14 @@ pub(crate) async fn report_forever(run: &MirrorRun, stats: &Stats, load: &LoadPr
             tracing::debug!(mirror = %run.mirror.name, %error, "commands are ended later");
         }
         let topic = run.topics.changes(&run.mirror.slug);
-        let report = report(
+        let mut report = report(
             &stats.moment(),
             known,
             &load.tables(),
             topic,
             SystemTime::now(),
         );
+        pace.show(&run.mirror, &known.tables, &mut report, Instant::now());
         run.reporter.report(&report);
         tokio::time::sleep(EVERY).await;
     }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::bookkeeping::{self, Progress, State, TableState};
 use crate::context::MirrorRun;
 use crate::error::{Error, Result};
-use crate::reader;
+use crate::{reader, replay};
 
 /// What the state rows lack to be what the catalog wants. Pure.
 #[derive(Debug, Default, PartialEq)]
@@ -83,6 +83,10 @@ fn changes(mappings: &[MirrorTable], present: &[TableState], generation: Uuid) -
                     attempt: table.attempt.max(i32::from(table.generation.is_some())),
                     live: None,
                     in_main: false,
+                    // What a replay reads is kept from here on.
+                    restart_offset: replay::changes_offset(mapping).or(table.restart_offset),
+                    // No start of this request was met.
+                    generation: None,
                     error: None,
                     ..table.clone()
                 });
@@ -275,6 +279,9 @@ mod tests {
             identity: None,
             request_id: Some(Uuid::from_u128(request)),
             retry_id: None,
+            replay: None,
+            since_request: None,
+            checkpoint_id: None,
         }
     }
 

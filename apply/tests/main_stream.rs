@@ -132,6 +132,9 @@ impl Stage {
                 identity: None,
                 request_id: Some(Uuid::new_v4()),
                 retry_id: None,
+                replay: None,
+                since_request: None,
+                checkpoint_id: None,
             }],
         };
         bookkeeping::install(&session).await.unwrap();

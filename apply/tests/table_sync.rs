@@ -112,6 +112,9 @@ impl Stage {
                 identity: None,
                 request_id: Some(Uuid::new_v4()),
                 retry_id: None,
+                replay: None,
+                since_request: None,
+                checkpoint_id: None,
             })
             .collect();
         let now = std::time::SystemTime::now().into();
@@ -221,6 +224,11 @@ impl Stage {
             state: SyncState::Started,
             lsn: Lsn(100),
             start_offsets,
+            generation: self.mirror.generation,
+            changes_offset: 7,
+            taken_at_us: 0,
+            rows: 0,
+            bytes: 0,
         };
         let (topic, value) = (self.topics.position(&self.mirror.slug), record.encode(id));
         let (key, partition) = (record.key(), 0);

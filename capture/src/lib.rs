@@ -7,6 +7,7 @@
 //! begins at the top. docs/invariants.md lists every point at which it may die.
 
 mod change;
+mod checkpoints;
 pub mod crash_points;
 mod error;
 mod exclusion;

@@ -13,6 +13,7 @@ use bunny_schemas::control::{SyncRecord, SyncState};
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
+use crate::checkpoints::{self, GivenUp};
 use crate::error::{Error, Result};
 use crate::run::Run;
 use crate::snapshot::{
@@ -36,6 +37,7 @@ pub(crate) struct Rounds {
     /// How often a table was refused, or had changed under its snapshot, in this run.
     failures: HashMap<Uuid, u32>,
     progress: Progress,
+    given_up: GivenUp,
 }
 
 impl Rounds {
@@ -49,7 +51,11 @@ impl Rounds {
         let wanted: Vec<(Uuid, MirrorTable)> = mirror
             .tables
             .iter()
-            .filter_map(|table| Some((table.request_id?, table.clone())))
+            .flat_map(|table| {
+                // A destination waits for the first; the topics need the second.
+                let requests = table.request_id.into_iter().chain(table.checkpoint_id);
+                requests.map(|request| (request, table.clone()))
+            })
             .collect();
         Self {
             attempts: recorded
@@ -66,6 +72,7 @@ impl Rounds {
             exclusions,
             failures: HashMap::new(),
             progress: Progress::default(),
+            given_up: GivenUp::default(),
         }
     }
 
@@ -87,6 +94,11 @@ impl Rounds {
                 .iter()
                 .filter(|(request, _)| !self.finished.contains(request))
                 .map(|(request, table)| SyncProgress::new(*request, table.source.clone()))
+                .collect(),
+            checkpoints: self
+                .wanted
+                .iter()
+                .filter_map(|(_, table)| table.checkpoint_id)
                 .collect(),
             progress: self.progress.clone(),
         }
@@ -126,6 +138,15 @@ impl Rounds {
             if *failures >= limit
                 && let Some(cause) = table.failure
             {
+                let mut wanted = self.wanted.iter();
+                if wanted.any(|(request, wanted)| {
+                    *request == table.request_id && wanted.checkpoint_id == Some(*request)
+                }) {
+                    // Nobody waits for its rows.
+                    self.given_up.put(table.request_id, cause.to_string());
+                    self.finished.insert(table.request_id);
+                    continue;
+                }
                 return Err(Error::fatal(format!(
                     "table {} cannot be copied: {cause}; mend that and retry the mirror, or delete it and create it without the table",
                     table.source
@@ -169,6 +190,8 @@ pub(crate) fn pending(mirror: &Mirror, recorded: &HashMap<Uuid, SyncRecord>) -> 
 pub(crate) struct SyncView {
     finished_before: Vec<SyncProgress>,
     waiting: Vec<SyncProgress>,
+    /// Requests that no destination loads.
+    checkpoints: HashSet<Uuid>,
     progress: Progress,
 }
 
@@ -203,11 +226,18 @@ impl SyncView {
             .collect()
     }
 
-    /// The tables whose sync has not finished.
+    /// The requests whose sync is in the topics.
+    pub(crate) fn finished(&self) -> HashSet<Uuid> {
+        let finished = self.tables().into_iter().filter(|table| table.finished);
+        finished.map(|table| table.request_id).collect()
+    }
+
+    /// The tables whose sync has not finished. A checkpoint under way changes nothing for a
+    /// destination, and so nothing about what the log must say.
     pub(crate) fn pending(&self) -> Pending {
         let tables = self.tables().into_iter();
         tables
-            .filter(|table| !table.finished)
+            .filter(|table| !table.finished && !self.checkpoints.contains(&table.request_id))
             .map(|table| table.source)
             .collect()
     }
@@ -235,6 +265,7 @@ pub(crate) async fn run(
     passed: watch::Receiver<Passed>,
 ) -> Result<()> {
     let (lines, mut received) = mpsc::channel(LOG_LINES_MAX);
+    let (view, given_up) = (rounds.view(), rounds.given_up.clone());
     let work = async {
         let mut backoff = BACKOFF_FIRST;
         loop {
@@ -293,5 +324,6 @@ pub(crate) async fn run(
     tokio::select! {
         ended = work => ended,
         ended = write_log => ended,
+        ended = checkpoints::run(run, view, given_up) => ended,
     }
 }

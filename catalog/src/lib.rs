@@ -8,6 +8,7 @@
 
 mod audit;
 mod catalog;
+mod checkpoints;
 mod commands;
 mod encryption;
 mod error;
@@ -17,6 +18,7 @@ mod logs;
 mod mirrors;
 mod pausing;
 mod peers;
+mod replay;
 mod reports;
 mod retry;
 mod rotation;
@@ -28,6 +30,7 @@ mod users;
 
 pub use audit::AuditEntry;
 pub use catalog::{Catalog, Location};
+pub use checkpoints::CHECKPOINT;
 pub use commands::{Command, CommandState};
 pub use encryption::EncryptionKey;
 pub use error::{Error, Result};
@@ -40,9 +43,10 @@ pub use mirrors::{
     SchemaChanges, TableInUse, UntrackedChanges, check_name,
 };
 pub use peers::{NewPeer, Peer};
+pub use replay::{NewReplay, REPLAY, Replay, RetainedSync, Until};
 pub use reports::{
-    ApplyReport, CaptureReport, Failure, Point, Report, Reports, RoleState, SyncProgress,
-    TableReport,
+    ApplyReport, CaptureReport, Failure, Point, ReplayProgress, Report, Reports, RoleState,
+    SyncProgress, TableReport,
 };
 pub use status::{Health, Phase, Status, StatusView, derive};
 pub use supervise::{

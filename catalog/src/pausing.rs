@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::leases::Role;
 use crate::mirrors::{Desired, Mirror, PauseScope, notify};
-use crate::{Catalog, Error, Result, commands};
+use crate::{Catalog, Error, Result, commands, replay};
 
 impl Catalog {
     /// Asks for a mirror to be paused; returns the `pause` command. Asked again for the
@@ -88,6 +88,9 @@ impl Catalog {
         .execute(&mut *transaction)
         .await
         .map_err(failed)?;
+        if wish.desired == Desired::Running {
+            replay::let_go_on(&mut transaction, mirror.id).await?;
+        }
         let versions: Map<String, Value> = roles
             .iter()
             .map(|role| {

@@ -137,6 +137,27 @@ pub struct TableReport {
     pub error: Option<String>,
     /// When a row of it was last written.
     pub last_synced_at: Option<DateTime<Utc>>,
+    /// While it is rebuilt from the topics: how far.
+    #[serde(default)]
+    pub replay: Option<ReplayProgress>,
+}
+
+/// How far the replay of a table is. First its rows are loaded, then its changes followed.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReplayProgress {
+    /// COPY bytes of the sync that are loaded, by its rows.
+    pub bytes_done: i64,
+    /// COPY bytes of the sync.
+    pub bytes_total: i64,
+    /// Offsets of the change topic that are passed.
+    pub events_done: i64,
+    /// Offsets of the change topic up to where it goes on with the others.
+    pub events_total: i64,
+    /// Of what is done now, rows or events: so many a second since this worker began.
+    pub per_second: f64,
+    /// How long the rest takes at that rate; none while the rate is not known.
+    pub seconds_left: Option<f64>,
 }
 
 impl TableReport {
@@ -155,6 +176,7 @@ impl TableReport {
             rows_loaded: 0,
             error: None,
             last_synced_at: None,
+            replay: None,
         }
     }
 }

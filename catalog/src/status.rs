@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::commands::Command;
 use crate::leases::Role;
 use crate::mirrors::{Desired, Mirror};
+use crate::replay::REPLAY;
 use crate::reports::{ApplyReport, Reports, RoleState, TableReport};
 use crate::tables::RESYNC;
 
@@ -59,6 +60,8 @@ pub enum Phase {
     Snapshot,
     /// Changes are followed.
     Cdc,
+    /// Tables are rebuilt from the topics.
+    Replay,
 }
 
 impl Phase {
@@ -68,6 +71,7 @@ impl Phase {
             Phase::Setup => "SETUP",
             Phase::Snapshot => "SNAPSHOT",
             Phase::Cdc => "CDC",
+            Phase::Replay => "REPLAY",
         }
     }
 }
@@ -126,7 +130,11 @@ pub fn derive(
         .into_iter()
         .flatten()
         .any(|failure| failure.fatal);
-    let phase = phase(mirror, reports);
+    let is_open = |kind: &str| commands.iter().any(|c| c.kind == kind && c.state.is_open());
+    let phase = match phase(mirror, reports) {
+        Phase::Cdc | Phase::Snapshot if is_open(REPLAY) => Phase::Replay,
+        phase => phase,
+    };
     let deleting = commands
         .iter()
         .any(|command| command.kind == "delete" && command.state.is_open());
@@ -152,6 +160,7 @@ pub fn derive(
             Phase::Setup => Status::Setup,
             Phase::Snapshot => Status::Snapshot,
             Phase::Cdc if resyncing => Status::Resyncing,
+            Phase::Replay => Status::Resyncing,
             Phase::Cdc => Status::Running,
         }
     };

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::commands::{self, Command};
 use crate::mirrors::{self, Desired, Mirror, MirrorTable, NewMirrorTable, ResyncStrategy, notify};
+use crate::replay::REPLAY;
 use crate::{Catalog, Error, Result};
 
 /// The command of a changed list of tables.
@@ -175,10 +176,10 @@ impl Catalog {
         }
         let table_name = table.map(TableName::to_string);
         for open in self.open_commands(mirror.id).await? {
-            if open.kind != RESYNC {
+            if ![RESYNC, REPLAY].contains(&&*open.kind) {
                 continue;
             }
-            if open.args["table_name"] == json!(table_name) {
+            if open.kind == RESYNC && open.args["table_name"] == json!(table_name) {
                 return Ok(open.id);
             }
             let under_way = AwaitedTable::of(&open);
@@ -187,8 +188,8 @@ impl Catalog {
                 .find(|awaited| meant.iter().any(|meant| meant.source == awaited.table))
             {
                 return Err(Error::conflict(format!(
-                    "table {} is being resynced already (command {}): wait for it to end",
-                    both.table, open.id
+                    "table {} is being loaded already by the {} command {}: wait for it to end",
+                    both.table, open.kind, open.id
                 )));
             }
         }
@@ -215,7 +216,11 @@ impl Catalog {
 }
 
 impl Catalog {
-    async fn lock_living(&self, connection: &mut PgConnection, name: &str) -> Result<Mirror> {
+    pub(crate) async fn lock_living(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+    ) -> Result<Mirror> {
         let mirror = self.lock_mirror(connection, name).await?;
         if mirror.desired == Desired::Deleted {
             return Err(Error::conflict(format!(
@@ -250,6 +255,7 @@ fn with_requests(mirror: &Mirror, wanted: &NewMirrorTable) -> MirrorTable {
         Some(present) if !needs_sync(present, wanted) => present.request_id,
         _ => has_snapshots.then(Uuid::new_v4),
     };
+    let unchanged = present.filter(|present| !needs_sync(present, wanted));
     MirrorTable {
         source: wanted.source.clone(),
         destination: wanted.destination.clone(),
@@ -258,6 +264,9 @@ fn with_requests(mirror: &Mirror, wanted: &NewMirrorTable) -> MirrorTable {
         identity: wanted.identity.clone(),
         request_id,
         retry_id: present.and_then(|present| present.retry_id),
+        replay: unchanged.and_then(|present| present.replay.clone()),
+        since_request: unchanged.map_or(request_id, |present| present.since_request),
+        checkpoint_id: unchanged.and_then(|present| present.checkpoint_id),
     }
 }
 

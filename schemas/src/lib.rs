@@ -7,7 +7,7 @@
 //! * [`envelope`]: the change event of a table, encoded and decoded by a plan.
 //! * [`control`]: the fixed records (`schemas/avro/*.avsc`).
 //! * [`registry`]: schema ids in a compacted topic.
-//! * [`reader`]: reads back what has been published.
+//! * [`reader`]: reads back what has been published; [`retained`]: what can be loaded again.
 //!
 //! The crate opens no Postgres connection. `docs/events.md` describes the same
 //! contract for readers in other languages.
@@ -19,6 +19,7 @@ pub mod kafka;
 mod position;
 pub mod reader;
 pub mod registry;
+pub mod retained;
 mod tail;
 pub mod topics;
 pub mod wire;

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::control::{
     GenerationStarted, PositionRecord, SchemaKind, SyncRecord, TableGap, TableRecord,
 };
-use crate::envelope::Decoder;
+use crate::envelope::{Decoder, Source};
 use crate::kafka::KafkaConfig;
 use crate::registry::Registry;
 use crate::tail::{Record, Tail, blocking};
@@ -34,6 +34,9 @@ pub struct LastEvent {
     pub generation: Uuid,
     /// Its place; `None` for `GenerationStarted`.
     pub position: Option<Position>,
+    /// Its commit time at the source, microseconds since the Unix epoch; 0 for
+    /// `GenerationStarted`.
+    pub commit_ts_us: i64,
 }
 
 impl Positions {
@@ -129,11 +132,12 @@ pub async fn last_change(
     };
     let (schema_id, datum) = wire::read_frame(&message)?;
     let schema = registry.schema(schema_id).await?;
-    let (generation, position) = place(&schema, datum)?;
+    let (generation, position, commit_ts_us) = place(&schema, datum)?;
     Ok(Some(LastEvent {
         offset,
         generation,
         position,
+        commit_ts_us,
     }))
 }
 
@@ -165,18 +169,23 @@ fn last_message(tail: &Tail) -> Result<Option<(i64, Vec<u8>)>> {
     }
 }
 
-/// Generation and place of an event of the change topic.
-fn place(schema_json: &str, datum: &[u8]) -> Result<(Uuid, Option<Position>)> {
+/// Generation, place and commit time of an event of the change topic.
+fn place(schema_json: &str, datum: &[u8]) -> Result<(Uuid, Option<Position>, i64)> {
+    let of = |source: Source<'_>| {
+        (
+            source.generation,
+            Some(source.position()),
+            source.commit_ts_us,
+        )
+    };
     match SchemaKind::of(schema_json)? {
-        SchemaKind::GenerationStarted => Ok((GenerationStarted::decode(datum)?.generation, None)),
-        SchemaKind::TableGap => {
-            let source = TableGap::decode(datum)?.source;
-            Ok((source.generation, Some(source.position())))
+        SchemaKind::GenerationStarted => {
+            Ok((GenerationStarted::decode(datum)?.generation, None, 0))
         }
+        SchemaKind::TableGap => Ok(of(TableGap::decode(datum)?.source)),
         SchemaKind::Envelope => {
             let decoder = Decoder::new(schema_json)?;
-            let source = decoder.decode(datum)?.source;
-            Ok((source.generation, Some(source.position())))
+            Ok(of(decoder.decode(datum)?.source))
         }
         other => Err(Error::Corrupt(format!(
             "the change topic ends in a record of kind {other:?}"
@@ -224,6 +233,11 @@ mod tests {
             state: SyncState::Started,
             lsn: Lsn(5),
             start_offsets: vec![3, 0],
+            generation: Uuid::from_u128(1),
+            changes_offset: 4,
+            taken_at_us: 5,
+            rows: 6,
+            bytes: 7,
         };
         apply(&mut positions, sync.key().as_bytes(), Some(&sync.encode(2))).unwrap();
         sync.state = SyncState::Finished;

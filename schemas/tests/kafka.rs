@@ -372,6 +372,11 @@ async fn last_event_and_positions_are_found() {
         state: SyncState::Started,
         lsn: Lsn(15),
         start_offsets: vec![1],
+        generation: Uuid::from_u128(1),
+        changes_offset: 4,
+        taken_at_us: 5,
+        rows: 6,
+        bytes: 7,
     };
     for seq in 0..300 {
         let row = [Value::Text(b"1")];

@@ -4,6 +4,7 @@ mod available;
 mod create;
 mod patch;
 mod pausing;
+mod replay;
 pub(crate) mod request;
 mod resync;
 mod table_list;
@@ -27,6 +28,7 @@ pub(crate) use available::available_tables;
 pub(crate) use create::create;
 pub(crate) use patch::{patch, read_patch};
 pub(crate) use pausing::{pause, read_pause, resume};
+pub(crate) use replay::{checkpoint, read_checkpoint, read_replay, replay};
 pub(crate) use resync::{read_resync, read_resync_table, resync, resync_table};
 pub(crate) use table_list::{read_tables, set_tables};
 

@@ -158,6 +158,7 @@ fn table(
         "snapshot": snapshot(table, report, sync),
         "last_synced_at": report.last_synced_at.map(time),
         "error_message": report.error,
+        "replay": report.replay,
         "replayable_from": Value::Null,
     })
 }

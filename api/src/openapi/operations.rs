@@ -151,10 +151,14 @@ pub(super) fn operation(method: &str, path: &str) -> Operation {
             .answers(accepted)
             .body(|fields| drop(mirrors::read_resync_table(fields))),
         ("POST", "/v1/mirrors/{name}/replay") => {
-            says("Rebuild tables from retained topics").answers(accepted)
+            says("Rebuild tables from retained topics, without their source")
+                .answers(accepted)
+                .body(|fields| drop(mirrors::read_replay(fields)))
         }
         ("POST", "/v1/mirrors/{name}/checkpoint") => {
-            says("Publish fresh chunks, so that rebuilding stays possible").answers(accepted)
+            says("Publish fresh chunks, so that rebuilding stays possible")
+                .answers(accepted)
+                .body(|fields| drop(mirrors::read_checkpoint(fields)))
         }
         ("GET", "/v1/mirrors/{name}/commands") => {
             says("What was asked of a mirror, newest first; kept after it").lists()

@@ -61,6 +61,7 @@ fn one(kind: &AskedKind) -> Value {
         AskedKind::Texts => {
             json!({ "type": "array", "items": { "type": "string", "minLength": 1 } })
         }
+        AskedKind::Object(nested) => object(&nested.taken()),
         AskedKind::Objects(nested) => {
             json!({ "type": "array", "items": object(&nested.taken()) })
         }

@@ -24,6 +24,8 @@ pub(crate) enum AskedKind {
     /// One of these words.
     Choice(Vec<String>),
     Texts,
+    /// One object, read as noted.
+    Object(Recording),
     /// A list of objects, each read as noted.
     Objects(Recording),
 }

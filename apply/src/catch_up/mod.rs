@@ -25,11 +25,14 @@ use uuid::Uuid;
 
 use crate::bookkeeping::{self, State, TableState};
 use crate::context::MirrorRun;
+use crate::crash_points::{self, reached};
 use crate::crossing::Crossing;
 use crate::error::{Error, Result};
 use crate::mirror::set_aside_or;
+use crate::replay;
 use crate::schema_change::labels;
 
+use round::Ended;
 pub(crate) use store::advance;
 
 /// How often it is looked for tables that are behind.
@@ -50,15 +53,33 @@ pub(crate) async fn run(
 ) -> Result<()> {
     let mut pause = LOCKED_PAUSE_MIN;
     let mut look = Look::new(run.clone());
+    // Replays that have reached their bound; the pause that ends this run is on its way.
+    let mut standing: Vec<Uuid> = Vec::new();
     loop {
         let generation = crossing.committed().borrow().generation;
-        let behind = look.behind(generation).await?;
+        let (all, behind) = look.behind(generation).await?;
+        let (behind, bound) = replay::next_round(&run.mirror, behind, &all, &standing);
         if behind.is_empty() {
             tokio::time::sleep(LOOK_EVERY).await;
             continue;
         }
-        match Box::pin(round::run(&run, &crossing, &followers, behind, &mut look)).await {
-            Ok(()) => pause = LOCKED_PAUSE_MIN,
+        let requests: Vec<Uuid> = behind.iter().filter_map(|table| table.request_id).collect();
+        let served = round::run(&run, &crossing, &followers, behind, bound, &mut look);
+        match Box::pin(served).await {
+            Ok(Ended::Standing) => {
+                reached(crash_points::REPLAY_STANDS);
+                let sources: Vec<String> = all
+                    .iter()
+                    .filter(|table| table.request_id.is_some_and(|id| requests.contains(&id)))
+                    .map(|table| table.source.to_string())
+                    .collect();
+                tracing::info!(mirror = %run.mirror.name, tables = ?sources, "tables stand where they were asked to");
+                run.catalog
+                    .end_replay_until(run.mirror_id(), &requests)
+                    .await?;
+                standing.extend(requests);
+            }
+            Ok(_) => pause = LOCKED_PAUSE_MIN,
             Err(error @ Error::Table { .. }) => set_aside_or(&run, error).await?,
             Err(Error::Labels { table, statements }) => {
                 if let Err(error) = labels::add(&run, &table, &statements).await {
@@ -86,17 +107,18 @@ impl Look {
         Look { run, session: None }
     }
 
-    /// The tables that are behind main in its generation.
-    async fn behind(&mut self, generation: Uuid) -> Result<Vec<TableState>> {
+    /// All tables, and those of them that are behind main in its generation.
+    async fn behind(&mut self, generation: Uuid) -> Result<(Vec<TableState>, Vec<TableState>)> {
         let session = match self.session.take() {
             Some(session) => session,
             None => self.run.connect().await?,
         };
         let client: &tokio_postgres::Client = &session;
-        let mut tables = bookkeeping::tables(client, self.run.mirror_id()).await?;
-        tables.retain(|table| is_behind(table, generation));
+        let tables = bookkeeping::tables(client, self.run.mirror_id()).await?;
+        let behind = tables.iter().filter(|table| is_behind(table, generation));
+        let behind = behind.cloned().collect();
         self.session = Some(session);
-        Ok(tables)
+        Ok((tables, behind))
     }
 }
 

@@ -18,9 +18,10 @@ use crate::budget::{self, Budget};
 use crate::context::MirrorRun;
 use crate::crash_points::{self, reached};
 use crate::crossing::{Crossing, Outcome};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::main_stream::{policy, reader_error};
 use crate::reader::{self, Flush, Reader, Work};
+use crate::replay::{self, Bound};
 use crate::routes::Routes;
 use crate::stats::Stats;
 use crate::writer::Writer;
@@ -40,14 +41,15 @@ const RECHECK_EVERY: Duration = Duration::from_secs(1);
 const BATCH_EVENTS_MIN: usize = 5_000;
 
 /// Serves `behind` until they, or those of them that can, have joined main, or other
-/// tables have come to be behind.
+/// tables have come to be behind. With a bound they do not join: they stand there.
 pub(super) async fn run(
     run: &MirrorRun,
     crossing: &Crossing,
     followers: &Arc<AtomicUsize>,
     behind: Vec<TableState>,
+    bound: Option<Bound>,
     look: &mut Look,
-) -> Result<()> {
+) -> Result<Ended> {
     let routes = Arc::new(Routes::behind(&behind));
     let offsets = behind.iter().filter_map(|table| table.restart_offset);
     let next_offset = offsets.min().unwrap_or_default();
@@ -83,6 +85,7 @@ pub(super) async fn run(
             budget: Budget::join(budget::PROCESS_BYTES, followers),
             stats: Arc::new(Stats::default()),
             limit: Some(crossing.committed()),
+            bound,
             demand: demanded,
             work: work_sender,
         },
@@ -105,6 +108,7 @@ pub(super) async fn run(
             not_before: Instant::now(),
         },
         recheck_at: Instant::now() + RECHECK_EVERY,
+        bound,
         work,
         demand,
     };
@@ -114,13 +118,16 @@ pub(super) async fn run(
         let _ = tell.send(Outcome::GoOn);
     }
     match ended? {
-        Ended::Over => Ok(()),
+        ended @ (Ended::Over | Ended::Standing) => Ok(ended),
         Ended::ReaderGone => Err(reader_error(&mut tasks).await),
     }
 }
 
-enum Ended {
+/// How a round ended.
+pub(super) enum Ended {
     Over,
+    /// Its tables stand at the bound.
+    Standing,
     ReaderGone,
 }
 
@@ -153,6 +160,7 @@ struct Round<'a> {
     stored_offset: i64,
     holding: Holding,
     recheck_at: Instant,
+    bound: Option<Bound>,
     work: mpsc::Receiver<Work>,
     demand: watch::Sender<bool>,
 }
@@ -182,6 +190,17 @@ impl Round<'_> {
                 Turn::Answered(None) => self.let_go(),
                 Turn::Work(None) => return Ok(Ended::ReaderGone),
                 Turn::Work(Some(Work::Part(part))) => self.part(&part).await?,
+                Turn::Work(Some(Work::Bound {
+                    position,
+                    next_offset,
+                })) => {
+                    return self.stand(Some(position), next_offset).await;
+                }
+                Turn::Work(Some(Work::CaughtUp))
+                    if self.bound.is_some_and(|bound| bound.may_end_with_log()) =>
+                {
+                    return self.stand(None, self.next_offset).await;
+                }
                 Turn::Work(Some(Work::CaughtUp)) | Turn::MainMoved => {}
                 // Main meets it too, and takes every table out.
                 Turn::Work(Some(Work::Generation { .. })) => return Ok(Ended::Over),
@@ -245,7 +264,8 @@ impl Round<'_> {
         if self.writer.is_open() || !matches!(self.holding, Holding::No { .. }) {
             return Ok(false);
         }
-        let now = self.look.behind(self.generation).await?;
+        let (all, now) = self.look.behind(self.generation).await?;
+        let (now, _) = replay::next_round(&self.run.mirror, now, &all, &[]);
         let same = now.len() == self.behind.len()
             && now.iter().zip(&self.behind).all(|(now, before)| {
                 now.source == before.source && now.request_id == before.request_id
@@ -253,8 +273,29 @@ impl Round<'_> {
         Ok(!same)
     }
 
+    /// Everything up to the bound is applied: the tables stand there, from where they go on
+    /// one day. `first_out` is the event behind it, if there is one.
+    async fn stand(&mut self, first_out: Option<Position>, next_offset: i64) -> Result<Ended> {
+        let holds_more = |table: &&TableState| {
+            first_out.is_some_and(|out| table.lsn.is_some_and(|lsn| lsn > out.commit_lsn))
+        };
+        if let Some(table) = self.behind.iter().find(holds_more) {
+            return Err(Error::Table {
+                table: table.source.clone(),
+                reason: "its copy is later than the first commit after the time asked for: the source's clock has gone back. Replay it up to an LSN".to_owned(),
+                restart_offset: table.restart_offset,
+            });
+        }
+        self.next_offset = next_offset.max(self.next_offset);
+        self.store_offset().await?;
+        Ok(Ended::Standing)
+    }
+
     /// Asks main to hold when this is near it and a table may join.
     async fn ask_if_near(&mut self, main: Progress) {
+        if self.bound.is_some() {
+            return;
+        }
         let Holding::No { not_before } = self.holding else {
             return;
         };

@@ -12,6 +12,7 @@ mod start;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bunny_schemas::Position;
 use bunny_schemas::control::GenerationStarted;
 use bunny_schemas::registry::Registry;
 use bunny_schemas::wire;
@@ -30,6 +31,7 @@ use crate::budget::Budget;
 use crate::context::MirrorRun;
 use crate::error::{Error, Result};
 use crate::event::Event;
+use crate::replay::Bound;
 use crate::routes::Routes;
 use crate::stats::Stats;
 use bunny_schemas::kafka::Closing;
@@ -76,6 +78,12 @@ pub enum Work {
     },
     /// Everything the log held at this moment has been handed over.
     CaughtUp,
+    /// The bound is reached: all before `next_offset` has been handed over, `position` is
+    /// the first event that is not. Nothing comes after this.
+    Bound {
+        position: Position,
+        next_offset: i64,
+    },
 }
 
 /// When whole transactions are handed over that do not fill a batch.
@@ -98,6 +106,8 @@ pub struct Options {
     /// What another reader of this run has committed, which this one must not pass; it
     /// always ends with a whole source transaction. None: the log's end is the only limit.
     pub limit: Option<watch::Receiver<Progress>>,
+    /// Where to stop; it is not within a source transaction.
+    pub bound: Option<Bound>,
     /// Whether the applier waits for work.
     pub demand: watch::Receiver<bool>,
     pub work: mpsc::Sender<Work>,
@@ -312,6 +322,10 @@ impl Reader {
         match self.decoding.decode(schema_id, datum, offset)? {
             Record::Event { generation, event } => {
                 self.order.event(generation, event.position, offset)?;
+                let is_out = |bound: &Bound| bound.excludes(event.position, event.commit_ts_us);
+                if self.options.bound.as_ref().is_some_and(is_out) {
+                    return self.stop(event.position, offset).await;
+                }
                 self.take(event).await
             }
             Record::Generation(started) => self.generation(&started, offset).await,
@@ -336,6 +350,19 @@ impl Reader {
         };
         // Without anyone to read for, or to read after, the record must not be passed over.
         if moved { Ok(()) } else { Err(Error::Cancelled) }
+    }
+
+    /// Hands over what came before the bound, says that it is reached, and waits for the
+    /// applier to end.
+    async fn stop(&mut self, position: Position, next_offset: i64) -> Result<()> {
+        self.flush().await?;
+        self.send(Work::Bound {
+            position,
+            next_offset,
+        })
+        .await?;
+        self.options.work.closed().await;
+        Ok(())
     }
 
     async fn take(&mut self, event: Event) -> Result<()> {

@@ -104,6 +104,23 @@ pub(crate) async fn load(
     Ok(row.map(|row| row.get::<_, Json<Shape>>(0).0))
 }
 
+/// The shape that was stored last, of whichever sync.
+pub(crate) async fn load_any(
+    client: &Client,
+    mirror_id: Uuid,
+    source: &TableName,
+) -> Result<Option<Shape>> {
+    let row = client
+        .query_opt(
+            "SELECT shape FROM _bunny.shapes
+             WHERE mirror_id = $1 AND source_schema = $2 AND source_table = $3",
+            &[&mirror_id, &source.schema, &source.name],
+        )
+        .await
+        .map_err(Error::sql("reading the shape of a table"))?;
+    Ok(row.map(|row| row.get::<_, Json<Shape>>(0).0))
+}
+
 /// In the transaction that brought the table in line.
 pub(crate) async fn store(
     client: &Client,

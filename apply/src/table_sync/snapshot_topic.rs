@@ -23,6 +23,7 @@ use super::board::{Announced, SyncId};
 use super::lane::{Head, PartHead};
 use crate::context::MirrorRun;
 use crate::error::{Error, Result};
+use crate::replay;
 use bunny_schemas::kafka::Closing;
 
 /// What is prefetched for each partition; a part is about 1 MiB. The second counts
@@ -70,6 +71,14 @@ impl SnapshotRecord {
                     live: finished.live_position(),
                 },
             },
+        }
+    }
+
+    fn request_id_mut(&mut self) -> &mut Uuid {
+        match self {
+            SnapshotRecord::Started(started) => &mut started.request_id,
+            SnapshotRecord::Part { head, .. } => &mut head.sync.request_id,
+            SnapshotRecord::Finished(finished) => &mut finished.request_id,
         }
     }
 
@@ -133,6 +142,7 @@ pub(super) async fn open(
         .create()
         .map_err(Error::kafka(format!("creating a consumer of {topic}")))?;
     let consumer = Closing::new(Arc::new(consumer));
+    let aliases = Arc::new(replay::aliases(&run.mirror, requests));
     let offsets = begin_offsets(run, &topic, partitions, requests).await?;
     tracing::info!(mirror = %run.mirror.name, ?offsets, "loading the snapshot topic");
     let mut assignment = TopicPartitionList::new();
@@ -157,6 +167,7 @@ pub(super) async fn open(
             queue: Closing::new(queue),
             registry: run.registry.clone(),
             kinds: HashMap::new(),
+            aliases: aliases.clone(),
         });
     }
     Ok((Driver { topic, consumer }, readers))
@@ -179,7 +190,7 @@ async fn begin_offsets(
         .syncs;
     let recorded: Vec<&[i64]> = requests
         .iter()
-        .filter_map(|request| recorded.get(request))
+        .filter_map(|request| recorded.get(&replay::published_as(&run.mirror, *request)))
         .map(|record| record.start_offsets.as_slice())
         .collect();
     Ok(first_of(&present, &recorded))
@@ -237,6 +248,8 @@ pub(super) struct PartitionReader {
     registry: Registry,
     /// What each schema id met so far stands for.
     kinds: HashMap<u32, SchemaKind>,
+    /// Syncs that are loaded again, and the requests they are loaded for.
+    aliases: Arc<HashMap<Uuid, Uuid>>,
 }
 
 impl PartitionReader {
@@ -285,7 +298,12 @@ impl PartitionReader {
                 kind
             }
         };
-        SnapshotRecord::decode(kind, payload)
+        let mut record = SnapshotRecord::decode(kind, payload)?;
+        let request_id = record.request_id_mut();
+        if let Some(alias) = self.aliases.get(request_id) {
+            *request_id = *alias;
+        }
+        Ok(record)
     }
 }
 

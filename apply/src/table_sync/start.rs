@@ -8,6 +8,7 @@ use super::destination_table::{self, Ensured, Wanted};
 use crate::bookkeeping::{self, State, TableState};
 use crate::context::MirrorRun;
 use crate::error::{Error, Result};
+use crate::replay;
 use crate::schema::foundations;
 
 /// How long the start of a sync waits for others' locks on the destination table.
@@ -104,6 +105,22 @@ async fn write(
     let may_keep = config.on_existing_rows == OnExistingRows::Upsert && has_key;
     let kept_rows =
         may_keep && is_ours && bookkeeping::keeps_rows(client, mirror_id, &source).await?;
+    let excluded_now = |column: &&String| mapping.exclude_columns.contains(column);
+    if mapping.replay.is_some()
+        && let Some(column) = sync.columns.iter().find(excluded_now)
+    {
+        return Err(Error::Refused(format!(
+            "its copy carries column {column:?}, which is excluded by now; resync the table"
+        )));
+    }
+    let is_replay = mapping.replay.is_some() && is_ours && !kept_rows;
+    let key = if is_replay && config.schema_changes != SchemaChanges::Manual {
+        // The columns go quickly once the rows are gone.
+        make_room(client, &table, is_ours, config.on_existing_rows).await?;
+        replay::take_back(client, mirror_id, &table, &definition).await?
+    } else {
+        Vec::new()
+    };
     let ensured = destination_table::ensure(
         client,
         Wanted {
@@ -131,6 +148,7 @@ async fn write(
     };
     if !ensured.created && !keeps_rows {
         make_room(client, &table, is_ours, config.on_existing_rows).await?;
+        replay::make_key(client, &table.destination, &key).await?;
     }
     bookkeeping::forget_chunks(client, mirror_id, sync.request_id).await?;
     let started = started(table, sync)?;

@@ -33,6 +33,8 @@ pub(super) struct Keeper {
     pub(super) lsn: Lsn,
     /// For SET TRANSACTION SNAPSHOT.
     pub(super) snapshot_name: String,
+    /// The source's clock once the snapshot had been taken, microseconds since the Unix epoch.
+    pub(super) taken_at_us: i64,
 }
 
 /// Who opens sessions, and to which server.
@@ -68,13 +70,18 @@ impl Keeper {
         session.batch(&import).await?;
         // The slot's own snapshot name dies with the slot's session; this one is ours.
         let row = session
-            .query_one("SELECT pg_catalog.pg_export_snapshot()", &[])
+            .query_one(
+                "SELECT pg_catalog.pg_export_snapshot(),
+                        (extract(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::bigint",
+                &[],
+            )
             .await
             .doing("exporting the keeper's snapshot")?;
         let keeper = Self {
             session,
             lsn: exported.lsn,
             snapshot_name: row.get(0),
+            taken_at_us: row.get(1),
         };
         // Closes the session, and with it the slot goes.
         drop(exported);

@@ -72,6 +72,12 @@ async fn record(
     state: SyncState,
     start_offsets: &[i64],
 ) -> Result<()> {
+    let progress = round.context.progress.tables();
+    let (rows, bytes) = progress
+        .iter()
+        .find(|progress| progress.request_id == table.request_id)
+        .map_or((0, 0), |copied| (copied.rows_done, copied.bytes_done));
+    let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     let record = SyncRecord {
         request_id: table.request_id,
         attempt: table.attempt,
@@ -80,6 +86,11 @@ async fn record(
         state,
         lsn: round.keeper.lsn,
         start_offsets: start_offsets.to_vec(),
+        generation: round.context.generation,
+        changes_offset: round.changes_offset,
+        taken_at_us: round.keeper.taken_at_us,
+        rows: signed(rows),
+        bytes: signed(bytes),
     };
     round.context.recorder.record(record).await
 }

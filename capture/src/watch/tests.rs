@@ -67,6 +67,9 @@ fn mapping() -> MirrorTable {
         identity: None,
         request_id: None,
         retry_id: None,
+        replay: None,
+        since_request: None,
+        checkpoint_id: None,
     }
 }
 

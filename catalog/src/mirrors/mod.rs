@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::leases::Role;
+use crate::replay::Replay;
 
 pub use change::MirrorChange;
 pub use config::{
@@ -158,6 +159,24 @@ pub struct MirrorTable {
     /// The last request to bring the table back if it is set aside.
     #[serde(default)]
     pub retry_id: Option<Uuid>,
+    /// The retained sync that the destination is to hold instead of the one asked for.
+    #[serde(default)]
+    pub replay: Option<Replay>,
+    /// The first sync asked for since the mapping names this destination and these columns:
+    /// earlier ones carry others.
+    #[serde(default)]
+    pub since_request: Option<Uuid>,
+    /// The last fresh copy asked for that no destination loads.
+    #[serde(default)]
+    pub checkpoint_id: Option<Uuid>,
+}
+
+impl MirrorTable {
+    /// The sync that the destination is to hold: of a replay, under its own name.
+    pub fn wanted_request(&self) -> Option<Uuid> {
+        let replayed = self.replay.as_ref().map(|replay| replay.request_id);
+        replayed.or(self.request_id)
+    }
 }
 
 /// A mapping as it is asked for.
@@ -240,6 +259,9 @@ pub(crate) mod tests {
                 identity: None,
                 request_id: Some(Uuid::from_u128(9)),
                 retry_id: None,
+                replay: None,
+                since_request: Some(Uuid::from_u128(9)),
+                checkpoint_id: None,
             }],
         }
     }

@@ -45,7 +45,9 @@ macro_rules! select_mirrors {
                      'exclude_columns', to_jsonb(t.exclude_columns),
                      'identity', t.identity,
                      'request_id', t.request_id,
-                     'retry_id', t.retry_id) ORDER BY t.position), '[]')
+                     'retry_id', t.retry_id,
+                     'replay', t.replay, 'since_request', t.since_request,
+                     'checkpoint_id', t.checkpoint_id) ORDER BY t.position), '[]')
                  FROM bunny.mirror_tables t WHERE t.mirror_id = m.id) AS tables
              FROM bunny.mirrors m ",
             $rest
@@ -504,14 +506,20 @@ async fn insert_tables(
     let tables: Vec<MirrorTable> = new
         .tables
         .iter()
-        .map(|table| MirrorTable {
-            source: table.source.clone(),
-            destination: table.destination.clone(),
-            partition_key: table.partition_key.clone(),
-            exclude_columns: table.exclude_columns.clone(),
-            identity: table.identity.clone(),
-            request_id: new.config.do_initial_snapshot.then(Uuid::new_v4),
-            retry_id: None,
+        .map(|table| {
+            let request_id = new.config.do_initial_snapshot.then(Uuid::new_v4);
+            MirrorTable {
+                source: table.source.clone(),
+                destination: table.destination.clone(),
+                partition_key: table.partition_key.clone(),
+                exclude_columns: table.exclude_columns.clone(),
+                identity: table.identity.clone(),
+                request_id,
+                retry_id: None,
+                replay: None,
+                since_request: request_id,
+                checkpoint_id: None,
+            }
         })
         .collect();
     replace_tables(connection, mirror_id, &tables).await
@@ -533,8 +541,8 @@ pub(crate) async fn replace_tables(
         sqlx::query(
             "INSERT INTO bunny.mirror_tables (mirror_id, position, source_schema, source_table,
                  destination_schema, destination_table, partition_key, exclude_columns, identity,
-                 request_id, retry_id)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+                 request_id, retry_id, replay, since_request, checkpoint_id)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
         )
         .bind(mirror_id)
         .bind(position)
@@ -547,6 +555,9 @@ pub(crate) async fn replace_tables(
         .bind(&table.identity)
         .bind(table.request_id)
         .bind(table.retry_id)
+        .bind(table.replay.as_ref().map(Json))
+        .bind(table.since_request)
+        .bind(table.checkpoint_id)
         .execute(&mut *connection)
         .await
         .map_err(failed)?;
@@ -554,14 +565,14 @@ pub(crate) async fn replace_tables(
     Ok(())
 }
 
-/// Asks for the table's sync.
+/// Asks for the table's sync, which takes the place of a replay.
 pub(crate) async fn set_request(
     connection: &mut PgConnection,
     mirror_id: Uuid,
     table: &MirrorTable,
 ) -> Result<()> {
     sqlx::query(
-        "UPDATE bunny.mirror_tables SET request_id = $4
+        "UPDATE bunny.mirror_tables SET request_id = $4, replay = NULL
          WHERE mirror_id = $1 AND source_schema = $2 AND source_table = $3",
     )
     .bind(mirror_id)

@@ -95,6 +95,18 @@ pub struct SyncRecord {
     /// Per partition of the snapshot topic: all that the attempt writes stands at or after
     /// this offset. Empty if it is not known.
     pub start_offsets: Vec<i64>,
+    /// In which `lsn` counts. Nil in records of earlier versions, whose syncs cannot be
+    /// loaded again.
+    pub generation: Uuid,
+    /// Offset of the change topic from which all changes since `lsn` are found.
+    pub changes_offset: i64,
+    /// Time at the source when the snapshot had been taken, microseconds since the Unix
+    /// epoch: every commit in it is as old or older.
+    pub taken_at_us: i64,
+    /// Rows of all chunks, once finished.
+    pub rows: i64,
+    /// Bytes of COPY text of all chunks, once finished.
+    pub bytes: i64,
 }
 
 impl SyncRecord {
@@ -132,13 +144,17 @@ impl SyncRecord {
         wire::write_array(&mut out, &self.start_offsets, |out, offset| {
             wire::write_long(out, *offset);
         });
+        wire::write_uuid(&mut out, self.generation);
+        for number in [self.changes_offset, self.taken_at_us, self.rows, self.bytes] {
+            wire::write_long(&mut out, number);
+        }
         out
     }
 
     /// Reads the datum after the frame.
     pub fn decode(datum: &[u8]) -> Result<SyncRecord> {
         let mut reader = Reader::new(datum);
-        let record = SyncRecord {
+        let mut record = SyncRecord {
             request_id: reader.uuid()?,
             attempt: reader.int()?,
             schema: reader.str()?.to_owned(),
@@ -150,7 +166,21 @@ impl SyncRecord {
                 Ok(()) => Vec::new(),
                 Err(_) => reader.list(Reader::long)?,
             },
+            generation: Uuid::nil(),
+            changes_offset: 0,
+            taken_at_us: 0,
+            rows: 0,
+            bytes: 0,
         };
+        // And those of later ones here.
+        if reader.end().is_ok() {
+            return Ok(record);
+        }
+        record.generation = reader.uuid()?;
+        record.changes_offset = reader.long()?;
+        record.taken_at_us = reader.long()?;
+        record.rows = reader.long()?;
+        record.bytes = reader.long()?;
         reader.end()?;
         Ok(record)
     }

@@ -211,11 +211,13 @@ proptest! {
     #[test]
     fn sync(
         request: u128, attempt: i32, schema: String, table: String, finished: bool, lsn: u64,
-        start_offsets: Vec<i64>,
+        start_offsets: Vec<i64>, generation: u128, numbers: [i64; 4],
     ) {
         let state = if finished { SyncState::Finished } else { SyncState::Started };
         let record = SyncRecord {
             request_id: Uuid::from_u128(request), attempt, schema, table, state, lsn: Lsn(lsn), start_offsets,
+            generation: Uuid::from_u128(generation), changes_offset: numbers[0], taken_at_us: numbers[1],
+            rows: numbers[2], bytes: numbers[3],
         };
         let message = record.encode(9);
         let symbol = if finished { "finished" } else { "started" };
@@ -223,17 +225,33 @@ proptest! {
             Avro::Uuid(record.request_id), Avro::Int(attempt), text(&record.schema), text(&record.table),
             Avro::Enum(u32::from(finished), symbol.to_owned()), long(lsn),
             Avro::Array(record.start_offsets.iter().map(|offset| Avro::Long(*offset)).collect()),
+            Avro::Uuid(record.generation), Avro::Long(numbers[0]), Avro::Long(numbers[1]),
+            Avro::Long(numbers[2]), Avro::Long(numbers[3]),
         ]);
         prop_assert_eq!(record.key(), format!("sync/{}", record.request_id));
         prop_assert_eq!(SyncRecord::decode(datum(&message)).unwrap(), record.clone());
-        // One cut is no damage: records of earlier versions end before the offsets.
-        let end = {
-            let without = SyncRecord { start_offsets: Vec::new(), ..record.clone() };
-            datum(&without.encode(9)).len() - 1
+        // Two cuts are no damage: records of earlier versions end before the offsets, or
+        // after them.
+        let without_point = |start_offsets: Vec<i64>| SyncRecord {
+            start_offsets, generation: Uuid::nil(), changes_offset: 0, taken_at_us: 0, rows: 0, bytes: 0,
+            ..record.clone()
         };
-        let earlier = SyncRecord { start_offsets: Vec::new(), ..record };
-        prop_assert_eq!(SyncRecord::decode(&datum(&message)[..end]).unwrap(), earlier);
-        refuses_damage(&message, |bytes| match bytes.len() == end {
+        // The point's own bytes: a UUID as text with its length, and four numbers.
+        let point = |record: &SyncRecord| {
+            let mut bytes = Vec::new();
+            wire::write_uuid(&mut bytes, record.generation);
+            for number in numbers { wire::write_long(&mut bytes, number); }
+            bytes.len()
+        };
+        let second = datum(&message).len() - point(&record);
+        prop_assert_eq!(
+            SyncRecord::decode(&datum(&message)[..second]).unwrap(), without_point(record.start_offsets.clone()));
+        let first = {
+            let empty = SyncRecord { start_offsets: Vec::new(), ..record.clone() };
+            datum(&empty.encode(9)).len() - point(&record) - 1
+        };
+        prop_assert_eq!(SyncRecord::decode(&datum(&message)[..first]).unwrap(), without_point(Vec::new()));
+        refuses_damage(&message, |bytes| match bytes.len() == first || bytes.len() == second {
             true => Err(Error::Corrupt("an earlier version's".to_owned())),
             false => SyncRecord::decode(bytes),
         });

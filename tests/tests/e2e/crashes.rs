@@ -247,6 +247,7 @@ fn every_crash_point_is_in_a_suite() -> Result<()> {
         &CAPTURE_REMOVAL,
         &crate::schema_changes::APPLY_SCHEMA_CHANGES,
         &APPLY_CATCH_UP,
+        &crate::replay::APPLY_REPLAY,
     ];
     let covered: BTreeSet<&str> = suites
         .concat()

@@ -4,15 +4,16 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use bunny_tests::api::Api;
 use bunny_tests::content::TablePair;
 use bunny_tests::load;
-use bunny_tests::stage::{CONVERGE, Mirror};
+use bunny_tests::stage::{CONVERGE, Mirror, Stage};
 use serde_json::{Value, json};
 
 use crate::crashes::{APPLY_CATCH_UP, IN_CDC, Scene, crash_in_turn, scene, scene_of};
 
 /// The status of a table of the mirror.
-fn status<'a>(mirror: &'a Value, table: &str) -> &'a str {
+pub fn status<'a>(mirror: &'a Value, table: &str) -> &'a str {
     let tables = mirror["tables"].as_array();
     let found = tables
         .into_iter()
@@ -23,7 +24,7 @@ fn status<'a>(mirror: &'a Value, table: &str) -> &'a str {
         .unwrap_or("absent")
 }
 
-async fn wait_status(mirror: &Mirror, table: &str, wanted: &str) -> Result<()> {
+pub async fn wait_status(mirror: &Mirror, table: &str, wanted: &str) -> Result<()> {
     let what = format!("{table} {wanted}");
     mirror
         .wait_until(&what, CONVERGE, |mirror, _| status(mirror, table) == wanted)
@@ -112,32 +113,37 @@ fn mappings(tables: &[&str]) -> Value {
 
 impl Scene {
     /// Waits until a command has ended; gives it.
-    async fn ended(&self, accepted: &Value) -> Result<Value> {
-        let id = accepted["command_id"].as_str().unwrap_or_default();
-        let path = format!("/v1/mirrors/mirror/commands/{id}");
-        let deadline = Instant::now() + CONVERGE;
-        loop {
-            let command = self.api.get(&path).await?.expect(200)?;
-            if ["done", "failed"]
-                .iter()
-                .any(|state| command["state"] == *state)
-            {
-                return Ok(command);
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "still open: {command}\nmirror: {}{}",
-                self.mirror.get().await?,
-                self.stage.logs_tail()
-            );
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+    pub async fn ended(&self, accepted: &Value) -> Result<Value> {
+        ended(&self.api, &self.mirror, &self.stage, accepted).await
     }
 
     /// Ends the load and compares contents.
     async fn converge(self, pairs: &[TablePair]) -> Result<()> {
         assert!(self.load.stop().await > 50);
         self.stage.assert_converges(&self.mirror, pairs).await
+    }
+}
+
+/// Waits until a command of the mirror "mirror" has ended; gives it.
+pub async fn ended(api: &Api, mirror: &Mirror, stage: &Stage, accepted: &Value) -> Result<Value> {
+    let id = accepted["command_id"].as_str().unwrap_or_default();
+    let path = format!("/v1/mirrors/mirror/commands/{id}");
+    let deadline = Instant::now() + CONVERGE;
+    loop {
+        let command = api.get(&path).await?.expect(200)?;
+        if ["done", "failed"]
+            .iter()
+            .any(|state| command["state"] == *state)
+        {
+            return Ok(command);
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "still open: {command}\nmirror: {}{}",
+            mirror.get().await?,
+            stage.logs_tail()
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 

@@ -16,6 +16,7 @@ mod oracles;
 mod outages;
 mod pausing;
 mod pgbench;
+mod replay;
 mod scene;
 mod schema_changes;
 mod secrets;

@@ -42,6 +42,9 @@ fn mirror() -> Mirror {
             identity: None,
             request_id: Some(Uuid::nil()),
             retry_id: None,
+            replay: None,
+            since_request: None,
+            checkpoint_id: None,
         }],
     }
 }

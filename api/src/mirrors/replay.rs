@@ -1,0 +1,356 @@
+//! `POST /v1/mirrors/{name}/replay`: tables are rebuilt from the topics. The source is not
+//! asked, and need not be there.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use bunny_catalog::{Mirror, MirrorTable, NewReplay, ResyncStrategy, RetainedSync, Until};
+use bunny_postgres::{Lsn, TableName};
+use bunny_schemas::control::SyncRecord;
+use bunny_schemas::reader::last_change;
+use bunny_schemas::retained::{Missing, Retained};
+use chrono::{DateTime, SecondsFormat};
+use serde_json::Value;
+
+use super::accepted;
+use super::request::RESYNC_STRATEGIES;
+use crate::auth::Caller;
+use crate::refusal::{Refusal, Result};
+use crate::request::{Body, Fields, Path};
+use crate::service::Api;
+
+/// What a replay is asked for with.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Request {
+    /// None: all of the mirror's.
+    tables: Option<Vec<TableName>>,
+    /// If not the mirror's.
+    strategy: Option<ResyncStrategy>,
+    /// Where the tables stand still afterwards.
+    until: Option<Until>,
+}
+
+/// 202 and the command to watch; 409 with every table that the topics cannot rebuild.
+pub(crate) async fn replay(
+    State(api): State<Arc<Api>>,
+    Path(name): Path<String>,
+    caller: Caller,
+    Body(fields): Body,
+) -> Result<(StatusCode, Json<Value>)> {
+    let request = read_replay(fields)?;
+    let mirror = api.catalog.get_mirror(&name).await?;
+    let strategy = request.strategy.unwrap_or(mirror.config.resync_strategy);
+    if strategy == ResyncStrategy::Swap {
+        return Err(Refusal::new(
+            StatusCode::NOT_IMPLEMENTED,
+            "replay by swap is not available in this version; ask with {\"strategy\": \"truncate\"}, which empties the tables, so that readers miss their rows until they are loaded again",
+        ));
+    }
+    let meant = meant(&mirror, request.tables.as_deref())?;
+    if !mirror.generation_ready {
+        return Err(Refusal::conflict(format!(
+            "mirror '{name}' is being set up: there is nothing in its topics yet"
+        )));
+    }
+    let retained = Retained::read(&api.kafka, &api.topics, &mirror.slug)
+        .await
+        .map_err(unreadable)?;
+    if let Some(until) = request.until {
+        refuse_future(&api, &mirror, until, &retained).await?;
+    }
+    let found = find(&mirror, &meant, request.until, &retained)?;
+    let replay = NewReplay {
+        named: request.tables,
+        tables: found,
+        strategy,
+        until: request.until,
+    };
+    let command_id = api
+        .catalog
+        .request_replay(&name, &replay, &caller.username)
+        .await?;
+    let what = match &replay.named {
+        Some(tables) if tables.len() == 1 => format!("Table {} of mirror '{name}'", tables[0]),
+        Some(tables) => format!("{} tables of mirror '{name}'", tables.len()),
+        None => format!("Every table of mirror '{name}'"),
+    };
+    let then = match replay.until {
+        Some(_) => " up to the moment asked for, where the mirror is paused then",
+        None => "",
+    };
+    Ok(accepted(
+        format!("{what} is being rebuilt from the topics{then}"),
+        command_id,
+    ))
+}
+
+/// `POST /v1/mirrors/{name}/checkpoint` with `{"tables": […]?}`: 202 and the command to
+/// watch. No destination is concerned.
+pub(crate) async fn checkpoint(
+    State(api): State<Arc<Api>>,
+    Path(name): Path<String>,
+    caller: Caller,
+    Body(fields): Body,
+) -> Result<(StatusCode, Json<Value>)> {
+    let tables = read_checkpoint(fields)?;
+    let command_id = api
+        .catalog
+        .request_checkpoint(&name, tables.as_deref(), &caller.username)
+        .await?;
+    Ok(accepted(
+        format!("Fresh copies of tables of mirror '{name}' are being published"),
+        command_id,
+    ))
+}
+
+/// Which tables; none: all.
+pub(crate) fn read_checkpoint(mut fields: Fields) -> Result<Option<Vec<TableName>>> {
+    let tables = tables(&mut fields);
+    fields.finish()?;
+    Ok(tables)
+}
+
+fn tables(fields: &mut Fields) -> Option<Vec<TableName>> {
+    let mut tables = Vec::new();
+    for text in fields.texts("tables") {
+        match TableName::parse(&text) {
+            Ok(table) if tables.contains(&table) => {
+                fields.problem("tables", format!("names {table} twice"));
+            }
+            Ok(table) => tables.push(table),
+            Err(error) => fields.problem("tables", error.to_string()),
+        }
+    }
+    (!tables.is_empty()).then_some(tables)
+}
+
+/// Which tables, and how.
+pub(crate) fn read_replay(mut fields: Fields) -> Result<Request> {
+    let tables = tables(&mut fields);
+    let strategy = fields.choice("strategy", &RESYNC_STRATEGIES);
+    let until = until(&mut fields);
+    fields.finish()?;
+    Ok(Request {
+        tables,
+        strategy,
+        until,
+    })
+}
+
+/// `{"lsn": "0/1A2B3C4"}` or `{"timestamp": "2026-01-24T10:30:00Z"}`.
+fn until(fields: &mut Fields) -> Option<Until> {
+    let mut nested = fields.object("until")?;
+    let (lsn, timestamp) = (nested.text("lsn"), nested.text("timestamp"));
+    fields.absorb(nested);
+    match (lsn, timestamp) {
+        (Some(text), None) => match text.parse() {
+            Ok(lsn) => Some(Until::Lsn(lsn)),
+            Err(_) => {
+                let what = format!("is {text:?}; give an LSN as 0/1A2B3C4");
+                fields.problem("until.lsn", what);
+                None
+            }
+        },
+        (None, Some(text)) => match DateTime::parse_from_rfc3339(&text) {
+            Ok(time) => Some(Until::Timestamp(time.to_utc())),
+            Err(_) => {
+                let what =
+                    format!("is {text:?}; give a time with its zone as 2026-01-24T10:30:00Z");
+                fields.problem("until.timestamp", what);
+                None
+            }
+        },
+        _ => {
+            fields.problem("until", "needs either lsn or timestamp");
+            None
+        }
+    }
+}
+
+/// What is not published yet may still change what stood there.
+async fn refuse_future(
+    api: &Api,
+    mirror: &Mirror,
+    until: Until,
+    retained: &Retained,
+) -> Result<()> {
+    // Of the transaction of the last event some may be missing, but it is not asked for.
+    let published = retained.position.as_ref().map_or(Lsn(0), |position| {
+        position.confirm_lsn.max(position.commit_lsn)
+    });
+    match until {
+        Until::Lsn(lsn) if lsn <= published => Ok(()),
+        Until::Lsn(lsn) => Err(Refusal::conflict(format!(
+            "{lsn} is past what is published: the topics of mirror '{}' hold everything up to {published}",
+            mirror.name
+        ))),
+        Until::Timestamp(time) => {
+            let registry = api.schemas.registry().await.map_err(unreadable)?;
+            let last = last_change(&api.kafka, registry, &api.topics, &mirror.slug)
+                .await
+                .map_err(unreadable)?;
+            let last_us = last.map_or(0, |last| last.commit_ts_us);
+            if last_us > time.timestamp_micros() {
+                return Ok(());
+            }
+            Err(Refusal::conflict(format!(
+                "{} is past what is published: the last change in the topics of mirror '{}' is of {}, so something before the time asked for may still come. Ask for an earlier time, or for an LSN",
+                shown(time.timestamp_micros()),
+                mirror.name,
+                shown(last_us)
+            )))
+        }
+    }
+}
+
+/// The mappings that are named, or all.
+fn meant<'a>(mirror: &'a Mirror, named: Option<&[TableName]>) -> Result<Vec<&'a MirrorTable>> {
+    let Some(named) = named else {
+        return Ok(mirror.tables.iter().collect());
+    };
+    named
+        .iter()
+        .map(|name| {
+            let mut tables = mirror.tables.iter();
+            tables.find(|table| table.source == *name).ok_or_else(|| {
+                Refusal::not_found(format!(
+                    "mirror '{}' has no table {name}; GET /v1/mirrors/{}/tables lists them",
+                    mirror.name, mirror.name
+                ))
+            })
+        })
+        .collect()
+}
+
+/// For every table the sync to load, or all that cannot be had. Pure.
+fn find(
+    mirror: &Mirror,
+    meant: &[&MirrorTable],
+    until: Option<Until>,
+    retained: &Retained,
+) -> Result<Vec<(TableName, Option<uuid::Uuid>, RetainedSync)>> {
+    let mut found = Vec::new();
+    let mut refused = Vec::new();
+    for table in meant {
+        match newest(mirror, table, until, retained) {
+            Ok(sync) => found.push((table.source.clone(), table.wanted_request(), kept(sync))),
+            Err(why) => refused.push(format!("table {}: {why}", table.source)),
+        }
+    }
+    if refused.is_empty() {
+        return Ok(found);
+    }
+    Err(Refusal::conflict(format!(
+        "the topics cannot rebuild what was asked for, and nothing was changed. {}",
+        refused.join("; ")
+    )))
+}
+
+fn newest<'a>(
+    mirror: &Mirror,
+    table: &MirrorTable,
+    until: Option<Until>,
+    retained: &'a Retained,
+) -> Result<&'a SyncRecord, String> {
+    let is_early_enough = |sync: &SyncRecord| match until {
+        None => true,
+        Some(Until::Lsn(lsn)) => sync.lsn <= lsn,
+        Some(Until::Timestamp(time)) => sync.taken_at_us <= time.timestamp_micros(),
+    };
+    let found = retained.newest(
+        &table.source,
+        mirror.generation,
+        table.since_request,
+        is_early_enough,
+    );
+    let anew = "POST …/resync or …/checkpoint makes a new one";
+    found.map_err(|missing| match missing {
+        Missing::NoSync => {
+            format!("no copy of it has finished in this history of the mirror; {anew}")
+        }
+        Missing::Trimmed => format!("its copies are not in the topics any more; {anew}"),
+        Missing::OnlyLater(earliest) => format!(
+            "the earliest point that can be had is {}, of {}",
+            earliest.lsn,
+            shown(earliest.taken_at_us)
+        ),
+    })
+}
+
+/// Microseconds since the Unix epoch as people read them.
+fn shown(time_us: i64) -> String {
+    DateTime::from_timestamp_micros(time_us)
+        .unwrap_or_default()
+        .to_rfc3339_opts(SecondsFormat::Micros, true)
+}
+
+fn kept(sync: &SyncRecord) -> RetainedSync {
+    RetainedSync {
+        sync: sync.request_id,
+        attempt: sync.attempt,
+        lsn: sync.lsn,
+        changes_offset: sync.changes_offset,
+        rows: sync.rows,
+        bytes: sync.bytes,
+    }
+}
+
+fn unreadable(error: bunny_schemas::Error) -> Refusal {
+    tracing::warn!(%error, "the topics cannot be looked at");
+    Refusal::unavailable(
+        "Kafka cannot be reached to see what the topics hold; try again in a moment",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(body: &str) -> Result<Request> {
+        read_replay(Fields::parse(body.as_bytes()).unwrap())
+    }
+
+    #[test]
+    fn what_is_meant_is_read() {
+        assert_eq!(read("{}").unwrap(), Request::default());
+        let request =
+            read(r#"{"tables": ["public.a", "\"Odd\".b"], "strategy": "truncate"}"#).unwrap();
+        let tables = vec![TableName::new("public", "a"), TableName::new("Odd", "b")];
+        assert_eq!(request.tables, Some(tables));
+        assert_eq!(request.strategy, Some(ResyncStrategy::Truncate));
+    }
+
+    #[test]
+    fn a_moment_is_an_lsn_or_a_time() {
+        let until = |body| read(body).unwrap().until;
+        let lsn = until(r#"{"until": {"lsn": "0/14"}}"#);
+        assert_eq!(lsn, Some(Until::Lsn(Lsn(20))));
+        let time = until(r#"{"until": {"timestamp": "1970-01-01T01:00:01+01:00"}}"#);
+        let second = DateTime::from_timestamp_micros(1_000_000).unwrap();
+        assert_eq!(time, Some(Until::Timestamp(second)));
+        for wrong in [
+            "{}",
+            r#"{"lsn": "x"}"#,
+            r#"{"timestamp": "yesterday"}"#,
+            r#"{"lsn": "0/1", "timestamp": "1970-01-01T00:00:00Z"}"#,
+            "7",
+        ] {
+            let refusal = read(&format!(r#"{{"until": {wrong}}}"#)).unwrap_err();
+            assert!(refusal.message.contains("until"), "{}", refusal.message);
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let refusal = read(r#"{"tables": ["a.a", "a.a"], "table": 1}"#).unwrap_err();
+        assert_eq!(refusal.status, StatusCode::BAD_REQUEST);
+        assert!(
+            refusal.message.contains("names a.a twice"),
+            "{}",
+            refusal.message
+        );
+        assert!(refusal.message.contains("table: is not a known field"));
+    }
+}

@@ -1,0 +1,154 @@
+//! Checkpoints: ends their commands, and asks for those that are due.
+//!
+//! The copies themselves are made by the rounds, like those of any other sync.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bunny_catalog::{AwaitedTable, CHECKPOINT, Mirror};
+use bunny_postgres::TableName;
+use bunny_schemas::control::{SyncRecord, SyncState};
+use bunny_schemas::reader::read_positions;
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use crate::error::Result;
+use crate::rounds::SyncView;
+use crate::run::Run;
+
+/// How often commands are looked after while there are any.
+const SETTLE_EVERY: Duration = Duration::from_secs(1);
+/// How often it is looked whether a checkpoint is due.
+const DUE_EVERY: Duration = Duration::from_secs(60);
+
+/// Checkpoints that came to nothing, and why.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct GivenUp {
+    reasons: Arc<Mutex<HashMap<Uuid, String>>>,
+}
+
+impl GivenUp {
+    pub(crate) fn put(&self, request_id: Uuid, why: String) {
+        let mut reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
+        reasons.insert(request_id, why);
+    }
+
+    fn get(&self, request_id: Uuid) -> Option<String> {
+        let reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
+        reasons.get(&request_id).cloned()
+    }
+}
+
+/// Runs beside the rounds, for ever. The catalog or Kafka being away is no reason to stop
+/// capturing: it is tried again.
+pub(crate) async fn run(run: &Run, view: SyncView, given_up: GivenUp) -> Result<()> {
+    let mut has_open = true;
+    let mut looked_at = tokio::time::Instant::now();
+    loop {
+        if has_open {
+            match settle(run, &view, &given_up).await {
+                Ok(still) => has_open = still,
+                Err(error) => {
+                    tracing::debug!(mirror = %run.mirror.name, %error, "checkpoints are ended later");
+                }
+            }
+        }
+        tokio::time::sleep(SETTLE_EVERY).await;
+        if looked_at.elapsed() >= DUE_EVERY {
+            looked_at = tokio::time::Instant::now();
+            if let Err(error) = ask_if_due(run).await {
+                tracing::debug!(mirror = %run.mirror.name, %error, "whether a checkpoint is due is looked at later");
+            }
+        }
+    }
+}
+
+/// Ends the commands whose copies are there. Whether there are others; a new one starts this
+/// run anew.
+async fn settle(run: &Run, view: &SyncView, given_up: &GivenUp) -> Result<bool> {
+    let catalog = &run.options.catalog;
+    let mut still_open = false;
+    for command in catalog.open_commands(run.mirror.id).await? {
+        if command.kind != CHECKPOINT {
+            continue;
+        }
+        let awaited = AwaitedTable::of(&command);
+        let requests: Vec<(Uuid, &TableName)> = awaited
+            .iter()
+            .filter_map(|awaited| Some((awaited.request_id?, &awaited.table)))
+            .filter(|(request, _)| is_wanted(&run.mirror, *request))
+            .collect();
+        let done = view.finished();
+        let is_open = |request: &Uuid| !done.contains(request) && given_up.get(*request).is_none();
+        if requests.iter().any(|(request, _)| is_open(request)) {
+            still_open = true;
+            continue;
+        }
+        let failures: Vec<String> = requests
+            .iter()
+            .filter_map(|(request, table)| Some(format!("{table}: {}", given_up.get(*request)?)))
+            .collect();
+        if failures.is_empty() {
+            catalog.finish_command(command.id).await?;
+        } else {
+            catalog
+                .fail_command(command.id, &failures.join("; "))
+                .await?;
+        }
+    }
+    Ok(still_open)
+}
+
+/// A table that left the mirror, or of which a later checkpoint is wanted, is not waited for.
+fn is_wanted(mirror: &Mirror, request_id: Uuid) -> bool {
+    let mut tables = mirror.tables.iter();
+    tables.any(|table| table.checkpoint_id == Some(request_id))
+}
+
+async fn ask_if_due(run: &Run) -> Result<()> {
+    let mirror = run.context.latest();
+    let Some(hours) = mirror.config.checkpoint_interval_hours else {
+        return Ok(());
+    };
+    let options = &run.options;
+    let recorded = read_positions(&options.kafka, &options.topics, &mirror.slug).await?;
+    let due = due(&mirror, recorded.syncs.values(), hours, Utc::now());
+    if due.is_empty() {
+        return Ok(());
+    }
+    tracing::info!(mirror = %mirror.name, ?due, "a checkpoint is due");
+    options
+        .catalog
+        .request_checkpoint(&mirror.name, Some(&due), "checkpoint_interval_hours")
+        .await?;
+    Ok(())
+}
+
+/// The tables whose newest copy is older than so many hours, and none is under way. Pure.
+fn due<'a>(
+    mirror: &Mirror,
+    recorded: impl Iterator<Item = &'a SyncRecord> + Clone,
+    hours: u32,
+    now: DateTime<Utc>,
+) -> Vec<TableName> {
+    let oldest_us = now.timestamp_micros() - i64::from(hours) * 3_600_000_000;
+    let is_due = |source: &TableName, wanted: [Option<Uuid>; 2]| {
+        let mut of_table = recorded
+            .clone()
+            .filter(|sync| sync.table_name() == *source && sync.generation == mirror.generation);
+        let is_finished = |request: &Uuid| {
+            let mut syncs = recorded.clone();
+            syncs.any(|sync| sync.request_id == *request && sync.state == SyncState::Finished)
+        };
+        let is_under_way = wanted.iter().flatten().any(|request| !is_finished(request));
+        !is_under_way
+            && !of_table
+                .any(|sync| sync.state == SyncState::Finished && sync.taken_at_us >= oldest_us)
+    };
+    let tables = mirror.tables.iter();
+    tables
+        .filter(|table| is_due(&table.source, [table.request_id, table.checkpoint_id]))
+        .map(|table| table.source.clone())
+        .collect()
+}

@@ -1,0 +1,90 @@
+//! Checkpoints: fresh copies of tables that no destination loads, so that the topics can
+//! rebuild the tables after the changes since their last sync have been trimmed.
+//!
+//! A wish is `checkpoint_id` beside a table's mapping: capture publishes a sync under that
+//! request as under any other. The command shows how it goes; capture ends it.
+
+use bunny_postgres::TableName;
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::mirrors::notify;
+use crate::tables::AwaitedTable;
+use crate::{Catalog, Error, Result, commands};
+
+/// The command of tables copied for later rebuilding.
+pub const CHECKPOINT: &str = "checkpoint";
+
+impl Catalog {
+    /// Asks for fresh copies of `named` tables, or of all; returns the `checkpoint` command,
+    /// which ends when they are in the topics. Asked again while the same is under way, the
+    /// same command. [`Error::NotFound`] for a mirror, or a table of it, that does not exist.
+    pub async fn request_checkpoint(
+        &self,
+        name: &str,
+        named: Option<&[TableName]>,
+        requested_by: &str,
+    ) -> Result<Uuid> {
+        let failed = |error| Error::database("asking for a checkpoint", error);
+        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mirror = self.lock_living(&mut transaction, name).await?;
+        if let Some(unknown) = named.into_iter().flatten().find(|name| {
+            let mut tables = mirror.tables.iter();
+            !tables.any(|table| table.source == **name)
+        }) {
+            return Err(Error::not_found(
+                "table",
+                format!("{unknown} in mirror {name}"),
+            ));
+        }
+        let names: Option<Vec<String>> =
+            named.map(|named| named.iter().map(TableName::to_string).collect());
+        let mut args = json!({ "tables": names });
+        for open in self.open_commands(mirror.id).await? {
+            if open.kind == CHECKPOINT && open.args["tables"] == args["tables"] {
+                return Ok(open.id);
+            }
+        }
+        let is_meant = |table: &TableName| named.is_none_or(|named| named.contains(table));
+        let mut awaited = Vec::new();
+        for table in mirror.tables.iter().filter(|table| is_meant(&table.source)) {
+            let request_id = Uuid::new_v4();
+            sqlx::query(
+                "UPDATE bunny.mirror_tables SET checkpoint_id = $4
+                 WHERE mirror_id = $1 AND source_schema = $2 AND source_table = $3",
+            )
+            .bind(mirror.id)
+            .bind(&table.source.schema)
+            .bind(&table.source.name)
+            .bind(request_id)
+            .execute(&mut *transaction)
+            .await
+            .map_err(failed)?;
+            awaited.push(AwaitedTable {
+                table: table.source.clone(),
+                request_id: Some(request_id),
+            });
+        }
+        args["awaited"] = json!(awaited);
+        let command_id = commands::insert(
+            &mut transaction,
+            mirror.id,
+            name,
+            CHECKPOINT,
+            &args,
+            requested_by,
+        )
+        .await?;
+        sqlx::query(
+            "UPDATE bunny.mirrors SET capture_version = capture_version + 1,
+                 updated_at = clock_timestamp() WHERE id = $1",
+        )
+        .bind(mirror.id)
+        .execute(&mut *transaction)
+        .await
+        .map_err(failed)?;
+        notify(&mut transaction).await?;
+        transaction.commit().await.map_err(failed)?;
+        Ok(command_id)
+    }
+}

@@ -1,0 +1,295 @@
+//! Replays: tables rebuilt from the topics, without their source.
+//!
+//! A wish is a row of `bunny.mirror_tables`: `replay` names a retained sync and a request of
+//! its own, under which the destination loads that sync again. Capture has no part in it and
+//! is not started anew: for it `request_id` stays what it was. The command only shows how it
+//! goes; apply ends it when every table of it has settled.
+
+use bunny_postgres::{Lsn, TableName};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sqlx::PgConnection;
+use sqlx::types::Json;
+use uuid::Uuid;
+
+use crate::commands;
+use crate::mirrors::{Desired, Mirror, PauseScope, ResyncStrategy, notify};
+use crate::tables::{AwaitedTable, RESYNC, TABLES};
+use crate::{Catalog, Error, Result};
+
+/// The command of tables rebuilt from the topics.
+pub const REPLAY: &str = "replay";
+
+/// Up to where a replay goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Until {
+    /// Every transaction whose commit LSN is smaller.
+    Lsn(Lsn),
+    /// Every transaction before the first that committed later than this.
+    Timestamp(DateTime<Utc>),
+}
+
+/// A retained sync, as the position topic records it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetainedSync {
+    /// The request under which capture published it.
+    pub sync: Uuid,
+    /// The attempt of it that finished.
+    pub attempt: i32,
+    /// L: it holds exactly what committed before.
+    pub lsn: Lsn,
+    /// From this offset of the change topic on, all changes since L are found.
+    pub changes_offset: i64,
+    /// Rows of all its chunks.
+    pub rows: i64,
+    /// Bytes of COPY text of all its chunks.
+    pub bytes: i64,
+}
+
+/// What a mapping asks for: this sync is to be loaded again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replay {
+    /// Names this replay, as a sync's request names that.
+    pub request_id: Uuid,
+    /// What is loaded.
+    #[serde(flatten)]
+    pub of: RetainedSync,
+    /// Where the table stands still afterwards; none: it goes on with the others.
+    #[serde(default)]
+    pub until: Option<Until>,
+}
+
+/// A replay as it is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewReplay {
+    /// The tables that were named; none means all.
+    pub named: Option<Vec<TableName>>,
+    /// Every table concerned: the request it had when this was found, and what to load.
+    pub tables: Vec<(TableName, Option<Uuid>, RetainedSync)>,
+    /// How the tables are rebuilt.
+    pub strategy: ResyncStrategy,
+    /// Where they stand still afterwards.
+    pub until: Option<Until>,
+}
+
+impl NewReplay {
+    fn args(&self) -> Value {
+        let names = |names: &Vec<TableName>| names.iter().map(TableName::to_string).collect();
+        let named: Option<Vec<String>> = self.named.as_ref().map(names);
+        json!({ "tables": named, "strategy": self.strategy, "until": self.until })
+    }
+}
+
+impl Catalog {
+    /// Asks for tables to be rebuilt; returns the `replay` command, which ends when they are
+    /// LIVE, stand where they are to, or have failed. Asked again while the same is under way,
+    /// the same command. [`Error::Conflict`] while another command loads one of the tables, or
+    /// if one's mapping or sync has changed since it was looked at.
+    pub async fn request_replay(
+        &self,
+        name: &str,
+        replay: &NewReplay,
+        requested_by: &str,
+    ) -> Result<Uuid> {
+        let failed = |error| Error::database("asking for a replay", error);
+        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mirror = self.lock_living(&mut transaction, name).await?;
+        if mirror.desired == Desired::Paused && mirror.pause_scope == PauseScope::All {
+            return Err(Error::conflict(format!(
+                "mirror \"{name}\" is paused as a whole, capture included: resume it first"
+            )));
+        }
+        let mut args = replay.args();
+        for open in self.open_commands(mirror.id).await? {
+            if ![RESYNC, TABLES, REPLAY].contains(&&*open.kind) {
+                continue;
+            }
+            let same = |what: &str| open.args[what] == args[what];
+            if open.kind == REPLAY && ["tables", "strategy", "until"].into_iter().all(same) {
+                return Ok(open.id);
+            }
+            let under_way = AwaitedTable::of(&open);
+            let is_meant =
+                |table: &TableName| replay.tables.iter().any(|(meant, ..)| meant == table);
+            if let Some(both) = under_way.iter().find(|awaited| is_meant(&awaited.table)) {
+                return Err(Error::conflict(format!(
+                    "table {} is being loaded already by the {} command {}: wait for it to end",
+                    both.table, open.kind, open.id
+                )));
+            }
+        }
+        let mut awaited = Vec::new();
+        for (table, seen_request, of) in &replay.tables {
+            let mapped = mirror.tables.iter().find(|mapped| mapped.source == *table);
+            if mapped.is_none_or(|mapped| mapped.wanted_request() != *seen_request) {
+                return Err(Error::conflict(format!(
+                    "what is wanted of table {table} has changed meanwhile; ask again"
+                )));
+            }
+            let wish = Replay {
+                request_id: Uuid::new_v4(),
+                of: of.clone(),
+                until: replay.until,
+            };
+            set_replay(&mut transaction, mirror.id, table, &wish).await?;
+            awaited.push(AwaitedTable {
+                table: table.clone(),
+                request_id: Some(wish.request_id),
+            });
+        }
+        args["awaited"] = json!(awaited);
+        let command_id = commands::insert(
+            &mut transaction,
+            mirror.id,
+            name,
+            REPLAY,
+            &args,
+            requested_by,
+        )
+        .await?;
+        wake_apply(&mut transaction, &mirror, replay).await?;
+        notify(&mut transaction).await?;
+        transaction.commit().await.map_err(failed)?;
+        Ok(command_id)
+    }
+
+    /// A replay cannot be had after all, and nothing of its table has been touched: the wish
+    /// goes, its command fails with what is wrong. Doing so twice is nothing.
+    pub async fn refuse_replay(&self, mirror_id: Uuid, request_id: Uuid, why: &str) -> Result<()> {
+        let failed = |error| Error::database("refusing a replay", error);
+        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        sqlx::query(
+            "UPDATE bunny.mirror_tables SET replay = NULL
+             WHERE mirror_id = $1 AND replay ->> 'request_id' = $2",
+        )
+        .bind(mirror_id)
+        .bind(request_id.to_string())
+        .execute(&mut *transaction)
+        .await
+        .map_err(failed)?;
+        sqlx::query(
+            "UPDATE bunny.commands
+             SET state = 'failed', error = $3,
+                 updated_at = clock_timestamp(), finished_at = clock_timestamp()
+             WHERE mirror_id = $1 AND kind = 'replay' AND state IN ('pending', 'running')
+               AND args -> 'awaited' @> jsonb_build_array(jsonb_build_object('request_id', $2::text))",
+        )
+        .bind(mirror_id)
+        .bind(request_id.to_string())
+        .bind(why)
+        .execute(&mut *transaction)
+        .await
+        .map_err(failed)?;
+        transaction.commit().await.map_err(failed)
+    }
+}
+
+impl Catalog {
+    /// The tables of these replays stand where they are to: the mirror is paused there, and
+    /// the command ends, well unless one of its tables has failed. Doing so twice is nothing.
+    pub async fn end_replay_until(&self, mirror_id: Uuid, requests: &[Uuid]) -> Result<()> {
+        let failed = |error| Error::database("ending a replay", error);
+        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mut commands = self.open_commands(mirror_id).await?;
+        commands.retain(|command| command.kind == REPLAY && command.args["until"].is_object());
+        for command in commands {
+            let awaited = AwaitedTable::of(&command);
+            let is_there = |awaited: &&AwaitedTable| {
+                awaited.request_id.is_some_and(|id| requests.contains(&id))
+            };
+            if !awaited.iter().any(|awaited| is_there(&awaited)) {
+                continue;
+            }
+            let absent = awaited.iter().filter(|awaited| !is_there(awaited));
+            let absent: Vec<String> = absent.map(|awaited| awaited.table.to_string()).collect();
+            sqlx::query(
+                "WITH ended AS (
+                     UPDATE bunny.commands
+                     SET state = CASE WHEN $3 = '' THEN 'done' ELSE 'failed' END, error = nullif($3, ''),
+                         updated_at = clock_timestamp(), finished_at = clock_timestamp()
+                     WHERE id = $2 AND state IN ('pending', 'running') RETURNING id)
+                 UPDATE bunny.mirrors
+                 SET desired = 'paused', pause_scope = 'apply', apply_version = apply_version + 1,
+                     updated_at = clock_timestamp()
+                 WHERE id = $1 AND desired = 'running' AND EXISTS (SELECT FROM ended)",
+            )
+            .bind(mirror_id)
+            .bind(command.id)
+            .bind(match absent.is_empty() {
+                true => String::new(),
+                false => format!("not rebuilt: {}; the others stand where they were to, and the mirror is paused", absent.join(", ")),
+            })
+            .execute(&mut *transaction)
+            .await
+            .map_err(failed)?;
+        }
+        notify(&mut transaction).await?;
+        transaction.commit().await.map_err(failed)
+    }
+}
+
+/// What stood still goes on when the mirror does; not what is still on its way there.
+pub(crate) async fn let_go_on(connection: &mut PgConnection, mirror_id: Uuid) -> Result<()> {
+    sqlx::query(
+        "UPDATE bunny.mirror_tables t SET replay = t.replay - 'until'
+         WHERE t.mirror_id = $1 AND t.replay ? 'until' AND NOT EXISTS (
+             SELECT FROM bunny.commands c
+             WHERE c.mirror_id = $1 AND c.kind = 'replay' AND c.state IN ('pending', 'running')
+               AND c.args -> 'awaited' @> jsonb_build_array(
+                       jsonb_build_object('request_id', t.replay ->> 'request_id')))",
+    )
+    .bind(mirror_id)
+    .execute(connection)
+    .await
+    .map(|_| ())
+    .map_err(|error| Error::database("letting tables go on", error))
+}
+
+async fn set_replay(
+    connection: &mut PgConnection,
+    mirror_id: Uuid,
+    table: &TableName,
+    wish: &Replay,
+) -> Result<()> {
+    sqlx::query(
+        "UPDATE bunny.mirror_tables SET replay = $4
+         WHERE mirror_id = $1 AND source_schema = $2 AND source_table = $3",
+    )
+    .bind(mirror_id)
+    .bind(&table.schema)
+    .bind(&table.name)
+    .bind(Json(wish))
+    .execute(connection)
+    .await
+    .map(|_| ())
+    .map_err(|error| Error::database("asking for a table's replay", error))
+}
+
+/// Apply begins anew. A replay up to a moment runs also in a paused mirror, and pauses it
+/// when it is done.
+async fn wake_apply(
+    connection: &mut PgConnection,
+    mirror: &Mirror,
+    replay: &NewReplay,
+) -> Result<()> {
+    let runs = mirror.desired == Desired::Running || replay.until.is_some();
+    sqlx::query(
+        "UPDATE bunny.mirrors SET apply_version = apply_version + 1, desired = $2,
+             updated_at = clock_timestamp() WHERE id = $1",
+    )
+    .bind(mirror.id)
+    .bind(
+        if runs {
+            Desired::Running
+        } else {
+            mirror.desired
+        }
+        .as_str(),
+    )
+    .execute(connection)
+    .await
+    .map(|_| ())
+    .map_err(|error| Error::database("waking apply", error))
+}
