@@ -52,7 +52,7 @@ pub(crate) async fn run(
         claim_names(&run, &source).await?;
     }
     check_server(&source).await?;
-    capture(&run, source).await
+    Box::pin(capture(&run, source)).await
 }
 
 async fn capture(run: &Run, source: Session) -> Result<Finished> {

@@ -322,8 +322,8 @@ pub(crate) async fn run(
         std::future::pending::<Result<()>>().await
     };
     tokio::select! {
-        ended = work => ended,
+        ended = Box::pin(work) => ended,
         ended = write_log => ended,
-        ended = checkpoints::run(run, view, given_up) => ended,
+        ended = Box::pin(checkpoints::run(run, view, given_up)) => ended,
     }
 }

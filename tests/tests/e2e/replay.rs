@@ -152,7 +152,11 @@ async fn tables_are_rebuilt_while_capture_goes_on() -> Result<()> {
         })
         .await?;
     assert_eq!(scene.ended(&command).await?["state"], "done");
-    assert!(replay_of(&mirror.get().await?, "public.journal").is_null());
+    mirror
+        .wait_until("no progress of a replay", CONVERGE, |mirror, _| {
+            replay_of(mirror, "public.journal").is_null()
+        })
+        .await?;
 
     // A resync makes a newer copy, and takes the place of what was replayed.
     let resync = api
