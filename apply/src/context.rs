@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::bookkeeping::Epoch;
 use crate::error::Result;
+use crate::swap;
 
 /// One run of one mirror, from take-over to the first error or cancel. Cheap to clone.
 #[derive(Clone)]
@@ -25,12 +26,28 @@ pub struct MirrorRun {
     /// and terminates our sessions.
     pub application_name: String,
     pub epoch: Epoch,
+    /// Under which id the table states that this serves stand in `_bunny`: the mirror's, or
+    /// that of what is loaded beside its tables (`swap::ledger_of`).
+    pub ledger: Uuid,
     pub cancel: CancellationToken,
 }
 
 impl MirrorRun {
     pub fn mirror_id(&self) -> Uuid {
         self.mirror.id
+    }
+
+    /// The same run, serving what is loaded beside the mirror's tables.
+    pub(crate) fn beside(&self) -> MirrorRun {
+        MirrorRun {
+            ledger: swap::ledger_of(self.mirror.id),
+            ..self.clone()
+        }
+    }
+
+    /// Whether it serves what is loaded beside the mirror's tables.
+    pub(crate) fn is_beside(&self) -> bool {
+        self.ledger != self.mirror.id
     }
 
     /// Opens one more destination session under this run's name.

@@ -54,6 +54,18 @@ pub const CATCH_UP_HELD: &str = "apply::catch_up_held";
 pub const CATCH_UP_BEFORE_JOIN: &str = "apply::catch_up_before_join";
 /// Tables are in main, which does not know yet.
 pub const CATCH_UP_JOINED: &str = "apply::catch_up_joined";
+/// A table is out of main, so that its rows can be exchanged.
+pub const SWAP_TAKEN_OUT: &str = "apply::swap_taken_out";
+/// Rows are exchanged, not committed.
+pub const SWAP_BEFORE_COMMIT: &str = "apply::swap_before_commit";
+/// Rows are exchanged; the table is not in main yet.
+pub const SWAP_DONE: &str = "apply::swap_done";
+
+/// A locked table is PARKED; main, or the catch-up reader, has not gone on yet.
+pub const TABLE_PARKED: &str = "apply::table_parked";
+
+/// Every table is out of main, whose progress is the begin of another generation.
+pub const GENERATION_ENTERED: &str = "apply::generation_entered";
 
 /// Tables stand where a replay was to stop; the catalog does not know yet.
 pub const REPLAY_STANDS: &str = "apply::replay_stands";
@@ -93,6 +105,11 @@ pub const ALL: &[&str] = &[
     CATCH_UP_BEFORE_JOIN,
     CATCH_UP_JOINED,
     REPLAY_STANDS,
+    SWAP_TAKEN_OUT,
+    SWAP_BEFORE_COMMIT,
+    SWAP_DONE,
+    GENERATION_ENTERED,
+    TABLE_PARKED,
 ];
 
 /// Dies here, as by `kill -9`, when the point is armed.

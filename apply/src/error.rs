@@ -42,6 +42,10 @@ pub enum Error {
     #[error("{0}")]
     Inconsistent(String),
 
+    /// The log does not go on from what has been applied: only another generation does.
+    #[error("{0}")]
+    History(String),
+
     /// Something is not there yet that another role provides; trying again helps.
     #[error("{0}")]
     NotYet(String),
@@ -57,6 +61,15 @@ pub enum Error {
         reason: String,
         /// The change-topic offset from which the table's changes are missing.
         restart_offset: Option<i64>,
+    },
+
+    /// Somebody has kept the table locked for too long: it is parked, the others go on.
+    #[error("table {table}: {source}")]
+    Locked {
+        table: TableName,
+        /// The change-topic offset from which the table's changes are missing.
+        restart_offset: Option<i64>,
+        source: Box<Error>,
     },
 
     /// Enums at the destination lack labels that the next rows of `table` hold. They have to
@@ -96,6 +109,7 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         match self {
             Error::Fenced { .. }
+            | Error::Locked { .. }
             | Error::NotYet(_)
             | Error::Unfinished { .. }
             | Error::Labels { .. }
@@ -106,7 +120,10 @@ impl Error {
             Error::Catalog(error) => error.is_transient(),
             Error::Schemas(error) => error.is_transient(),
             Error::Kafka { source, .. } => kafka_is_transient(source),
-            Error::Inconsistent(_) | Error::Refused(_) | Error::Table { .. } => false,
+            Error::Inconsistent(_)
+            | Error::History(_)
+            | Error::Refused(_)
+            | Error::Table { .. } => false,
         }
     }
 
@@ -114,6 +131,7 @@ impl Error {
     pub fn sqlstate(&self) -> Option<&str> {
         match self {
             Error::Postgres(error) => error.sqlstate(),
+            Error::Locked { source, .. } => source.sqlstate(),
             _ => None,
         }
     }

@@ -27,6 +27,7 @@ use crate::error::{Error, Result};
 use crate::reader::{self, Flush, PARTITION, Reader, Work};
 use crate::routes::Routes;
 use crate::stats::Stats;
+use crate::swap;
 use crate::writer::{Policy, Writer};
 use bunny_schemas::kafka::Closing;
 
@@ -355,7 +356,7 @@ pub(crate) async fn reader_error(tasks: &mut JoinSet<Result<()>>) -> Error {
 }
 
 /// Another generation begins: its syncs bring the tables back into main.
-async fn leave_main(run: &MirrorRun, generation: Uuid, next_offset: i64) -> Result<()> {
+pub(crate) async fn leave_main(run: &MirrorRun, generation: Uuid, next_offset: i64) -> Result<()> {
     let session = run.connect().await?;
     let client: &tokio_postgres::Client = &session;
     client
@@ -364,6 +365,7 @@ async fn leave_main(run: &MirrorRun, generation: Uuid, next_offset: i64) -> Resu
         .map_err(Error::sql("beginning a generation"))?;
     bookkeeping::fence(client, run.mirror_id(), run.epoch).await?;
     bookkeeping::leave_main(client, run.mirror_id()).await?;
+    bookkeeping::leave_main(client, swap::ledger_of(run.mirror_id())).await?;
     let progress = Progress {
         generation,
         position: Position::default(),

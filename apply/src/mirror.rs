@@ -26,7 +26,9 @@ use crate::schema::upkeep;
 use crate::schema_change::labels;
 use crate::stats::Stats;
 use crate::table_sync::{self, LoadProgress};
-use crate::{main_stream, paused, quarantine, reader, removal, replay, report, wanted};
+use crate::{
+    main_stream, parked, paused, quarantine, reader, removal, replay, report, swap, wanted,
+};
 
 /// How often the log is looked at while the end of a transaction is missing.
 const UNFINISHED_POLL: Duration = Duration::from_secs(1);
@@ -63,6 +65,7 @@ impl Shared {
 /// Runs a mirror until it is told to stop or fails.
 pub(crate) async fn run(shared: Arc<Shared>, mirror: Mirror, context: MirrorContext) -> Outcome {
     let cancel = context.cancel.clone();
+    let generation = mirror.generation;
     let ended = tokio::select! {
         () = cancel.cancelled() => return Ok(Finished::Idle),
         ended = Box::pin(run_as_desired(&shared, mirror, context)) => ended,
@@ -70,6 +73,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mirror: Mirror, context: MirrorCont
     ended.or_else(|error| match error {
         Error::Cancelled => Ok(Finished::Idle),
         Error::Fenced { .. } => Err(TaskFailure::fenced(error)),
+        Error::History(_) => Err(TaskFailure::history_lost(error, generation)),
         error if error.is_transient() => Err(TaskFailure::transient(error)),
         error => Err(TaskFailure::fatal(error)),
     })
@@ -121,6 +125,7 @@ async fn begin(shared: &Shared, mirror: Arc<Mirror>, context: &MirrorContext) ->
     let mirror = Arc::new(replay::as_wanted(admitted));
     let run = MirrorRun {
         application_name: application_name(mirror.id, epoch),
+        ledger: mirror.id,
         mirror,
         catalog: context.catalog.clone(),
         reporter: context.reporter.clone(),
@@ -131,8 +136,24 @@ async fn begin(shared: &Shared, mirror: Arc<Mirror>, context: &MirrorContext) ->
         epoch,
         cancel: context.cancel.clone(),
     };
+    enter_generation(&run, &session).await?;
     wanted::reconcile(&run, &session).await?;
     Ok(run)
+}
+
+/// Where another generation was asked for than the one that was followed here: what is left
+/// of that in the log is passed over, for every table is synced anew. It may not even be
+/// there any more.
+async fn enter_generation(run: &MirrorRun, session: &Session) -> Result<()> {
+    let client: &tokio_postgres::Client = session;
+    let progress = bookkeeping::progress(client, run.mirror_id()).await?;
+    if progress.is_none_or(|progress| progress.generation == run.mirror.generation) {
+        return Ok(());
+    }
+    let (next_offset, _) = reader::generation_start(run).await?;
+    main_stream::leave_main(run, run.mirror.generation, next_offset).await?;
+    reached(crash_points::GENERATION_ENTERED);
+    Ok(())
 }
 
 pub(crate) async fn connect_to_take_over(
@@ -161,6 +182,19 @@ async fn go(
         // Dropped with this future, which ends them.
         let mut beside = JoinSet::new();
         beside.spawn(Box::pin(load_beside(run.clone(), load.clone())));
+        beside.spawn(Box::pin(parked::run(run.clone())));
+        if swap::is_asked_for(run).await? {
+            let swapping = run.beside();
+            beside.spawn(Box::pin(load_beside(
+                swapping.clone(),
+                LoadProgress::default(),
+            )));
+            beside.spawn(Box::pin(catch_up::run(
+                swapping,
+                crossing.clone(),
+                shared.followers.clone(),
+            )));
+        }
         beside.spawn(Box::pin(catch_up::run(
             run.clone(),
             crossing,
@@ -227,6 +261,11 @@ async fn follow_on(
             Ok(Ended::Joined) => {}
             Ok(Ended::Generation) => return Ok(()),
             Err(error @ Error::Table { .. }) => set_aside_or(run, error).await?,
+            Err(Error::Locked {
+                table,
+                restart_offset,
+                ..
+            }) => parked::park(run, &table, restart_offset).await?,
             Err(Error::Labels { table, statements }) => {
                 if let Err(error) = labels::add(run, &table, &statements).await {
                     set_aside_or(run, error).await?;
@@ -250,6 +289,9 @@ async fn follow_on(
 /// Quarantines the table whose error it is, unless that stops the mirror.
 pub(crate) async fn set_aside_or(run: &MirrorRun, error: Error) -> Result<()> {
     match error {
+        Error::Table { table, reason, .. } if run.is_beside() => {
+            swap::give_up(run, &table, &reason).await
+        }
         Error::Table {
             table,
             reason,

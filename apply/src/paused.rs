@@ -155,6 +155,7 @@ async fn first_waiting(
         registry: shared.registry().await?,
         destination: context.destination.connect_options(),
         epoch: standing.epoch,
+        ledger: mirror.id,
         cancel: context.cancel.clone(),
     };
     reader::first_waiting(&run, progress.next_offset).await

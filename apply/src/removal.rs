@@ -11,6 +11,7 @@ use crate::bookkeeping;
 use crate::crash_points::{self, reached};
 use crate::error::{Error, Result};
 use crate::mirror::connect_to_take_over;
+use crate::swap;
 
 /// The steps of a `delete` command, in the catalog's words.
 const DESTINATION_CLEAN: &str = "destination_clean";
@@ -65,8 +66,11 @@ async fn leave(
 
 /// The statements that remove by hand what a mirror keeps at its destination. Pure.
 fn left_at_destination(mirror_id: Uuid) -> String {
-    ["owner", "progress", "tables", "chunks"]
-        .map(|table| format!("DELETE FROM _bunny.{table} WHERE mirror_id = '{mirror_id}';"))
+    let beside = swap::ledger_of(mirror_id);
+    ["owner", "progress", "tables", "chunks", "shapes"]
+        .map(|table| {
+            format!("DELETE FROM _bunny.{table} WHERE mirror_id IN ('{mirror_id}', '{beside}');")
+        })
         .join(" ")
 }
 
@@ -84,6 +88,7 @@ async fn forget(mirror: &Mirror, context: &MirrorContext) -> Result<()> {
         .await
         .map_err(Error::sql("beginning to forget the mirror"))?;
     bookkeeping::fence(client, mirror.id, epoch).await?;
+    swap::forget_all(client, mirror.id).await?;
     bookkeeping::forget_mirror(client, mirror.id).await?;
     client
         .batch_execute("COMMIT")

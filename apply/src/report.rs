@@ -14,6 +14,7 @@ use crate::context::MirrorRun;
 use crate::error::Result;
 use crate::replay::Pace;
 use crate::stats::{Moment, Stats};
+use crate::swap;
 use crate::table_sync::{LoadProgress, TableProgress};
 
 const EVERY: Duration = Duration::from_secs(1);
@@ -40,7 +41,7 @@ pub(crate) async fn report_forever(run: &MirrorRun, stats: &Stats, load: &LoadPr
             tokio::time::sleep(EVERY).await;
             continue;
         };
-        if let Err(error) = settle(run, &mut commands, &known.tables).await {
+        if let Err(error) = settle(run, &mut commands, known.all()).await {
             tracing::debug!(mirror = %run.mirror.name, %error, "commands are ended later");
         }
         let topic = run.topics.changes(&run.mirror.slug);
@@ -60,13 +61,14 @@ pub(crate) async fn report_forever(run: &MirrorRun, stats: &Stats, load: &LoadPr
 async fn settle(
     run: &MirrorRun,
     commands: &mut Option<Commands>,
-    tables: &[TableState],
+    tables: impl Iterator<Item = &TableState>,
 ) -> Result<()> {
     let mut known = match commands.take() {
         Some(known) => known,
         None => Commands::open(run).await?,
     };
-    known.settle(run, tables).await?;
+    let tables: Vec<TableState> = tables.cloned().collect();
+    known.settle(run, &tables).await?;
     *commands = Some(known);
     Ok(())
 }
@@ -75,15 +77,24 @@ async fn settle(
 #[derive(Debug, Default)]
 pub(crate) struct Known {
     tables: Vec<TableState>,
+    /// Of what is loaded beside them.
+    beside: Vec<TableState>,
     missing: Vec<MissingObject>,
 }
 
 impl Known {
     pub(crate) async fn read(client: &tokio_postgres::Client, mirror_id: Uuid) -> Result<Known> {
+        // In this order: what has been exchanged in between is seen as the table's own.
+        let beside = bookkeeping::tables(client, swap::ledger_of(mirror_id)).await?;
         Ok(Known {
+            beside,
             tables: bookkeeping::tables(client, mirror_id).await?,
             missing: bookkeeping::missing_objects(client, mirror_id).await?,
         })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &TableState> {
+        self.tables.iter().chain(&self.beside)
     }
 }
 
@@ -280,6 +291,7 @@ mod tests {
             reason: "no such operator class".into(),
         };
         let known = Known {
+            beside: Vec::new(),
             tables: vec![table],
             missing: vec![missing],
         };

@@ -1,7 +1,7 @@
 //! From the catalog's mappings to the destination's table states, and from loaded
 //! tables into main.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use bunny_catalog::MirrorTable;
 use bunny_postgres::{Lsn, Session, TableName};
@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::bookkeeping::{self, Progress, State, TableState};
 use crate::context::MirrorRun;
 use crate::error::{Error, Result};
-use crate::{reader, replay};
+use crate::{reader, replay, swap};
 
 /// What the state rows lack to be what the catalog wants. Pure.
 #[derive(Debug, Default, PartialEq)]
@@ -20,6 +20,19 @@ struct Changes {
     remove: Vec<TableName>,
     /// Requests that are replaced by others: what was loaded for them counts no more.
     replaced: Vec<(TableName, Uuid)>,
+    /// To be loaded beside their tables.
+    put_beside: Vec<TableState>,
+    /// Not to be loaded beside their tables any more.
+    remove_beside: Vec<TableState>,
+}
+
+/// What is there: table states, those of what is loaded beside, and which destination
+/// tables, by source name, something can be loaded beside.
+#[derive(Clone, Copy)]
+struct Present<'a> {
+    tables: &'a [TableState],
+    beside: &'a [TableState],
+    oids: &'a HashMap<TableName, u32>,
 }
 
 /// The table's sync so far.
@@ -56,8 +69,41 @@ fn brought_back(table: &TableState, generation: Uuid) -> TableState {
     }
 }
 
-fn changes(mappings: &[MirrorTable], present: &[TableState], generation: Uuid) -> Changes {
+/// A table of which no other sync is wanted, if it does not stay as it is: it is retried, or
+/// a former run has left it out of main for an exchange that came to nothing. Pure.
+fn goes_on(mapping: &MirrorTable, table: &TableState, generation: Uuid) -> Option<TableState> {
+    let is_retried = table.retry_id != mapping.retry_id;
+    (is_retried || table.state == State::Parked).then(|| TableState {
+        retry_id: mapping.retry_id,
+        ..brought_back(table, generation)
+    })
+}
+
+/// What is to be loaded beside the table, if that is how its sync is wanted. Pure.
+fn loaded_beside(
+    mapping: &MirrorTable,
+    table: &TableState,
+    oids: &HashMap<TableName, u32>,
+    generation: Uuid,
+) -> Option<TableState> {
+    let is_other = table.request_id != mapping.request_id;
+    // A replay takes the table's place as it is.
+    let is_beside = mapping.beside && mapping.replay.is_none();
+    let is_wanted = is_beside && is_other && swap::stands(table, generation);
+    let oid = oids.get(&mapping.source).filter(|_| is_wanted)?;
+    let beside = swap::beside(&mapping.destination, *oid);
+    let source = mapping.source.clone();
+    Some(TableState::wanted(source, beside, mapping.request_id))
+}
+
+fn changes(mappings: &[MirrorTable], present: Present<'_>, generation: Uuid) -> Changes {
     let mut changes = Changes::default();
+    let Present {
+        tables: present,
+        beside,
+        oids,
+    } = present;
+    let mut stay_beside = HashSet::new();
     for mapping in mappings {
         let wanted = TableState {
             retry_id: mapping.retry_id,
@@ -72,6 +118,16 @@ fn changes(mappings: &[MirrorTable], present: &[TableState], generation: Uuid) -
             Some(table) if table.destination != mapping.destination => {
                 changes.replaced.extend(former(table));
                 changes.put.push(wanted);
+            }
+            Some(table) if let Some(loaded) = loaded_beside(mapping, table, oids, generation) => {
+                let has_begun = |found: &&TableState| {
+                    found.source == loaded.source && found.request_id == loaded.request_id
+                };
+                stay_beside.insert(loaded.request_id);
+                if !beside.iter().any(|found| has_begun(&found)) {
+                    changes.put_beside.push(loaded);
+                }
+                changes.put.extend(goes_on(mapping, table, generation));
             }
             Some(table) if table.request_id != mapping.request_id => {
                 changes.replaced.extend(former(table));
@@ -91,13 +147,14 @@ fn changes(mappings: &[MirrorTable], present: &[TableState], generation: Uuid) -
                     ..table.clone()
                 });
             }
-            Some(table) if table.retry_id != mapping.retry_id => changes.put.push(TableState {
-                retry_id: mapping.retry_id,
-                ..brought_back(table, generation)
-            }),
-            Some(_) => {}
+            Some(table) => changes.put.extend(goes_on(mapping, table, generation)),
         }
     }
+    let left = beside.iter();
+    changes.remove_beside = left
+        .filter(|found| !stay_beside.contains(&found.request_id))
+        .cloned()
+        .collect();
     let mapped: HashSet<&TableName> = mappings.iter().map(|mapping| &mapping.source).collect();
     changes.remove = present
         .iter()
@@ -113,8 +170,27 @@ pub(crate) async fn reconcile(run: &MirrorRun, session: &Session) -> Result<()> 
     let mirror_id = run.mirror_id();
     begin(client).await?;
     bookkeeping::fence(client, mirror_id, run.epoch).await?;
-    let present = bookkeeping::tables(client, mirror_id).await?;
-    let changes = changes(&run.mirror.tables, &present, run.mirror.generation);
+    let tables = bookkeeping::tables(client, mirror_id).await?;
+    let ledger = swap::ledger_of(mirror_id);
+    let beside = bookkeeping::tables(client, ledger).await?;
+    let mut oids = HashMap::new();
+    for mapping in run.mirror.tables.iter().filter(|mapping| mapping.beside) {
+        if let Some(oid) = swap::oid_of(client, &mapping.destination).await? {
+            oids.insert(mapping.source.clone(), oid);
+        }
+    }
+    let present = Present {
+        tables: &tables,
+        beside: &beside,
+        oids: &oids,
+    };
+    let changes = changes(&run.mirror.tables, present, run.mirror.generation);
+    for table in &changes.remove_beside {
+        swap::forget(client, mirror_id, table).await?;
+    }
+    for table in &changes.put_beside {
+        bookkeeping::put_table(client, ledger, table).await?;
+    }
     for table in &changes.put {
         bookkeeping::put_table(client, mirror_id, table).await?;
     }
@@ -267,6 +343,11 @@ mod tests {
 
     /// In the generation of no table.
     fn changes(mappings: &[MirrorTable], present: &[TableState]) -> Changes {
+        let present = Present {
+            tables: present,
+            beside: &[],
+            oids: &HashMap::new(),
+        };
         super::changes(mappings, present, Uuid::from_u128(7))
     }
 
@@ -282,6 +363,7 @@ mod tests {
             replay: None,
             since_request: None,
             checkpoint_id: None,
+            beside: false,
         }
     }
 
@@ -371,6 +453,71 @@ mod tests {
         };
         assert_eq!(brought(&not_begun).state, State::Pending);
         assert_eq!(brought(&live("a", "x", 1)).state, State::Live);
+    }
+
+    #[test]
+    fn a_table_that_stands_is_loaded_beside_itself() {
+        let generation = Uuid::from_u128(7);
+        let mapping = MirrorTable {
+            beside: true,
+            ..mapping("a", "x", 2)
+        };
+        let table = TableState {
+            generation: Some(generation),
+            live: Some(Position::default()),
+            ..live("a", "x", 1)
+        };
+        let oids = HashMap::from([(name("a"), 9)]);
+        let none = HashMap::new();
+        let with = |table: &TableState, beside: &[TableState], oids| {
+            let present = Present {
+                tables: std::slice::from_ref(table),
+                beside,
+                oids,
+            };
+            super::changes(std::slice::from_ref(&mapping), present, generation)
+        };
+        let found = with(&table, &[], &oids);
+        assert!(found.put.is_empty(), "the table goes on");
+        let beside = found.put_beside;
+        assert_eq!(beside[0].destination, name("_bunny_resync_9"));
+        assert_eq!(beside[0].request_id, mapping.request_id);
+        assert_eq!(with(&table, &beside, &oids), Changes::default());
+        // A run ended while the table was out of main.
+        let parked = TableState {
+            state: State::Parked,
+            in_main: false,
+            restart_offset: Some(3),
+            ..table.clone()
+        };
+        let back = with(&parked, &beside, &oids).put;
+        assert_eq!(back[0].state, State::CatchingUp);
+        // Something else is wanted by now, or the swap is done.
+        let former = TableState {
+            request_id: Some(Uuid::from_u128(5)),
+            ..beside[0].clone()
+        };
+        let other = with(&table, std::slice::from_ref(&former), &oids);
+        assert_eq!(
+            (&other.remove_beside[0], &other.put_beside),
+            (&former, &beside)
+        );
+        let done = TableState {
+            request_id: mapping.request_id,
+            ..table.clone()
+        };
+        assert_eq!(with(&done, &beside, &oids).remove_beside, beside);
+        // Nothing can be beside what is not there, or not loaded.
+        let gone = with(&table, &[], &none);
+        assert_eq!(
+            (gone.put[0].state, gone.put_beside.len()),
+            (State::Pending, 0)
+        );
+        let loading = TableState {
+            state: State::Syncing,
+            ..table
+        };
+        assert!(with(&loading, &[], &oids).put_beside.is_empty());
     }
 
     #[test]

@@ -135,6 +135,7 @@ impl Stage {
                 replay: None,
                 since_request: None,
                 checkpoint_id: None,
+                beside: false,
             }],
         };
         bookkeeping::install(&session).await.unwrap();
@@ -196,6 +197,7 @@ impl Stage {
             destination: destination(),
             application_name: application_name(self.mirror.id, epoch),
             epoch,
+            ledger: self.mirror.id,
             cancel: CancellationToken::new(),
         }
     }

@@ -115,6 +115,7 @@ impl Stage {
                 replay: None,
                 since_request: None,
                 checkpoint_id: None,
+                beside: false,
             })
             .collect();
         let now = std::time::SystemTime::now().into();
@@ -193,6 +194,7 @@ impl Stage {
             destination: destination(),
             application_name: application_name(self.mirror.id, epoch),
             epoch,
+            ledger: self.mirror.id,
             cancel: CancellationToken::new(),
         }
     }

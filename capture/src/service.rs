@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bunny_catalog::{Role, SuperviseOptions, TaskFailure, supervise};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::error::Error;
 use crate::mirror;
@@ -37,10 +38,11 @@ impl Service {
             cancel,
             move |mirror, context| {
                 let options = Arc::clone(&options);
+                let generation = mirror.generation;
                 async move {
                     Box::pin(mirror::run(mirror, context, options))
                         .await
-                        .map_err(failure)
+                        .map_err(|error| failure(error, generation))
                 }
             },
         )
@@ -49,9 +51,11 @@ impl Service {
     }
 }
 
-fn failure(error: Error) -> TaskFailure {
+fn failure(error: Error, generation: Uuid) -> TaskFailure {
     if error.is_fenced() {
         TaskFailure::fenced(error)
+    } else if matches!(error, Error::Refused(_)) {
+        TaskFailure::history_lost(error, generation)
     } else if error.is_fatal() {
         TaskFailure::fatal(error)
     } else {

@@ -218,6 +218,10 @@ pub struct Failure {
     pub message: String,
     /// Whether it waits for a person.
     pub fatal: bool,
+    /// The generation whose slot, log and source do not belong together any more: a resync
+    /// of the mirror starts another one.
+    #[serde(default)]
+    pub lost_generation: Option<Uuid>,
     /// Failures in a row.
     pub count: u32,
     /// The first of them.

@@ -379,6 +379,7 @@ mod tests {
 
     fn trouble(fatal: bool) -> Option<Failure> {
         Some(Failure {
+            lost_generation: None,
             message: "it broke".into(),
             fatal,
             count: 3,

@@ -133,7 +133,8 @@ impl Catalog {
             changes.added.contains(&table.source) || changes.changed.contains(&table.source)
         };
         let awaited: Vec<AwaitedTable> = wanted.iter().filter(is_awaited).map(awaited).collect();
-        replace_open(&mut transaction, mirror.id).await?;
+        let by = "a later change of the tables";
+        replace_open(&mut transaction, mirror.id, TABLES, by).await?;
         let args = json!({
             "added": names(&changes.added), "removed": names(&changes.removed),
             "changed": names(&changes.changed), "awaited": awaited,
@@ -155,9 +156,10 @@ impl Catalog {
 
     /// Asks for a new sync of `table`, or of every table; returns the `resync` command,
     /// which ends when the tables are LIVE or have failed. Asked again while the same is
-    /// under way, the same command. [`Error::NotFound`] for a mirror, or a table of it,
-    /// that does not exist; [`Error::Conflict`] while one of the tables is synced anew by
-    /// another command.
+    /// under way, the same command. Of a mirror whose history is lost, it also names another
+    /// generation, which capture starts first. [`Error::NotFound`] for a mirror, or a table of
+    /// it, that does not exist; [`Error::Conflict`] while one of the tables is synced anew by
+    /// another command, and where a lost history asks for more than is asked for.
     pub async fn request_resync(
         &self,
         name: &str,
@@ -175,11 +177,21 @@ impl Catalog {
             return Err(Error::not_found("table", what));
         }
         let table_name = table.map(TableName::to_string);
+        if let Some(generation) = self.lost_generation(&mirror).await? {
+            check_new_generation(table, strategy)?;
+            let by = requested_by;
+            let begun = begin_generation(&mut transaction, &mirror, strategy, by).await?;
+            transaction.commit().await.map_err(failed)?;
+            tracing::info!(mirror = name, lost = %generation, "another generation is asked for");
+            return Ok(begun);
+        }
         for open in self.open_commands(mirror.id).await? {
             if ![RESYNC, REPLAY].contains(&&*open.kind) {
                 continue;
             }
-            if open.kind == RESYNC && open.args["table_name"] == json!(table_name) {
+            let same = json!({ "table_name": table_name, "strategy": strategy });
+            let is_same = |name: &&str| open.args[*name] == same[*name];
+            if open.kind == RESYNC && ["table_name", "strategy"].iter().all(is_same) {
                 return Ok(open.id);
             }
             let under_way = AwaitedTable::of(&open);
@@ -195,6 +207,7 @@ impl Catalog {
         }
         for table in &mut meant {
             table.request_id = Some(Uuid::new_v4());
+            table.beside = strategy == ResyncStrategy::Swap;
             mirrors::set_request(&mut transaction, mirror.id, table).await?;
         }
         let awaited: Vec<AwaitedTable> = meant.iter().map(awaited).collect();
@@ -216,6 +229,15 @@ impl Catalog {
 }
 
 impl Catalog {
+    /// The mirror's generation, if a role of it has failed because it cannot go on.
+    async fn lost_generation(&self, mirror: &Mirror) -> Result<Option<Uuid>> {
+        let reports = self.reports(mirror.id).await?;
+        let failures = [reports.capture.failure, reports.apply.failure];
+        let lost = failures.into_iter().flatten();
+        let mut lost = lost.filter_map(|failure| failure.lost_generation);
+        Ok(lost.find(|lost| *lost == mirror.generation))
+    }
+
     pub(crate) async fn lock_living(
         &self,
         connection: &mut PgConnection,
@@ -229,6 +251,64 @@ impl Catalog {
         }
         Ok(mirror)
     }
+}
+
+/// What a lost history leaves to be chosen.
+fn check_new_generation(table: Option<&TableName>, strategy: ResyncStrategy) -> Result<()> {
+    const LOST: &str = "the mirror's history is lost (its error_message says how), so that nothing can go on from where it stands";
+    if let Some(table) = table {
+        return Err(Error::conflict(format!(
+            "{LOST}: resync the whole mirror and not only {table}"
+        )));
+    }
+    if strategy == ResyncStrategy::Swap {
+        return Err(Error::conflict(format!(
+            "{LOST}, and nothing keeps the present rows current while others are loaded beside them: ask with {{\"strategy\": \"truncate\"}}, which empties the tables and loads them"
+        )));
+    }
+    Ok(())
+}
+
+/// Another generation, and a sync of every table in it. What was asked for of the former
+/// comes to nothing.
+async fn begin_generation(
+    connection: &mut PgConnection,
+    mirror: &Mirror,
+    strategy: ResyncStrategy,
+    requested_by: &str,
+) -> Result<Uuid> {
+    let generation = Uuid::new_v4();
+    sqlx::query("UPDATE bunny.mirrors SET generation = $2, generation_ready = false WHERE id = $1")
+        .bind(mirror.id)
+        .bind(generation)
+        .execute(&mut *connection)
+        .await
+        .map_err(|error| Error::database("asking for another generation", error))?;
+    let mut awaiting = Vec::new();
+    for table in &mirror.tables {
+        let table = MirrorTable {
+            request_id: Some(Uuid::new_v4()),
+            beside: false,
+            ..table.clone()
+        };
+        mirrors::set_request(connection, mirror.id, &table).await?;
+        awaiting.push(awaited(&table));
+    }
+    for kind in [TABLES, RESYNC, REPLAY] {
+        replace_open(
+            connection,
+            mirror.id,
+            kind,
+            "another generation of the mirror",
+        )
+        .await?;
+    }
+    let args = json!({ "table_name": null, "strategy": strategy, "generation": generation, "awaited": awaiting });
+    let (id, name) = (mirror.id, &mirror.name);
+    let command_id = commands::insert(connection, id, name, RESYNC, &args, requested_by).await?;
+    mirrors::raise_version(connection, mirror.id).await?;
+    notify(connection).await?;
+    Ok(command_id)
 }
 
 fn awaited(table: &MirrorTable) -> AwaitedTable {
@@ -251,9 +331,9 @@ fn with_requests(mirror: &Mirror, wanted: &NewMirrorTable) -> MirrorTable {
         .find(|table| table.source == wanted.source);
     let has_snapshots = mirror.config.do_initial_snapshot
         || present.is_some_and(|present| present.request_id.is_some());
-    let request_id = match present {
-        Some(present) if !needs_sync(present, wanted) => present.request_id,
-        _ => has_snapshots.then(Uuid::new_v4),
+    let (request_id, beside) = match present {
+        Some(present) if !needs_sync(present, wanted) => (present.request_id, present.beside),
+        _ => (has_snapshots.then(Uuid::new_v4), false),
     };
     let unchanged = present.filter(|present| !needs_sync(present, wanted));
     MirrorTable {
@@ -267,19 +347,26 @@ fn with_requests(mirror: &Mirror, wanted: &NewMirrorTable) -> MirrorTable {
         replay: unchanged.and_then(|present| present.replay.clone()),
         since_request: unchanged.map_or(request_id, |present| present.since_request),
         checkpoint_id: unchanged.and_then(|present| present.checkpoint_id),
+        beside,
     }
 }
 
-/// What an earlier change of the list still waited for is decided by the new one.
-async fn replace_open(connection: &mut PgConnection, mirror_id: Uuid) -> Result<()> {
+/// What earlier commands of a kind still waited for is decided by something new.
+async fn replace_open(
+    connection: &mut PgConnection,
+    mirror_id: Uuid,
+    kind: &str,
+    by: &str,
+) -> Result<()> {
     sqlx::query(
         "UPDATE bunny.commands
-         SET state = 'failed', error = 'replaced by a later change of the tables',
+         SET state = 'failed', error = 'replaced by ' || $3,
              updated_at = clock_timestamp(), finished_at = clock_timestamp()
          WHERE mirror_id = $1 AND kind = $2 AND state IN ('pending', 'running')",
     )
     .bind(mirror_id)
-    .bind(TABLES)
+    .bind(kind)
+    .bind(by)
     .execute(connection)
     .await
     .map(|_| ())

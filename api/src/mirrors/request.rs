@@ -124,10 +124,6 @@ pub(crate) fn without_effect_yet(config: &MirrorConfig) -> Vec<String> {
         "do_initial_snapshot is false: tables are created from their first events, with their keys only; indexes, foreign keys and other objects must be created at the destination by hand",
     );
     say(
-        config.resync_strategy != defaults.resync_strategy,
-        "resync_strategy is stored; this version resyncs with \"strategy\": \"truncate\" only, which each request must then ask for",
-    );
-    say(
         config.untracked_changes != defaults.untracked_changes,
         "untracked_changes is stored; this version does not look for changes outside the stream",
     );

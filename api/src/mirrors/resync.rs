@@ -1,5 +1,7 @@
-//! `POST /v1/mirrors/{name}/resync` and `/resync/{table}`: tables are emptied and loaded
-//! again while the others go on. The slot and the stream are left alone.
+//! `POST /v1/mirrors/{name}/resync` and `/resync/{table}`: tables are loaded again while the
+//! others go on, emptied first (`truncate`) or kept for readers until their rows are
+//! exchanged (`swap`). The slot and the stream are left alone, except where a mirror has lost
+//! its history: then another generation begins.
 
 use std::sync::Arc;
 
@@ -71,12 +73,6 @@ async fn start(
 ) -> Result<(StatusCode, Json<Value>)> {
     let mirror = api.catalog.get_mirror(name).await?;
     let strategy = strategy.unwrap_or(mirror.config.resync_strategy);
-    if strategy == ResyncStrategy::Swap {
-        return Err(Refusal::new(
-            StatusCode::NOT_IMPLEMENTED,
-            "resync by swap is not available in this version; ask with {\"strategy\": \"truncate\"}, which empties the table, so that readers miss its rows until it is loaded again",
-        ));
-    }
     let command_id = api
         .catalog
         .request_resync(name, table.as_ref(), strategy, &caller.username)
@@ -85,8 +81,9 @@ async fn start(
         Some(table) => format!("Table {table} of mirror '{name}'"),
         None => format!("Every table of mirror '{name}'"),
     };
-    Ok(accepted(
-        format!("{what} is being emptied and loaded again"),
-        command_id,
-    ))
+    let how = match strategy {
+        ResyncStrategy::Truncate => "is being emptied and loaded again",
+        ResyncStrategy::Swap => "is being loaded beside what it holds, which is exchanged then",
+    };
+    Ok(accepted(format!("{what} {how}"), command_id))
 }

@@ -33,8 +33,8 @@ pub use owner::{Epoch, fence, take_over};
 pub use prepared::{Counts, Prepared};
 pub use progress::{Progress, progress, set_progress};
 pub use tables::{
-    State, TableState, keeps_rows, leave_main, put_table, quarantine_table, remove_table,
-    set_keeps_rows, set_state, table, tables,
+    State, TableState, keeps_rows, leave_main, park_table, put_table, quarantine_table,
+    remove_table, set_keeps_rows, set_state, table, tables, unpark_table,
 };
 
 /// Removes every trace of a mirror from `_bunny`, the owner row last; destination

@@ -309,6 +309,46 @@ pub async fn quarantine_table<C: GenericClient + Sync>(
     Ok(())
 }
 
+/// Takes a table out because somebody keeps it locked. From the catch-up reader it goes with
+/// the offset it has; out of main, with that of main.
+pub async fn park_table<C: GenericClient + Sync>(
+    client: &C,
+    mirror_id: Uuid,
+    source: &TableName,
+    reason: &str,
+    restart_offset: Option<i64>,
+) -> Result<()> {
+    client
+        .execute(
+            "UPDATE _bunny.tables SET state = 'PARKED', in_main = false, error = $4,
+                 restart_offset = CASE WHEN in_main OR restart_offset IS NULL THEN $5 ELSE restart_offset END,
+                 updated_at = now()
+             WHERE mirror_id = $1 AND source_schema = $2 AND source_table = $3
+               AND (in_main OR state = 'CATCHING_UP')",
+            &[&mirror_id, &source.schema, &source.name, &reason, &restart_offset],
+        )
+        .await
+        .map(|_| ())
+        .map_err(Error::sql(format!("parking table {source}")))
+}
+
+/// Lets a table that was parked catch up.
+pub async fn unpark_table<C: GenericClient + Sync>(
+    client: &C,
+    mirror_id: Uuid,
+    source: &TableName,
+) -> Result<()> {
+    client
+        .execute(
+            "UPDATE _bunny.tables SET state = 'CATCHING_UP', error = NULL, updated_at = now()
+             WHERE mirror_id = $1 AND source_schema = $2 AND source_table = $3 AND state = 'PARKED'",
+            &[&mirror_id, &source.schema, &source.name],
+        )
+        .await
+        .map(|_| ())
+        .map_err(Error::sql(format!("letting table {source} go on")))
+}
+
 /// Every table leaves main: another generation begins. ERRORED tables stay so.
 pub async fn leave_main<C: GenericClient + Sync>(client: &C, mirror_id: Uuid) -> Result<()> {
     client

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use bunny_postgres::Session;
+use bunny_postgres::{Session, TableName};
 use uuid::Uuid;
 
 use crate::bookkeeping::{self, State, TableState};
@@ -29,8 +29,11 @@ use crate::crash_points::{self, reached};
 use crate::crossing::Crossing;
 use crate::error::{Error, Result};
 use crate::mirror::set_aside_or;
+use crate::parked;
 use crate::replay;
 use crate::schema_change::labels;
+use crate::swap;
+use crate::table_sync::chunk_copy;
 
 use round::Ended;
 pub(crate) use store::advance;
@@ -56,6 +59,20 @@ pub(crate) async fn run(
     // Replays that have reached their bound; the pause that ends this run is on its way.
     let mut standing: Vec<Uuid> = Vec::new();
     loop {
+        if run.is_beside()
+            && let Err(error) = exchange(&run, &mut look).await
+        {
+            match error {
+                Error::Table { .. } => set_aside_or(&run, error).await?,
+                error if swap::is_lock(&error) => {
+                    tracing::info!(mirror = %run.mirror.name, %error, "a table is locked, its rows are exchanged later");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LOCKED_PAUSE_MAX);
+                }
+                error => return Err(error),
+            }
+            continue;
+        }
         let generation = crossing.committed().borrow().generation;
         let (all, behind) = look.behind(generation).await?;
         let (behind, bound) = replay::next_round(&run.mirror, behind, &all, &standing);
@@ -86,6 +103,11 @@ pub(crate) async fn run(
                     set_aside_or(&run, error).await?;
                 }
             }
+            Err(Error::Locked {
+                table,
+                restart_offset,
+                ..
+            }) if !run.is_beside() => parked::park(&run, &table, restart_offset).await?,
             Err(error) if error.sqlstate() == Some(LOCK_NOT_AVAILABLE) => {
                 tracing::info!(mirror = %run.mirror.name, %error, "a table that catches up is locked, trying again");
                 tokio::time::sleep(pause).await;
@@ -94,6 +116,22 @@ pub(crate) async fn run(
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Exchanges the rows of the tables that are ready for it. If that fails, they are let go on
+/// with those they have.
+async fn exchange(run: &MirrorRun, look: &mut Look) -> Result<()> {
+    let session = look.session().await?;
+    swap::tidy(run, &session).await?;
+    let exchanged = swap::exchange(run, &session).await;
+    if exchanged.is_err() {
+        // What was begun goes with its session.
+        drop(session);
+        swap::put_back(run, &*look.session().await?).await?;
+        return exchanged;
+    }
+    look.session = Some(session);
+    Ok(())
 }
 
 /// Looks at the table states, through a session that is kept.
@@ -107,18 +145,44 @@ impl Look {
         Look { run, session: None }
     }
 
+    async fn session(&mut self) -> Result<Session> {
+        match self.session.take() {
+            Some(session) => Ok(session),
+            None => chunk_copy::connect(&self.run).await,
+        }
+    }
+
     /// All tables, and those of them that are behind main in its generation.
     async fn behind(&mut self, generation: Uuid) -> Result<(Vec<TableState>, Vec<TableState>)> {
-        let session = match self.session.take() {
-            Some(session) => session,
-            None => self.run.connect().await?,
-        };
+        let session = self.session().await?;
         let client: &tokio_postgres::Client = &session;
-        let tables = bookkeeping::tables(client, self.run.mirror_id()).await?;
+        let tables = bookkeeping::tables(client, self.run.ledger).await?;
         let behind = tables.iter().filter(|table| is_behind(table, generation));
         let behind = behind.cloned().collect();
         self.session = Some(session);
         Ok((tables, behind))
+    }
+
+    /// Whether a table can be exchanged that main has not to give up, because it was set aside.
+    async fn is_exchange_due(&mut self) -> Result<bool> {
+        if !self.run.is_beside() {
+            return Ok(false);
+        }
+        let session = self.session().await?;
+        let is_due = swap::is_due(&self.run, &session).await?;
+        self.session = Some(session);
+        Ok(is_due)
+    }
+
+    /// The tables that main can give up for an exchange; none where nothing is exchanged.
+    async fn exchangeable(&mut self) -> Result<Vec<TableName>> {
+        if !self.run.is_beside() {
+            return Ok(Vec::new());
+        }
+        let session = self.session().await?;
+        let tables = swap::in_main(&self.run, &session).await?;
+        self.session = Some(session);
+        Ok(tables)
     }
 }
 

@@ -24,6 +24,7 @@ use crate::reader::{self, Flush, Reader, Work};
 use crate::replay::{self, Bound};
 use crate::routes::Routes;
 use crate::stats::Stats;
+use crate::swap;
 use crate::writer::Writer;
 
 /// So many offsets behind main it asks main to hold: what is left takes a moment.
@@ -65,7 +66,8 @@ pub(super) async fn run(
         routes.clone(),
         policy(run),
     )
-    .await?;
+    .await?
+    .with_ledger(run.ledger);
     let consumer = reader::open(run, next_offset).await?;
     let names: Vec<String> = behind
         .iter()
@@ -97,7 +99,6 @@ pub(super) async fn run(
     let mut round = Round {
         run,
         crossing,
-        look,
         generation: start.generation,
         writer,
         sources: behind.iter().map(|table| table.source.clone()).collect(),
@@ -109,6 +110,8 @@ pub(super) async fn run(
         },
         recheck_at: Instant::now() + RECHECK_EVERY,
         bound,
+        exchangeable: look.exchangeable().await?,
+        look,
         work,
         demand,
     };
@@ -161,6 +164,8 @@ struct Round<'a> {
     holding: Holding,
     recheck_at: Instant,
     bound: Option<Bound>,
+    /// Where this serves what is loaded beside tables: the tables that main can give up.
+    exchangeable: Vec<TableName>,
     work: mpsc::Receiver<Work>,
     demand: watch::Sender<bool>,
 }
@@ -207,6 +212,7 @@ impl Round<'_> {
                 Turn::Recheck => {
                     self.recheck_at = Instant::now() + RECHECK_EVERY;
                     self.store_offset().await?;
+                    self.exchangeable = self.look.exchangeable().await?;
                     if self.tables_changed().await? {
                         return Ok(Ended::Over);
                     }
@@ -264,6 +270,9 @@ impl Round<'_> {
         if self.writer.is_open() || !matches!(self.holding, Holding::No { .. }) {
             return Ok(false);
         }
+        if self.look.is_exchange_due().await? {
+            return Ok(true);
+        }
         let (all, now) = self.look.behind(self.generation).await?;
         let (now, _) = replay::next_round(&self.run.mirror, now, &all, &[]);
         let same = now.len() == self.behind.len()
@@ -303,13 +312,22 @@ impl Round<'_> {
         if !is_near
             || self.writer.is_open()
             || Instant::now() < not_before
-            || joining(&self.behind, main.position).is_empty()
+            || self.joining(main.position).is_empty()
         {
             return;
         }
         if let Some((answer, tell)) = self.crossing.hold().await {
             self.holding = Holding::Asked { answer, tell };
         }
+    }
+
+    /// The tables that may cross to main where it stands at `position`.
+    fn joining(&self, position: Position) -> Vec<TableName> {
+        let mut joining = joining(&self.behind, position);
+        if self.run.is_beside() {
+            joining.retain(|table| self.exchangeable.contains(table));
+        }
+        joining
     }
 
     fn let_go(&mut self) {
@@ -330,7 +348,7 @@ impl Round<'_> {
         if self.next_offset < main.next_offset || self.writer.is_open() {
             return Ok(false);
         }
-        let joining = joining(&self.behind, main.position);
+        let joining = self.joining(main.position);
         let free = Holding::No {
             not_before: Instant::now() + HOLD_PAUSE,
         };
@@ -340,6 +358,18 @@ impl Round<'_> {
         };
         reached(crash_points::CATCH_UP_HELD);
         let session: Session = self.run.connect().await?;
+        if self.run.is_beside() {
+            let is_out = match joining.first() {
+                Some(table) => swap::take_out(self.run, &session, table, &main).await?,
+                None => false,
+            };
+            reached(crash_points::SWAP_TAKEN_OUT);
+            let _ = tell.send(match is_out {
+                true => Outcome::Joined,
+                false => Outcome::GoOn,
+            });
+            return Ok(true);
+        }
         store::join(&session, self.run, &joining, &main).await?;
         reached(crash_points::CATCH_UP_JOINED);
         let _ = tell.send(Outcome::Joined);

@@ -119,20 +119,39 @@ pub(crate) async fn open(
     next_offset: i64,
 ) -> Result<Arc<Closing<StreamConsumer>>> {
     let topic = run.topics.changes(&run.mirror.slug);
-    let (low, end) = run.kafka.watermarks(&topic, PARTITION).await?;
+    let (low, end) = match run.kafka.watermarks(&topic, PARTITION).await {
+        Err(error) if is_gone(&error) => {
+            return Err(Error::History(format!(
+                "the change topic {topic} is gone: it was deleted by something else; resync the mirror to start a new generation"
+            )));
+        }
+        found => found?,
+    };
     if low > next_offset {
-        return Err(Error::Inconsistent(format!(
+        return Err(Error::History(format!(
             "the change topic {topic} begins at offset {low}, but the destination needs it from offset {next_offset} on: \
-             it was trimmed or recreated by something else. Resync the mirror"
+             it was trimmed or recreated by something else; resync the mirror to start a new generation"
         )));
     }
     if end < next_offset {
-        return Err(Error::Inconsistent(format!(
+        return Err(Error::History(format!(
             "the change topic {topic} ends at offset {end}, but the destination has applied it up to offset \
-             {next_offset}: the topic was recreated, or Kafka lost data. Resync the mirror"
+             {next_offset}: the topic was recreated, or Kafka lost data; resync the mirror to start a new generation"
         )));
     }
     assign(run, &topic, next_offset)
+}
+
+/// Whether Kafka says that there is no such topic.
+fn is_gone(error: &bunny_schemas::Error) -> bool {
+    use RDKafkaErrorCode as Code;
+    let bunny_schemas::Error::Kafka { source, .. } = error else {
+        return false;
+    };
+    matches!(
+        source.rdkafka_error_code(),
+        Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition)
+    )
 }
 
 fn assign(run: &MirrorRun, topic: &str, offset: i64) -> Result<Arc<Closing<StreamConsumer>>> {
@@ -424,9 +443,9 @@ impl Reader {
             Some(RDKafkaErrorCode::OffsetOutOfRange | RDKafkaErrorCode::AutoOffsetReset)
         );
         if is_out_of_range {
-            return Err(Error::Inconsistent(format!(
-                "offset {} of {} is out of range ({error}): the topic was trimmed or recreated by something else. \
-                 Resync the mirror",
+            return Err(Error::History(format!(
+                "offset {} of {} is out of range ({error}): the topic was trimmed or recreated by something else; \
+                 resync the mirror to start a new generation",
                 self.end_offset, self.topic
             )));
         }

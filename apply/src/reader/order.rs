@@ -39,16 +39,16 @@ impl Order {
         offset: i64,
     ) -> Result<()> {
         if generation != self.generation {
-            return Err(Error::Inconsistent(format!(
+            return Err(Error::History(format!(
                 "the change topic holds at offset {offset} an event of generation {generation} where generation {} \
-                 goes on: the topic was recreated, trimmed or written to by something else. Resync the mirror",
+                 goes on: the topic was recreated, trimmed or written to by something else; resync the mirror to start a new generation",
                 self.generation
             )));
         }
         if position <= self.position {
-            return Err(Error::Inconsistent(format!(
+            return Err(Error::History(format!(
                 "the change topic holds at offset {offset} the event {position}, which does not follow {}: the topic \
-                 was recreated, trimmed or written to by something else. Resync the mirror",
+                 was recreated, trimmed or written to by something else; resync the mirror to start a new generation",
                 self.position
             )));
         }
@@ -64,9 +64,9 @@ impl Order {
             return Ok(Start::New);
         }
         if self.position != Position::default() {
-            return Err(Error::Inconsistent(format!(
+            return Err(Error::History(format!(
                 "the change topic begins generation {generation} at offset {offset} again, after the event {}: it was \
-                 written to by something else. Resync the mirror",
+                 written to by something else; resync the mirror to start a new generation",
                 self.position
             )));
         }

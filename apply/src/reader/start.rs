@@ -16,22 +16,42 @@ use crate::context::MirrorRun;
 use crate::error::{Error, Result};
 use crate::routes::Routes;
 
-/// The offset after the mirror's `GenerationStarted`, and the generation's first LSN.
-/// Reads the topic from its beginning up to there; only a destination that has no
-/// snapshot to start from needs it.
+/// So many offsets before the end of the log a generation is looked for first.
+const LOOK_BACK: i64 = 2_000;
+/// And so many times more each time it does not begin there.
+const LOOK_BACK_GROWS: i64 = 8;
+
+/// The offset after the mirror's `GenerationStarted`, and the generation's first LSN. It is
+/// the last generation of the topic, so it is looked for from the end on.
 pub async fn generation_start(run: &MirrorRun) -> Result<(i64, Lsn)> {
     let topic = run.topics.changes(&run.mirror.slug);
-    let (low, _) = run.kafka.watermarks(&topic, PARTITION).await?;
-    let consumer = assign(run, &topic, low)?;
+    let (low, end) = run.kafka.watermarks(&topic, PARTITION).await?;
+    let mut back = LOOK_BACK;
+    loop {
+        let from = low.max(end.saturating_sub(back));
+        if let Some(found) = generation_start_after(run, &topic, from).await? {
+            return Ok(found);
+        }
+        if from == low {
+            return Err(Error::NotYet(format!(
+                "generation {} does not begin in {topic} yet",
+                run.mirror.generation
+            )));
+        }
+        back = back.saturating_mul(LOOK_BACK_GROWS);
+    }
+}
+
+async fn generation_start_after(
+    run: &MirrorRun,
+    topic: &str,
+    from: i64,
+) -> Result<Option<(i64, Lsn)>> {
+    let consumer = assign(run, topic, from)?;
     loop {
         let message = match consumer.recv().await {
             Ok(message) => message,
-            Err(KafkaError::PartitionEOF(_)) => {
-                return Err(Error::NotYet(format!(
-                    "generation {} does not begin in {topic} yet",
-                    run.mirror.generation
-                )));
-            }
+            Err(KafkaError::PartitionEOF(_)) => return Ok(None),
             Err(error) => return Err(Error::kafka(format!("reading {topic}"))(error)),
         };
         let (schema_id, datum) = wire::read_frame(message.payload().unwrap_or_default())?;
@@ -41,7 +61,7 @@ pub async fn generation_start(run: &MirrorRun) -> Result<(i64, Lsn)> {
         }
         let started = GenerationStarted::decode(datum)?;
         if started.generation == run.mirror.generation {
-            return Ok((message.offset() + 1, started.start_lsn));
+            return Ok(Some((message.offset() + 1, started.start_lsn)));
         }
     }
 }

@@ -174,6 +174,7 @@ fn records_of_the_retained_sync_are_taken_for_the_replay() {
         identity: None,
         request_id: Some(Uuid::from_u128(1)),
         retry_id: None,
+        beside: false,
         replay: Some(replay(1)),
         since_request: None,
         checkpoint_id: None,

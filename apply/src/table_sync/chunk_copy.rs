@@ -25,7 +25,7 @@ const STAGING: &str = "pg_temp._bunny_chunk";
 const LOCK_TIMEOUT_SECONDS: u32 = 60;
 
 /// Opens a session for loading: triggers and foreign keys don't fire in it.
-pub(super) async fn connect(run: &MirrorRun) -> Result<Session> {
+pub(crate) async fn connect(run: &MirrorRun) -> Result<Session> {
     let session = run.connect().await?;
     match session
         .batch_execute("SET session_replication_role = replica")
@@ -130,7 +130,7 @@ pub(super) async fn commit(
 ) -> Result<()> {
     let recorded = bookkeeping::record_chunk(
         client,
-        run.mirror_id(),
+        run.ledger,
         sync.request_id,
         sync.attempt,
         chunk,
@@ -167,7 +167,7 @@ async fn open_transaction(
         .await
         .map_err(Error::sql("beginning a chunk"))?;
     bookkeeping::fence(client, run.mirror_id(), run.epoch).await?;
-    bookkeeping::table(client, run.mirror_id(), source)
+    bookkeeping::table(client, run.ledger, source)
         .await?
         .filter(|table| {
             table.state == State::Syncing

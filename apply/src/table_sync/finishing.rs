@@ -71,24 +71,10 @@ async fn finish(shared: Arc<Shared>, builder: Arc<Builder>, table: Complete) -> 
     let source = shared.source_of(sync.request_id)?;
     crash_points::reached(crash_points::CHUNKS_LOADED);
     let session = builder.open().await?;
-    let state = bookkeeping::table::<tokio_postgres::Client>(&session, run.mirror_id(), &source)
-        .await?
-        .ok_or_else(|| changed_meanwhile(&source))?;
-    let definition = definition(&source, state.definition)?;
-    if let Some(objects) = definition.objects {
-        let destination = &state.destination;
-        let never: Vec<String> = objects
-            .not_copied
-            .iter()
-            .map(|what| format!("{what} of {destination}: such things are never copied"))
-            .collect();
-        builder.note(&source, &never).await?;
-        builder.after_load(&source, destination, &objects).await?;
-        // A table that is synced again has its sequences from the first time.
-        if !objects.sequences.is_empty() {
-            let raised = sequences::raise(&session, run, destination, &objects.sequences).await;
-            stays_behind(&session, run, &source, raised).await?;
-        }
+    // What is loaded beside a table was made with the table's indexes, and its rows go
+    // where everything else is.
+    if !run.is_beside() {
+        complete_objects(run, &session, &builder, &source).await?;
     }
     outcome::store_loaded(&session, run, &source, &sync, &announced).await?;
     builder.keep(session);
@@ -103,6 +89,35 @@ async fn finish(shared: Arc<Shared>, builder: Arc<Builder>, table: Complete) -> 
     });
     run.reporter
         .log(LogLevel::Info, format!("table {source} is loaded"), details);
+    Ok(())
+}
+
+/// Indexes and constraints of a loaded table, and where its sequences stand.
+async fn complete_objects(
+    run: &MirrorRun,
+    session: &Session,
+    builder: &Arc<Builder>,
+    source: &TableName,
+) -> Result<()> {
+    let state = bookkeeping::table::<tokio_postgres::Client>(session, run.mirror_id(), source)
+        .await?
+        .ok_or_else(|| changed_meanwhile(source))?;
+    let definition = definition(source, state.definition)?;
+    if let Some(objects) = definition.objects {
+        let destination = &state.destination;
+        let never: Vec<String> = objects
+            .not_copied
+            .iter()
+            .map(|what| format!("{what} of {destination}: such things are never copied"))
+            .collect();
+        builder.note(source, &never).await?;
+        builder.after_load(source, destination, &objects).await?;
+        // A table that is synced again has its sequences from the first time.
+        if !objects.sequences.is_empty() {
+            let raised = sequences::raise(session, run, destination, &objects.sequences).await;
+            stays_behind(session, run, source, raised).await?;
+        }
+    }
     Ok(())
 }
 

@@ -127,9 +127,9 @@ async fn load_all(run: &MirrorRun, progress: &LoadProgress) -> Result<()> {
 async fn wanted(run: &MirrorRun) -> Result<Vec<Wanted>> {
     let session = chunk_copy::connect(run).await?;
     let client: &tokio_postgres::Client = &session;
-    let mirror_id = run.mirror_id();
+    let ledger = run.ledger;
     let mut wanted = Vec::new();
-    for table in bookkeeping::tables(client, mirror_id).await? {
+    for table in bookkeeping::tables(client, ledger).await? {
         let is_open = matches!(table.state, State::Pending | State::Syncing);
         let Some(request_id) = table.request_id.filter(|_| is_open) else {
             continue;
@@ -139,7 +139,7 @@ async fn wanted(run: &MirrorRun) -> Result<Vec<Wanted>> {
             table.state == State::Syncing && table.generation == Some(run.mirror.generation);
         let loading = if is_loading {
             let chunks =
-                bookkeeping::loaded_chunks(client, mirror_id, request_id, table.attempt).await?;
+                bookkeeping::loaded_chunks(client, ledger, request_id, table.attempt).await?;
             Some((table.attempt, chunks.into_iter().collect()))
         } else {
             None

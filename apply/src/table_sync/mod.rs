@@ -18,7 +18,7 @@
 //! on; every other error ends the load, and the caller starts it again.
 
 mod board;
-mod chunk_copy;
+pub(crate) mod chunk_copy;
 pub(crate) mod destination_table;
 mod finishing;
 mod lane;

@@ -24,9 +24,9 @@ pub(super) async fn store_loaded(
     sync: &SyncId,
     loaded: &Announced,
 ) -> Result<()> {
-    let mirror_id = run.mirror_id();
+    let ledger = run.ledger;
     let client = begin(session, run).await?;
-    let mut table = bookkeeping::table(client, mirror_id, source)
+    let mut table = bookkeeping::table(client, ledger, source)
         .await?
         .filter(|table| table.request_id == Some(sync.request_id) && table.attempt == sync.attempt)
         .ok_or_else(|| changed_meanwhile(source))?;
@@ -36,8 +36,8 @@ pub(super) async fn store_loaded(
     table.rows_total = Some(loaded.rows);
     table.rows_synced = loaded.rows;
     table.last_synced_at = Some(Utc::now());
-    bookkeeping::put_table(client, mirror_id, &table).await?;
-    bookkeeping::forget_chunks(client, mirror_id, sync.request_id).await?;
+    bookkeeping::put_table(client, ledger, &table).await?;
+    bookkeeping::forget_chunks(client, ledger, sync.request_id).await?;
     commit(client).await
 }
 
@@ -49,7 +49,7 @@ pub(super) async fn store_failed(
     reason: &str,
 ) -> Result<()> {
     let client = begin(session, run).await?;
-    bookkeeping::quarantine_table(client, run.mirror_id(), source, reason, None).await?;
+    bookkeeping::quarantine_table(client, run.ledger, source, reason, None).await?;
     commit(client).await
 }
 

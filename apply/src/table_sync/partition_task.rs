@@ -21,6 +21,7 @@ use super::start;
 use crate::context::MirrorRun;
 use crate::crash_points;
 use crate::error::{Error, Result};
+use crate::swap;
 
 /// Loads one partition; holds at most one open chunk, and opens its session when it
 /// first needs one.
@@ -273,6 +274,11 @@ impl PartitionTask {
         let session = open(&mut self.state_session, &self.shared.run).await?;
         outcome::store_failed(session, &self.shared.run, &source, reason).await?;
         self.shared.update(|board| board.settled(request_id));
+        if self.shared.run.is_beside() {
+            // The table itself has not failed.
+            swap::say_given_up(&self.shared.run, &source, reason);
+            return Ok(());
+        }
         let details = json!({ "table": source.to_string(), "reason": reason });
         let message = format!("table {source} can't be loaded and is set aside");
         self.shared

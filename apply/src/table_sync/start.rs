@@ -10,6 +10,7 @@ use crate::context::MirrorRun;
 use crate::error::{Error, Result};
 use crate::replay;
 use crate::schema::foundations;
+use crate::swap;
 
 /// How long the start of a sync waits for others' locks on the destination table.
 const LOCK_TIMEOUT_SECONDS: u32 = 30;
@@ -89,22 +90,24 @@ async fn write(
     run: &MirrorRun,
     sync: &TableSyncStarted,
 ) -> Result<Ensured> {
-    let mirror_id = run.mirror_id();
-    bookkeeping::fence(client, mirror_id, run.epoch).await?;
+    bookkeeping::fence(client, run.mirror_id(), run.epoch).await?;
+    let ledger = run.ledger;
     let source = sync.table_name();
-    let table = bookkeeping::table(client, mirror_id, &source)
+    let table = bookkeeping::table(client, ledger, &source)
         .await?
         .filter(|table| table.request_id == Some(sync.request_id))
         .ok_or_else(|| changed_meanwhile(&source))?;
     let mapping = mapping(run, &source)?;
     let config = &run.mirror.config;
-    let is_ours = table.attempt > 0;
     let definition = sync.table_definition()?;
     let excluded = excluded(mapping, sync, &definition);
+    if run.is_beside() {
+        return write_beside(client, run, sync, table, (&definition, &excluded)).await;
+    }
+    let is_ours = table.attempt > 0;
     let has_key = !definition.primary_key.is_empty() || !definition.identity_key.is_empty();
     let may_keep = config.on_existing_rows == OnExistingRows::Upsert && has_key;
-    let kept_rows =
-        may_keep && is_ours && bookkeeping::keeps_rows(client, mirror_id, &source).await?;
+    let kept_rows = may_keep && is_ours && bookkeeping::keeps_rows(client, ledger, &source).await?;
     let excluded_now = |column: &&String| mapping.exclude_columns.contains(column);
     if mapping.replay.is_some()
         && let Some(column) = sync.columns.iter().find(excluded_now)
@@ -117,7 +120,7 @@ async fn write(
     let key = if is_replay && config.schema_changes != SchemaChanges::Manual {
         // The columns go quickly once the rows are gone.
         make_room(client, &table, is_ours, config.on_existing_rows).await?;
-        replay::take_back(client, mirror_id, &table, &definition).await?
+        replay::take_back(client, ledger, &table, &definition).await?
     } else {
         Vec::new()
     };
@@ -138,7 +141,7 @@ async fn write(
     if let Some(objects) = &definition.objects {
         notes.extend(foundations::compare(client, &table.destination, objects).await?);
     }
-    bookkeeping::put_notes(client, mirror_id, &source, &notes).await?;
+    bookkeeping::put_notes(client, ledger, &source, &notes).await?;
     let keeps_rows = if is_ours {
         kept_rows
     } else {
@@ -150,11 +153,50 @@ async fn write(
         make_room(client, &table, is_ours, config.on_existing_rows).await?;
         replay::make_key(client, &table.destination, &key).await?;
     }
-    bookkeeping::forget_chunks(client, mirror_id, sync.request_id).await?;
+    bookkeeping::forget_chunks(client, ledger, sync.request_id).await?;
     let started = started(table, sync)?;
-    bookkeeping::put_table(client, mirror_id, &started).await?;
-    bookkeeping::set_keeps_rows(client, mirror_id, &source, keeps_rows).await?;
+    bookkeeping::put_table(client, ledger, &started).await?;
+    bookkeeping::set_keeps_rows(client, ledger, &source, keeps_rows).await?;
     Ok(ensured)
+}
+
+/// The same for a sync that is loaded beside its table: the table itself is only looked at.
+async fn write_beside(
+    client: &tokio_postgres::Client,
+    run: &MirrorRun,
+    sync: &TableSyncStarted,
+    table: TableState,
+    (definition, excluded): (&TableDefinition, &[String]),
+) -> Result<Ensured> {
+    let destination = &mapping(run, &table.source)?.destination;
+    let ensured = destination_table::ensure(
+        client,
+        Wanted {
+            definition,
+            destination,
+            excluded,
+            columns: &sync.columns,
+            may_create: false,
+            may_extend: false,
+            keeps_rows: true,
+        },
+    )
+    .await
+    .map_err(with_truncate)?;
+    swap::create(client, destination, &table.destination).await?;
+    bookkeeping::forget_chunks(client, run.ledger, sync.request_id).await?;
+    bookkeeping::put_table(client, run.ledger, &started(table, sync)?).await?;
+    Ok(ensured)
+}
+
+/// What only emptying the table would cure: nothing about it changes under its readers.
+fn with_truncate(error: Error) -> Error {
+    match error {
+        Error::Refused(reason) => Error::Refused(format!(
+            "{reason}; or resync the table with {{\"strategy\": \"truncate\"}}, which brings its columns in line"
+        )),
+        error => error,
+    }
 }
 
 /// Names of the columns that are left behind: the excluded ones, and those that capture knows

@@ -30,22 +30,25 @@ use uuid::Uuid;
 
 use crate::batch::Part;
 use crate::bookkeeping::{Counts, Epoch, Prepared, Progress};
+use crate::catch_up::LOCK_NOT_AVAILABLE;
 use crate::error::{Error, Result};
 use crate::event::Change;
 use crate::net_effect::{self, Step};
+use crate::parked;
 use crate::routes::Routes;
 use crate::schema_change::{Follower, Said};
 
+pub(crate) use replica_role::enter_for as enter_replica_role;
 use target::Target;
-
-/// How long a statement waits for someone else's lock before the batch is given up
-/// and tried again.
-const LOCK_TIMEOUT_SECONDS: u32 = 60;
 
 /// What the destination is told of a mirror's events.
 pub struct Writer {
     session: Session,
     mirror_id: Uuid,
+    /// Whose table states are counted and followed: [`MirrorRun::ledger`].
+    ///
+    /// [`MirrorRun::ledger`]: crate::context::MirrorRun::ledger
+    ledger: Uuid,
     epoch: Epoch,
     prepared: Prepared,
     routes: Arc<Routes>,
@@ -94,7 +97,8 @@ impl Writer {
     ) -> Result<Writer> {
         session
             .batch_execute(&format!(
-                "SET lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'; SET synchronous_commit = off"
+                "SET lock_timeout = '{}s'; SET synchronous_commit = off",
+                parked::patience_seconds()
             ))
             .await
             .map_err(Error::sql("preparing the writer's session"))?;
@@ -103,6 +107,7 @@ impl Writer {
         Ok(Writer {
             session,
             mirror_id,
+            ledger: mirror_id,
             epoch,
             prepared,
             routes,
@@ -111,6 +116,13 @@ impl Writer {
             targets: HashMap::new(),
             open: None,
         })
+    }
+
+    /// Keeps the states of its tables under another id than the mirror's.
+    pub(crate) fn with_ledger(mut self, ledger: Uuid) -> Writer {
+        self.ledger = ledger;
+        self.follower = Follower::new(ledger, self.policy.schema_changes);
+        self
     }
 
     pub fn is_open(&self) -> bool {
@@ -154,6 +166,11 @@ impl Writer {
                 table,
                 reason,
                 restart_offset: Some(first_offset),
+            },
+            Error::Locked { table, source, .. } => Error::Locked {
+                table,
+                restart_offset: Some(first_offset),
+                source,
             },
             other => other,
         })
@@ -222,7 +239,7 @@ impl Writer {
         self.follower.finish(&self.session).await?;
         self.add_counts(&open).await?;
         let client: &Client = &self.session;
-        crate::catch_up::advance(client, self.mirror_id, tables, next_offset).await?;
+        crate::catch_up::advance(client, self.ledger, tables, next_offset).await?;
         crate::crash_points::reached(crate::crash_points::CATCH_UP_BEFORE_COMMIT);
         self.end(&open).await
     }
@@ -245,7 +262,7 @@ impl Writer {
     async fn add_counts(&self, open: &Open) -> Result<()> {
         let counts = open.counts.iter().map(|(table, counts)| {
             self.prepared
-                .add_counts(&self.session, self.mirror_id, table, *counts)
+                .add_counts(&self.session, self.ledger, table, *counts)
         });
         let counted = futures_util::future::join_all(counts).await;
         counted.into_iter().collect()
@@ -382,15 +399,20 @@ impl Writer {
                         .iter()
                         .filter_map(|table| Some((table, self.routes.get(table)?)));
                     let targets = truncate::present(&self.session, routes).await?;
-                    match care {
+                    let truncated = match care {
                         Care::Quick => {
-                            truncate::truncate(&self.session, &targets, *restart_identity).await?;
+                            truncate::truncate(&self.session, &targets, *restart_identity).await
                         }
                         Care::Careful => {
-                            truncate::one_by_one(&self.session, &targets, *restart_identity)
-                                .await?;
+                            truncate::one_by_one(&self.session, &targets, *restart_identity).await
                         }
-                    }
+                    };
+                    // Which of them is locked is not said. If it is another than the first,
+                    // that comes back by itself, and the next attempt meets the others.
+                    truncated.map_err(|error| match tables.first() {
+                        Some(first) => of_lock(first, error),
+                        None => error,
+                    })?;
                 }
             }
         }
@@ -468,8 +490,21 @@ fn is_constraint_violation(error: &Error) -> bool {
     error.sqlstate().is_some_and(|code| code.starts_with("23"))
 }
 
+/// Somebody's lock on the table is the table's, too.
+fn of_lock(table: &TableName, error: Error) -> Error {
+    if error.sqlstate() != Some(LOCK_NOT_AVAILABLE) || matches!(error, Error::Locked { .. }) {
+        return error;
+    }
+    Error::Locked {
+        table: table.clone(),
+        restart_offset: None,
+        source: Box::new(error),
+    }
+}
+
 /// An error that trying again cannot cure is the table's.
 fn of_table(table: &TableName, error: Error) -> Error {
+    let error = of_lock(table, error);
     if error.is_transient() || matches!(error, Error::Table { .. }) {
         return error;
     }

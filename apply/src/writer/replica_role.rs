@@ -14,6 +14,12 @@ ORDER BY 1";
 
 /// Enters replica role; without the permission, only if nothing would fire.
 pub(super) async fn enter(client: &Client, routes: &Routes) -> Result<()> {
+    let destinations = routes.iter().map(|(_, route)| route.destination.quoted());
+    enter_for(client, &destinations.collect::<Vec<String>>()).await
+}
+
+/// The same for tables by their quoted names.
+pub(crate) async fn enter_for(client: &Client, names: &[String]) -> Result<()> {
     let refused = match client
         .batch_execute("SET session_replication_role = replica")
         .await
@@ -24,10 +30,6 @@ pub(super) async fn enter(client: &Client, routes: &Routes) -> Result<()> {
     if refused.sqlstate() != Some("42501") {
         return Err(refused);
     }
-    let names: Vec<String> = routes
-        .iter()
-        .map(|(_, route)| route.destination.quoted())
-        .collect();
     let rows = client
         .query(TRIGGERS_SQL, &[&names])
         .await

@@ -80,6 +80,14 @@ pub enum Refusal {
         recorded: Lsn,
     },
     #[error(
+        "publication {0} of this mirror is gone from the source: changes may have been missed; resync the mirror to start a new generation"
+    )]
+    PublicationGone(String),
+    #[error(
+        "a publication of this mirror was dropped and created again at the source: changes may have been missed; resync the mirror to start a new generation"
+    )]
+    PublicationReplaced,
+    #[error(
         "the source is on timeline {found} and its history does not name timeline {recorded}; resync the mirror to start a new generation"
     )]
     UnknownTimeline { recorded: u32, found: u32 },

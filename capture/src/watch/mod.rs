@@ -26,6 +26,7 @@ use crate::error::{Error, Result};
 use crate::exclusion::Exclusion;
 use crate::publisher::Expected;
 use crate::run::Run;
+use crate::slot::Refusal;
 pub(crate) use facts::TableFacts;
 use facts::{Judged, Publications, judge};
 
@@ -533,9 +534,7 @@ fn check_publications(
     }
     for name in crate::publication::names(mirror) {
         if look.publication(&name).is_none() {
-            return Err(Error::fatal(format!(
-                "publication {name} of this mirror is gone from the source: changes may have been missed; delete the mirror and create it again to copy the tables afresh"
-            )));
+            return Err(Refusal::PublicationGone(name).into());
         }
     }
     let is_known = |oid: u32| look.publications.iter().any(|found| found.oid == oid);
@@ -543,9 +542,7 @@ fn check_publications(
         .values()
         .any(|facts| facts.publication != 0 && !is_known(facts.publication));
     if gone {
-        return Err(Error::fatal(
-            "a publication of this mirror was dropped and created again at the source: changes may have been missed; delete the mirror and create it again to copy the tables afresh",
-        ));
+        return Err(Refusal::PublicationReplaced.into());
     }
     Ok(())
 }

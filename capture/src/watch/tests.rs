@@ -70,6 +70,7 @@ fn mapping() -> MirrorTable {
         replay: None,
         since_request: None,
         checkpoint_id: None,
+        beside: false,
     }
 }
 

@@ -159,6 +159,9 @@ pub struct MirrorTable {
     /// The last request to bring the table back if it is set aside.
     #[serde(default)]
     pub retry_id: Option<Uuid>,
+    /// The sync is loaded beside the table, which keeps its rows until they are exchanged.
+    #[serde(default)]
+    pub beside: bool,
     /// The retained sync that the destination is to hold instead of the one asked for.
     #[serde(default)]
     pub replay: Option<Replay>,
@@ -262,6 +265,7 @@ pub(crate) mod tests {
                 replay: None,
                 since_request: Some(Uuid::from_u128(9)),
                 checkpoint_id: None,
+                beside: false,
             }],
         }
     }

@@ -45,7 +45,7 @@ macro_rules! select_mirrors {
                      'exclude_columns', to_jsonb(t.exclude_columns),
                      'identity', t.identity,
                      'request_id', t.request_id,
-                     'retry_id', t.retry_id,
+                     'retry_id', t.retry_id, 'beside', t.beside,
                      'replay', t.replay, 'since_request', t.since_request,
                      'checkpoint_id', t.checkpoint_id) ORDER BY t.position), '[]')
                  FROM bunny.mirror_tables t WHERE t.mirror_id = m.id) AS tables
@@ -519,6 +519,7 @@ async fn insert_tables(
                 replay: None,
                 since_request: request_id,
                 checkpoint_id: None,
+                beside: false,
             }
         })
         .collect();
@@ -541,8 +542,8 @@ pub(crate) async fn replace_tables(
         sqlx::query(
             "INSERT INTO bunny.mirror_tables (mirror_id, position, source_schema, source_table,
                  destination_schema, destination_table, partition_key, exclude_columns, identity,
-                 request_id, retry_id, replay, since_request, checkpoint_id)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+                 request_id, retry_id, replay, since_request, checkpoint_id, beside)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
         )
         .bind(mirror_id)
         .bind(position)
@@ -558,6 +559,7 @@ pub(crate) async fn replace_tables(
         .bind(table.replay.as_ref().map(Json))
         .bind(table.since_request)
         .bind(table.checkpoint_id)
+        .bind(table.beside)
         .execute(&mut *connection)
         .await
         .map_err(failed)?;
@@ -572,13 +574,14 @@ pub(crate) async fn set_request(
     table: &MirrorTable,
 ) -> Result<()> {
     sqlx::query(
-        "UPDATE bunny.mirror_tables SET request_id = $4, replay = NULL
+        "UPDATE bunny.mirror_tables SET request_id = $4, replay = NULL, beside = $5
          WHERE mirror_id = $1 AND source_schema = $2 AND source_table = $3",
     )
     .bind(mirror_id)
     .bind(&table.source.schema)
     .bind(&table.source.name)
     .bind(table.request_id)
+    .bind(table.beside)
     .execute(connection)
     .await
     .map(|_| ())

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use uuid::Uuid;
 
 use super::task::{FailureKind, Finished, Outcome};
 use crate::leases::Role;
@@ -83,6 +84,8 @@ pub(super) enum Action {
 pub(super) struct Trouble {
     pub message: String,
     pub fatal: bool,
+    /// The generation that only another one can follow.
+    pub lost_generation: Option<Uuid>,
     pub count: u32,
     /// Until the next try.
     pub delay: Option<Duration>,
@@ -203,11 +206,16 @@ impl Entry {
             Err(failure) => failure,
         };
         self.failures = self.failures.saturating_add(1);
-        if failure.kind == FailureKind::Fatal {
+        let lost_generation = match failure.kind {
+            FailureKind::HistoryLost { generation } => Some(generation),
+            _ => None,
+        };
+        if failure.kind == FailureKind::Fatal || lost_generation.is_some() {
             self.state = State::Held { stand: started };
             return Some(Trouble {
                 message: failure.message,
                 fatal: true,
+                lost_generation,
                 count: self.failures,
                 delay: None,
             });
@@ -222,6 +230,7 @@ impl Entry {
         Some(Trouble {
             message: failure.message,
             fatal: false,
+            lost_generation: None,
             count: self.failures,
             delay: Some(delay),
         })

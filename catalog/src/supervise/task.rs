@@ -46,6 +46,9 @@ pub enum FailureKind {
     Transient,
     /// When the mirror's row changes, or on `retry`: a person must act.
     Fatal,
+    /// As fatal, and only another generation than this cures it: slot, log and source do not
+    /// belong together any more.
+    HistoryLost { generation: Uuid },
     /// As transient, but only once the catalog has said that the lease is still
     /// ours: another worker has fenced this one off, and two that fence each
     /// other off get nothing done.
@@ -75,6 +78,14 @@ impl TaskFailure {
         TaskFailure {
             message: message.to_string(),
             kind: FailureKind::Fatal,
+        }
+    }
+
+    /// A person must ask for another generation than this one.
+    pub fn history_lost(message: impl fmt::Display, generation: Uuid) -> TaskFailure {
+        TaskFailure {
+            message: message.to_string(),
+            kind: FailureKind::HistoryLost { generation },
         }
     }
 

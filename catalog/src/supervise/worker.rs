@@ -486,6 +486,7 @@ impl Held {
         self.unsaved = Some(Some(Failure {
             message: trouble.message,
             fatal: trouble.fatal,
+            lost_generation: trouble.lost_generation,
             count: trouble.count,
             since: *self.failing_since.get_or_insert(at),
             next_try,

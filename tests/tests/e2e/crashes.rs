@@ -248,6 +248,9 @@ fn every_crash_point_is_in_a_suite() -> Result<()> {
         &crate::schema_changes::APPLY_SCHEMA_CHANGES,
         &APPLY_CATCH_UP,
         &crate::replay::APPLY_REPLAY,
+        &crate::swap::APPLY_SWAP,
+        &crate::generations::APPLY_GENERATION,
+        &crate::parked::APPLY_PARKED,
     ];
     let covered: BTreeSet<&str> = suites
         .concat()

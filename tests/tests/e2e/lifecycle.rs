@@ -277,8 +277,6 @@ async fn tables_are_emptied_and_loaded_again() -> Result<()> {
     let slots_before = source.texts(slots.to_owned()).await?;
 
     let resync = "/v1/mirrors/mirror/resync/public.documents";
-    let swap = scene.api.post(resync, json!({"strategy": "swap"})).await?;
-    assert_eq!(swap.status, 501, "{}", swap.body);
     scene.apply.restart_to_crash("apply::sync_started", 1)?;
     let one = scene.api.post(resync, json!({})).await?.expect(202)?;
     let same = scene.api.post(resync, json!({})).await?.expect(202)?;

@@ -45,6 +45,7 @@ fn mirror() -> Mirror {
             replay: None,
             since_request: None,
             checkpoint_id: None,
+            beside: false,
         }],
     }
 }
