@@ -55,7 +55,8 @@ pub(crate) fn next_round(
         let mut of_bound = all
             .iter()
             .filter(|table| bound_of(mirror, table) == Some(bound));
-        of_bound.any(|table| matches!(table.state, State::Pending | State::Syncing))
+        // One that somebody locks comes back by itself, and the others wait for it.
+        of_bound.any(|table| matches!(table.state, State::Pending | State::Syncing | State::Parked))
     };
     let is_standing = |table: &TableState| {
         table
