@@ -94,7 +94,12 @@ pub(crate) fn routes() -> Vec<Route> {
         route(POST, "/v1/mirrors/{name}/retry", Admin, mirrors::retry),
         route(POST, "/v1/mirrors/{name}/pause", Admin, mirrors::pause),
         route(POST, "/v1/mirrors/{name}/resume", Admin, mirrors::resume),
-        route(POST, "/v1/mirrors/{name}/sync-schema", Admin, not_available),
+        route(
+            POST,
+            "/v1/mirrors/{name}/sync-schema",
+            Admin,
+            mirrors::sync_schema,
+        ),
         route(POST, "/v1/mirrors/{name}/resync", Admin, mirrors::resync),
         route(
             POST,

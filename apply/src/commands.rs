@@ -3,17 +3,19 @@
 //! Nothing waits for a command: the table states decide, and this says what came of them.
 //! It is asked again and again, and by every run, so a crash leaves nothing undone.
 
-use bunny_catalog::{AwaitedTable, Command, Mirror};
+use bunny_catalog::{AwaitedTable, Command, Mirror, SYNC_SCHEMA};
 
 use crate::bookkeeping::{State, TableState};
 use crate::context::MirrorRun;
 use crate::error::Result;
+use crate::schema_sync;
 
 /// The commands that wait for tables.
-const KINDS: [&str; 3] = [
+const KINDS: [&str; 4] = [
     bunny_catalog::TABLES,
     bunny_catalog::RESYNC,
     bunny_catalog::REPLAY,
+    SYNC_SCHEMA,
 ];
 
 /// Whether a command waits for something that is wanted `now` and was not when the run with
@@ -64,6 +66,13 @@ impl Commands {
     pub(crate) async fn settle(&mut self, run: &MirrorRun, tables: &[TableState]) -> Result<()> {
         let mut still_open = Vec::new();
         for (command, awaited) in self.open.drain(..) {
+            if command.kind == SYNC_SCHEMA {
+                let is_open = run.catalog.get_command(command.id).await?.state.is_open();
+                if is_open && !schema_sync::finish(run, &command).await? {
+                    still_open.push((command, awaited));
+                }
+                continue;
+            }
             match end(&awaited, tables) {
                 End::Open => still_open.push((command, awaited)),
                 End::Done => run.catalog.finish_command(command.id).await?,

@@ -74,6 +74,16 @@ pub const REPLAY_STANDS: &str = "apply::replay_stands";
 pub const SCHEMA_CHANGED: &str = "apply::schema_changed";
 /// A new enum label is committed, the rows that hold it are not written yet.
 pub const LABEL_ADDED: &str = "apply::label_added";
+/// Main holds for a schema sync; the catalog does not know yet.
+pub const SCHEMA_SYNC_HELD: &str = "apply::schema_sync_held";
+/// A table is altered for a schema sync, not committed.
+pub const SCHEMA_SYNC_ALTERED: &str = "apply::schema_sync_altered";
+/// Some statements of a schema sync are committed, others may not be.
+pub const SCHEMA_SYNC_STEP: &str = "apply::schema_sync_step";
+/// Every table has had its turn; the command does not say so yet.
+pub const SCHEMA_SYNC_DONE: &str = "apply::schema_sync_done";
+/// The command has ended; what it did is still remembered at the destination.
+pub const SCHEMA_SYNC_TOLD: &str = "apply::schema_sync_told";
 
 /// Every crash point of this crate, for tests that walk through them.
 pub const ALL: &[&str] = &[
@@ -110,6 +120,11 @@ pub const ALL: &[&str] = &[
     SWAP_DONE,
     GENERATION_ENTERED,
     TABLE_PARKED,
+    SCHEMA_SYNC_HELD,
+    SCHEMA_SYNC_ALTERED,
+    SCHEMA_SYNC_STEP,
+    SCHEMA_SYNC_DONE,
+    SCHEMA_SYNC_TOLD,
 ];
 
 /// Dies here, as by `kill -9`, when the point is armed.

@@ -31,6 +31,7 @@ mod report;
 pub mod routes;
 mod schema;
 mod schema_change;
+mod schema_sync;
 mod service;
 pub mod stats;
 mod swap;

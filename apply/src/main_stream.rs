@@ -24,7 +24,7 @@ use crate::context::MirrorRun;
 use crate::crash_points::{self, reached};
 use crate::crossing::{Hold, MainEnd, Outcome};
 use crate::error::{Error, Result};
-use crate::reader::{self, Flush, PARTITION, Reader, Work};
+use crate::reader::{self, Flush, PARTITION, Reader, StopAt, Work};
 use crate::routes::Routes;
 use crate::stats::Stats;
 use crate::swap;
@@ -44,15 +44,18 @@ pub enum Ended {
     Joined,
     /// Another generation begins in the log, and every table has left main.
     Generation,
+    /// It stands where it was to stop.
+    Stopped,
 }
 
 /// Follows the change topic until something in the destination's table states changes
-/// main's routes, or an error.
+/// main's routes, or `stop`, or an error.
 pub async fn follow(
     run: &MirrorRun,
     stats: &Arc<Stats>,
     budget: Budget,
     main_end: &mut MainEnd,
+    stop: Option<StopAt>,
 ) -> Result<Ended> {
     let session = run.connect().await?;
     let client: &tokio_postgres::Client = &session;
@@ -102,6 +105,7 @@ pub async fn follow(
             stats: stats.clone(),
             limit: None,
             bound: None,
+            stop,
             demand: demanded,
             work: work_sender,
         },
@@ -143,6 +147,7 @@ pub async fn follow(
             Ok(Ended::Generation)
         }
         Stop::Joined => Ok(Ended::Joined),
+        Stop::There => Ok(Ended::Stopped),
         Stop::ReaderGone => Err(reader_error(&mut tasks).await),
     }
 }
@@ -159,6 +164,7 @@ pub(crate) fn policy(run: &MirrorRun) -> Policy {
 
 enum Stop {
     Joined,
+    There,
     Generation { generation: Uuid, next_offset: i64 },
     ReaderGone,
 }
@@ -202,6 +208,7 @@ impl Applier<'_> {
                 None => return Ok(Stop::ReaderGone),
                 Some(Work::Part(part)) => self.part(&part).await?,
                 Some(Work::CaughtUp | Work::Bound { .. }) => self.caught_up().await?,
+                Some(Work::Stop) => return Ok(Stop::There),
                 Some(Work::Generation {
                     generation,
                     next_offset,

@@ -24,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::main_stream::Ended;
 use crate::schema::upkeep;
 use crate::schema_change::labels;
+use crate::schema_sync::{self, Pending};
 use crate::stats::Stats;
 use crate::table_sync::{self, LoadProgress};
 use crate::{
@@ -201,7 +202,7 @@ async fn go(
             shared.followers.clone(),
         )));
         tokio::select! {
-            ended = Box::pin(follow_on(shared, run, stats, main_end)) => ended?,
+            ended = Box::pin(follow_on(shared, run, stats, main_end, progress)) => ended?,
             Some(ended) = beside.join_next() => match ended {
                 Ok(ended) => ended?,
                 Err(error) => return Err(Error::NotYet(format!("a task of the mirror ended by itself: {error}"))),
@@ -252,14 +253,27 @@ async fn follow_on(
     run: &MirrorRun,
     stats: &Arc<Stats>,
     mut main_end: MainEnd,
+    progress: Progress,
 ) -> Result<()> {
     let mut waited = None;
+    let mut schema_sync = Box::pin(schema_sync::prepare(run, stats, &progress)).await?;
     loop {
         stats.phase("following changes");
         let budget = Budget::join(budget::PROCESS_BYTES, &shared.followers);
-        match Box::pin(main_stream::follow(run, stats, budget, &mut main_end)).await {
+        let stop = schema_sync.as_ref().map(Pending::stop_at);
+        match Box::pin(main_stream::follow(run, stats, budget, &mut main_end, stop)).await {
             Ok(Ended::Joined) => {}
-            Ok(Ended::Generation) => return Ok(()),
+            Ok(Ended::Generation) => {
+                if let Some(pending) = &schema_sync {
+                    schema_sync::abandon(run, pending).await?;
+                }
+                return Ok(());
+            }
+            Ok(Ended::Stopped) => {
+                if let Some(pending) = schema_sync.take() {
+                    Box::pin(schema_sync::carry_out(run, stats, &pending)).await?;
+                }
+            }
             Err(error @ Error::Table { .. }) => set_aside_or(run, error).await?,
             Err(Error::Locked {
                 table,

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bunny_catalog::{ApplyReport, Point, TableReport};
 use bunny_postgres::Session;
+use bunny_schemas::Position;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -151,7 +152,7 @@ pub(crate) fn report(
         generation: moment
             .generation
             .or_else(|| tables.iter().find_map(|table| table.generation)),
-        applied: Point::from((moment.applied.commit_lsn, moment.applied.seq)),
+        applied: applied(moment.applied, tables),
         // Transaction markers stand behind the last event: nothing waits in them.
         offset: if is_caught_up {
             moment.next_offset.max(moment.end_offset)
@@ -172,6 +173,19 @@ pub(crate) fn report(
         total_rows_synced: reports.iter().map(|table| table.rows_synced).sum(),
         tables: reports,
         messages,
+    }
+}
+
+/// Before main has applied anything: what the tables held already when it took them over.
+fn applied(main: Position, tables: &[TableState]) -> Point {
+    let loaded = tables.iter().filter(|table| table.in_main);
+    let at = match main == Position::default() {
+        true => loaded.filter_map(|table| table.lsn).min(),
+        false => None,
+    };
+    match at {
+        Some(lsn) => Point::from((lsn, 0)),
+        None => Point::from((main.commit_lsn, main.seq)),
     }
 }
 

@@ -221,7 +221,7 @@ impl Stage {
             tokio::time::sleep(Duration::from_millis(200)).await;
         };
         tokio::select! {
-            ended = follow(&run, &stats, budget, &mut main_end) => Some(ended),
+            ended = follow(&run, &stats, budget, &mut main_end, None) => Some(ended),
             () = caught_up => None,
         }
     }

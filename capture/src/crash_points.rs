@@ -40,6 +40,10 @@ pub const REMOVAL_SOURCE_CLEAN: &str = "capture::removal_source_clean";
 pub const REMOVAL_TOPICS_CLEAN: &str = "capture::removal_topics_clean";
 /// A table that lost its identity stands in the other publication, the log does not say so.
 pub const TABLE_MOVED: &str = "capture::table_moved";
+/// The source's definitions are read for a schema sync, apply does not have them.
+pub const DEFINITIONS_READ: &str = "capture::definitions_read";
+/// Apply has them.
+pub const DEFINITIONS_HANDED_OVER: &str = "capture::definitions_handed_over";
 
 /// Ends the process here when a test has armed `name`; nothing otherwise.
 pub(crate) fn crash_point(name: &'static str) {

@@ -9,6 +9,7 @@
 mod change;
 mod checkpoints;
 pub mod crash_points;
+mod definitions;
 mod error;
 mod exclusion;
 mod mirror;

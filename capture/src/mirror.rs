@@ -23,7 +23,7 @@ use crate::slot::{self, Places};
 use crate::snapshot::SyncRecorder;
 use crate::stream::{Parts, Stream};
 use crate::watch::Watch;
-use crate::{paused, publication, removal};
+use crate::{definitions, paused, publication, removal};
 
 /// Sync records and log lines under way between the tasks of one run.
 const SYNC_REQUESTS_MAX: usize = 16;
@@ -120,6 +120,8 @@ async fn capture(run: &Run, source: Session) -> Result<Finished> {
         passed,
         status,
     });
+    let exclusions = watch.exclusions().subscribe();
+    let passed_by = passed_seen.clone();
     let rounds = Rounds::new(
         mirror,
         &positions.syncs,
@@ -142,6 +144,7 @@ async fn capture(run: &Run, source: Session) -> Result<Finished> {
     tokio::select! {
         ended = stream.run(&source, &registry, run.context.cancel.clone()) => ended?,
         ended = rounds::run(run, rounds, recorder, passed_seen) => ended?,
+        ended = Box::pin(definitions::run(run, exclusions, passed_by)) => ended?,
         ended = report::run(run, &report_session, reporting) => ended?,
         ended = watch.run(run, &watch_session, || syncs.pending(), finding_sender, view) => ended?,
     }

@@ -4,17 +4,17 @@
 //! under a new consistent point and a higher attempt.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bunny_catalog::{LogLevel, Mirror, MirrorTable, SyncProgress};
+use bunny_catalog::{LogLevel, Mirror, MirrorTable, SyncProgress, SyncRefusal};
 use bunny_postgres::TableName;
 use bunny_schemas::control::{SyncRecord, SyncState};
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
 use crate::checkpoints::{self, GivenUp};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::run::Run;
 use crate::snapshot::{
     self, Cause, LogSink, Loudness, Passed, Progress, SnapshotContext, SyncRecorder, TableSync,
@@ -36,9 +36,13 @@ pub(crate) struct Rounds {
     finished: HashSet<Uuid>,
     /// How often a table was refused, or had changed under its snapshot, in this run.
     failures: HashMap<Uuid, u32>,
+    /// Those that are not tried any more.
+    refused: Arc<Mutex<Refused>>,
     progress: Progress,
     given_up: GivenUp,
 }
+
+type Refused = HashMap<Uuid, SyncRefusal>;
 
 impl Rounds {
     /// Tables that are `absent` from the source wait.
@@ -71,6 +75,7 @@ impl Rounds {
             absent: absent.clone(),
             exclusions,
             failures: HashMap::new(),
+            refused: Arc::default(),
             progress: Progress::default(),
             given_up: GivenUp::default(),
         }
@@ -100,14 +105,17 @@ impl Rounds {
                 .iter()
                 .filter_map(|(_, table)| table.checkpoint_id)
                 .collect(),
+            refused: self.refused.clone(),
             progress: self.progress.clone(),
         }
     }
 
     fn next_round(&mut self) -> Vec<TableSync> {
         let mut round = Vec::new();
+        let refused: HashSet<Uuid> = self.refused().keys().copied().collect();
         for (request, table) in &self.wanted {
-            if self.finished.contains(request) || self.absent.contains(&table.source) {
+            let is_left = self.finished.contains(request) || refused.contains(request);
+            if is_left || self.absent.contains(&table.source) {
                 continue;
             }
             let attempt = self.attempts.entry(*request).or_insert(0);
@@ -124,9 +132,10 @@ impl Rounds {
         round
     }
 
-    /// A table that cannot be copied whatever is tried stops the mirror, visibly: each try
-    /// would only fill the log.
-    fn check_refused(&mut self) -> Result<()> {
+    /// Tables that cannot be copied whatever is tried are not tried any more, each try would
+    /// only fill the log; the others go on. Returns what is refused since the last time.
+    fn take_refused(&mut self) -> Vec<(TableName, String)> {
+        let mut refused = Vec::new();
         for table in self.progress.tables() {
             let limit = match &table.failure {
                 Some(Cause::Refused(_)) => 1,
@@ -135,25 +144,51 @@ impl Rounds {
             };
             let failures = self.failures.entry(table.request_id).or_insert(0);
             *failures += 1;
-            if *failures >= limit
-                && let Some(cause) = table.failure
-            {
-                let mut wanted = self.wanted.iter();
-                if wanted.any(|(request, wanted)| {
-                    *request == table.request_id && wanted.checkpoint_id == Some(*request)
-                }) {
-                    // Nobody waits for its rows.
-                    self.given_up.put(table.request_id, cause.to_string());
-                    self.finished.insert(table.request_id);
-                    continue;
-                }
-                return Err(Error::fatal(format!(
-                    "table {} cannot be copied: {cause}; mend that and retry the mirror, or delete it and create it without the table",
-                    table.source
-                )));
+            if *failures < limit {
+                continue;
+            }
+            let Some(cause) = table.failure else {
+                continue;
+            };
+            let mut wanted = self.wanted.iter();
+            let found = wanted.find(|(request, _)| *request == table.request_id);
+            if found.is_some_and(|(request, wanted)| wanted.checkpoint_id == Some(*request)) {
+                // Nobody waits for its rows.
+                self.given_up.put(table.request_id, cause.to_string());
+                self.finished.insert(table.request_id);
+                continue;
+            }
+            let reason = format!(
+                "it cannot be copied at the source: {cause}; mend that and retry the table, or take it out of the mirror"
+            );
+            let refusal = SyncRefusal {
+                reason: reason.clone(),
+                retry_id: found.and_then(|(_, table)| table.retry_id),
+            };
+            if self.refused().insert(table.request_id, refusal).is_none() {
+                refused.push((table.source, reason));
             }
         }
-        Ok(())
+        refused
+    }
+
+    /// Forgets what was refused of tables that someone has asked to try again since.
+    fn try_again(&mut self, latest: &Mirror) {
+        for (request, table) in &mut self.wanted {
+            let mut tables = latest.tables.iter();
+            let asked = tables.find(|now| now.request_id == Some(*request));
+            let Some(asked) = asked.filter(|now| now.retry_id != table.retry_id) else {
+                continue;
+            };
+            table.retry_id = asked.retry_id;
+            self.failures.remove(request);
+            let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            refused.remove(request);
+        }
+    }
+
+    fn refused(&self) -> MutexGuard<'_, Refused> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes in what the round that just ended has finished.
@@ -192,6 +227,7 @@ pub(crate) struct SyncView {
     waiting: Vec<SyncProgress>,
     /// Requests that no destination loads.
     checkpoints: HashSet<Uuid>,
+    refused: Arc<Mutex<Refused>>,
     progress: Progress,
 }
 
@@ -204,11 +240,21 @@ impl SyncView {
             .into_iter()
             .map(|table| (table.request_id, table))
             .collect();
+        let refused = self
+            .refused
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         let present = self.waiting.iter().map(|waiting| {
+            let refused = refused.get(&waiting.request_id).cloned();
             let Some(table) = running.get(&waiting.request_id) else {
-                return waiting.clone();
+                return SyncProgress {
+                    refused,
+                    ..waiting.clone()
+                };
             };
             SyncProgress {
+                refused,
                 attempt: u32::try_from(table.attempt).unwrap_or_default(),
                 chunks_done: table.chunks_done,
                 chunks_total: table.chunks_total,
@@ -268,10 +314,17 @@ pub(crate) async fn run(
     let (view, given_up) = (rounds.view(), rounds.given_up.clone());
     let work = async {
         let mut backoff = BACKOFF_FIRST;
+        let mut updates = run.context.updates();
         loop {
+            let latest = updates.borrow_and_update().clone();
+            rounds.try_again(&latest);
             let tables = rounds.next_round();
             if tables.is_empty() {
-                return std::future::pending::<Result<()>>().await;
+                // What is refused waits for someone to ask for it again.
+                if updates.changed().await.is_err() {
+                    return std::future::pending::<Result<()>>().await;
+                }
+                continue;
             }
             let context = SnapshotContext {
                 source: run.peer.clone(),
@@ -291,7 +344,11 @@ pub(crate) async fn run(
             };
             let ended = snapshot::run(context, run.context.cancel.clone()).await;
             rounds.take_finished();
-            rounds.check_refused()?;
+            for (table, reason) in rounds.take_refused() {
+                let details = serde_json::json!({ "table": table.to_string(), "reason": reason });
+                let message = format!("table {table} is not copied any more");
+                run.context.reporter.log(LogLevel::Error, message, details);
+            }
             match ended {
                 Ok(()) => backoff = BACKOFF_FIRST,
                 Err(error) if error.is_fatal() => return Err(error),

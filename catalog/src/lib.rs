@@ -22,6 +22,7 @@ mod replay;
 mod reports;
 mod retry;
 mod rotation;
+mod schema_sync;
 mod settings;
 mod status;
 mod supervise;
@@ -46,8 +47,9 @@ pub use peers::{NewPeer, Peer};
 pub use replay::{NewReplay, REPLAY, Replay, RetainedSync, Until};
 pub use reports::{
     ApplyReport, CaptureReport, Failure, Point, ReplayProgress, Report, Reports, RoleState,
-    SyncProgress, TableReport,
+    SyncProgress, SyncRefusal, TableReport,
 };
+pub use schema_sync::{HELD, READ, SYNC_SCHEMA, SourceDefinitions, sync_mode};
 pub use status::{Health, Phase, Status, StatusView, derive};
 pub use supervise::{
     FailureKind, Finished, MirrorContext, Outcome, Reporter, SuperviseOptions, TaskFailure,

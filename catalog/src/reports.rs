@@ -53,6 +53,19 @@ pub struct SyncProgress {
     pub bytes_done: u64,
     /// Whether all of it is published.
     pub finished: bool,
+    /// Why it is not tried any more, if so.
+    #[serde(default)]
+    pub refused: Option<SyncRefusal>,
+}
+
+/// A table that the source does not let be copied, until someone asks to try again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SyncRefusal {
+    /// What is wrong and what to do.
+    pub reason: String,
+    /// The last request to bring the table back that was known when it was refused; another
+    /// one makes this void.
+    pub retry_id: Option<Uuid>,
 }
 
 impl SyncProgress {
@@ -68,6 +81,7 @@ impl SyncProgress {
             rows_estimate: 0,
             bytes_done: 0,
             finished: false,
+            refused: None,
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::leases::Role;
 use crate::mirrors::{Desired, Mirror};
 use crate::replay::REPLAY;
 use crate::reports::{ApplyReport, Reports, RoleState, TableReport};
+use crate::schema_sync::SYNC_SCHEMA;
 use crate::tables::RESYNC;
 
 /// Where a mirror stands.
@@ -28,6 +29,8 @@ pub enum Status {
     Paused,
     /// Tables are being synced anew.
     Resyncing,
+    /// The destination is being brought to the source's present schema.
+    SyncingSchema,
     /// A person must act.
     Failed,
     /// Being deleted.
@@ -44,6 +47,7 @@ impl Status {
             Status::Pausing => "PAUSING",
             Status::Paused => "PAUSED",
             Status::Resyncing => "RESYNCING",
+            Status::SyncingSchema => "SYNCING_SCHEMA",
             Status::Failed => "FAILED",
             Status::Terminating => "TERMINATING",
         }
@@ -62,6 +66,8 @@ pub enum Phase {
     Cdc,
     /// Tables are rebuilt from the topics.
     Replay,
+    /// The destination is being brought to the source's present schema.
+    SchemaSync,
 }
 
 impl Phase {
@@ -72,6 +78,7 @@ impl Phase {
             Phase::Snapshot => "SNAPSHOT",
             Phase::Cdc => "CDC",
             Phase::Replay => "REPLAY",
+            Phase::SchemaSync => "SCHEMA_SYNC",
         }
     }
 }
@@ -133,6 +140,7 @@ pub fn derive(
     let is_open = |kind: &str| commands.iter().any(|c| c.kind == kind && c.state.is_open());
     let phase = match phase(mirror, reports) {
         Phase::Cdc | Phase::Snapshot if is_open(REPLAY) => Phase::Replay,
+        Phase::Cdc if is_open(SYNC_SCHEMA) => Phase::SchemaSync,
         phase => phase,
     };
     let deleting = commands
@@ -159,6 +167,7 @@ pub fn derive(
         match phase {
             Phase::Setup => Status::Setup,
             Phase::Snapshot => Status::Snapshot,
+            Phase::SchemaSync => Status::SyncingSchema,
             Phase::Cdc if resyncing => Status::Resyncing,
             Phase::Replay => Status::Resyncing,
             Phase::Cdc => Status::Running,

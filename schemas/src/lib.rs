@@ -20,6 +20,7 @@ mod position;
 pub mod reader;
 pub mod registry;
 pub mod retained;
+pub mod source_tables;
 mod tail;
 pub mod topics;
 pub mod wire;

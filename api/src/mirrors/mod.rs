@@ -7,6 +7,7 @@ mod pausing;
 mod replay;
 pub(crate) mod request;
 mod resync;
+mod schema_sync;
 mod table_list;
 mod view;
 
@@ -30,6 +31,7 @@ pub(crate) use patch::{patch, read_patch};
 pub(crate) use pausing::{pause, read_pause, resume};
 pub(crate) use replay::{checkpoint, read_checkpoint, read_replay, replay};
 pub(crate) use resync::{read_resync, read_resync_table, resync, resync_table};
+pub(crate) use schema_sync::{read_sync_schema, sync_schema};
 pub(crate) use table_list::{read_tables, set_tables};
 
 const LOGS_DEFAULT: i64 = 100;

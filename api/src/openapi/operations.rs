@@ -142,7 +142,9 @@ pub(super) fn operation(method: &str, path: &str) -> Operation {
             .answers(accepted)
             .body(|fields| drop(fields.finish())),
         ("POST", "/v1/mirrors/{name}/sync-schema") => {
-            says("Bring the destination to the source's present schema").answers(accepted)
+            says("Bring the destination to the source's present schema")
+                .answers(accepted)
+                .body(|fields| drop(mirrors::read_sync_schema(fields)))
         }
         ("POST", "/v1/mirrors/{name}/resync") => says("Copy all tables anew, or only one")
             .answers(accepted)

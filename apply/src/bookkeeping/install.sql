@@ -73,6 +73,17 @@ CREATE TABLE IF NOT EXISTS _bunny.objects (
     updated_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (mirror_id, source_schema, source_table, kind, name)
 );
+-- What a schema sync did and would not do, until its command tells.
+CREATE TABLE IF NOT EXISTS _bunny.schema_syncs (
+    mirror_id uuid NOT NULL,
+    command_id uuid NOT NULL,
+    id bigint GENERATED ALWAYS AS IDENTITY,
+    source_schema text NOT NULL,
+    source_table text NOT NULL,
+    kind text NOT NULL,
+    sentence text NOT NULL,
+    PRIMARY KEY (mirror_id, command_id, id)
+);
 -- What earlier versions of this file lacked.
 ALTER TABLE _bunny.tables ADD COLUMN IF NOT EXISTS keeps_rows boolean NOT NULL DEFAULT false;
 ALTER TABLE _bunny.tables ADD COLUMN IF NOT EXISTS retry_id uuid;

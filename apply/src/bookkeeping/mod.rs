@@ -13,6 +13,7 @@ mod overview;
 mod owner;
 mod prepared;
 mod progress;
+mod schema_syncs;
 mod tables;
 
 use bunny_postgres::Lsn;
@@ -32,6 +33,9 @@ pub use overview::{Overview, overview};
 pub use owner::{Epoch, fence, take_over};
 pub use prepared::{Counts, Prepared};
 pub use progress::{Progress, progress, set_progress};
+pub use schema_syncs::{
+    Entry, done, entries, forget_schema_syncs, held, hold, is_done, put_entries, set_definition,
+};
 pub use tables::{
     State, TableState, keeps_rows, leave_main, park_table, put_table, quarantine_table,
     remove_table, set_keeps_rows, set_state, table, tables, unpark_table,
@@ -40,7 +44,15 @@ pub use tables::{
 /// Removes every trace of a mirror from `_bunny`, the owner row last; destination
 /// tables are never touched.
 pub async fn forget_mirror<C: GenericClient + Sync>(client: &C, mirror_id: Uuid) -> Result<()> {
-    for table in ["chunks", "objects", "shapes", "tables", "progress", "owner"] {
+    for table in [
+        "chunks",
+        "objects",
+        "shapes",
+        "schema_syncs",
+        "tables",
+        "progress",
+        "owner",
+    ] {
         client
             .execute(
                 &format!("DELETE FROM _bunny.{table} WHERE mirror_id = $1"),

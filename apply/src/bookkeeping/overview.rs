@@ -1,5 +1,7 @@
 //! The few facts about tables that are looked at every second; definitions are large.
 
+use std::time::SystemTime;
+
 use bunny_postgres::TableName;
 use tokio_postgres::{GenericClient, Row};
 use uuid::Uuid;
@@ -16,6 +18,9 @@ pub struct Overview {
     pub is_live: bool,
     /// The sync whose definition the table has; another one may bring another.
     pub sync: (Option<Uuid>, i32),
+    /// When the table was last brought in line with a version, or with the source's present
+    /// schema, which may have brought another definition too.
+    pub shaped_at: Option<SystemTime>,
     /// Rows inserted and updated so far: they draw from sequences.
     pub rows_written: (i64, i64),
 }
@@ -28,8 +33,10 @@ pub async fn overview<C: GenericClient + Sync>(
     let rows = client
         .query(
             "SELECT source_schema, source_table, dest_schema, dest_table, state = $2, request_id,
-                    attempt, rows_inserted, rows_updated
-             FROM _bunny.tables WHERE mirror_id = $1",
+                    attempt, rows_inserted, rows_updated,
+                    (SELECT s.updated_at FROM _bunny.shapes s WHERE s.mirror_id = t.mirror_id
+                         AND s.source_schema = t.source_schema AND s.source_table = t.source_table)
+             FROM _bunny.tables t WHERE mirror_id = $1",
             &[&mirror_id, &State::Live.as_str()],
         )
         .await
@@ -46,5 +53,6 @@ fn overview_from(row: &Row) -> Overview {
         is_live: row.get(4),
         sync: (row.get(5), row.get(6)),
         rows_written: (row.get(7), row.get(8)),
+        shaped_at: row.get(9),
     }
 }

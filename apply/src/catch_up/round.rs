@@ -88,6 +88,7 @@ pub(super) async fn run(
             stats: Arc::new(Stats::default()),
             limit: Some(crossing.committed()),
             bound,
+            stop: None,
             demand: demanded,
             work: work_sender,
         },
@@ -206,7 +207,7 @@ impl Round<'_> {
                 {
                     return self.stand(None, self.next_offset).await;
                 }
-                Turn::Work(Some(Work::CaughtUp)) | Turn::MainMoved => {}
+                Turn::Work(Some(Work::CaughtUp | Work::Stop)) | Turn::MainMoved => {}
                 // Main meets it too, and takes every table out.
                 Turn::Work(Some(Work::Generation { .. })) => return Ok(Ended::Over),
                 Turn::Recheck => {

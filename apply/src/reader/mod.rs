@@ -12,10 +12,10 @@ mod start;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bunny_schemas::Position;
+use bunny_postgres::Lsn;
 use bunny_schemas::control::GenerationStarted;
 use bunny_schemas::registry::Registry;
-use bunny_schemas::wire;
+use bunny_schemas::{Position, wire};
 use futures_util::{FutureExt, StreamExt};
 use rdkafka::consumer::{Consumer, MessageStream, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -84,6 +84,29 @@ pub enum Work {
         position: Position,
         next_offset: i64,
     },
+    /// Everything before [`Options::stop`] has been handed over; nothing more will be.
+    Stop,
+}
+
+/// A place between two source transactions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StopAt {
+    /// What committed before is read.
+    pub lsn: Lsn,
+    /// The last event in the log at a moment when everything before `lsn` was in it.
+    pub published: Position,
+}
+
+impl StopAt {
+    /// Whether nothing more comes before the place, `last` being the last event read.
+    fn is_reached(&self, last: Position) -> bool {
+        self.published.commit_lsn < self.lsn && last >= self.published
+    }
+
+    /// Whether an event is beyond it.
+    fn is_before(&self, event: Position) -> bool {
+        event.commit_lsn >= self.lsn
+    }
 }
 
 /// When whole transactions are handed over that do not fill a batch.
@@ -108,6 +131,8 @@ pub struct Options {
     pub limit: Option<watch::Receiver<Progress>>,
     /// Where to stop; it is not within a source transaction.
     pub bound: Option<Bound>,
+    /// Where reading ends. None: it goes on for ever.
+    pub stop: Option<StopAt>,
     /// Whether the applier waits for work.
     pub demand: watch::Receiver<bool>,
     pub work: mpsc::Sender<Work>,
@@ -237,6 +262,13 @@ impl Reader {
 
     pub(crate) async fn run(mut self, consumer: Arc<Closing<StreamConsumer>>) -> Result<()> {
         let mut stream = consumer.stream();
+        if self
+            .options
+            .stop
+            .is_some_and(|stop| stop.is_reached(self.options.start.position))
+        {
+            return self.halt().await;
+        }
         loop {
             // What librdkafka holds already comes without a detour through the timer.
             if let Some(received) = stream.next().now_or_never().flatten() {
@@ -341,11 +373,20 @@ impl Reader {
         match self.decoding.decode(schema_id, datum, offset)? {
             Record::Event { generation, event } => {
                 self.order.event(generation, event.position, offset)?;
-                let is_out = |bound: &Bound| bound.excludes(event.position, event.commit_ts_us);
+                let position = event.position;
+                let is_out = |bound: &Bound| bound.excludes(position, event.commit_ts_us);
                 if self.options.bound.as_ref().is_some_and(is_out) {
-                    return self.stop(event.position, offset).await;
+                    return self.stop(position, offset).await;
                 }
-                self.take(event).await
+                let stop = self.options.stop;
+                if stop.is_some_and(|stop| stop.is_before(position)) {
+                    return self.halt().await;
+                }
+                self.take(event).await?;
+                match stop {
+                    Some(stop) if stop.is_reached(position) => self.halt().await,
+                    _ => Ok(()),
+                }
             }
             Record::Generation(started) => self.generation(&started, offset).await,
         }
@@ -431,6 +472,14 @@ impl Reader {
         .await
     }
 
+    /// Hands over what is there, and reads no more.
+    async fn halt(&mut self) -> Result<()> {
+        self.flush().await?;
+        self.send(Work::Stop).await?;
+        self.options.work.closed().await;
+        Ok(())
+    }
+
     async fn send(&mut self, work: Work) -> Result<()> {
         // A closed channel means that the run is over; `run` sees it next.
         let _ = self.options.work.send(work).await;
@@ -468,6 +517,34 @@ async fn is_wanted(demand: &mut watch::Receiver<bool>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_place_is_reached_by_the_last_event_before_it_or_shown_by_one_beyond() {
+        let at = |commit_lsn, seq| Position {
+            commit_lsn: Lsn(commit_lsn),
+            seq,
+        };
+        let stop = StopAt {
+            lsn: Lsn(100),
+            published: at(90, 3),
+        };
+        assert!(stop.is_reached(at(90, 3)));
+        assert!(!stop.is_reached(at(90, 2)), "inside the last transaction");
+        assert!(!stop.is_before(at(99, 7)));
+        assert!(stop.is_before(at(100, 1)), "a commit record begins there");
+        // Capture was beyond already when it looked: an event beyond is in the log.
+        let late = StopAt {
+            published: at(120, 1),
+            ..stop
+        };
+        assert!(!late.is_reached(at(90, 3)) && !late.is_reached(at(120, 1)));
+        // Nothing was ever published.
+        let quiet = StopAt {
+            published: Position::default(),
+            ..stop
+        };
+        assert!(quiet.is_reached(Position::default()));
+    }
 
     #[test]
     fn troubles_far_apart_are_not_one() {

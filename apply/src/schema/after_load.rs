@@ -249,7 +249,7 @@ fn missing_column(columns: &[String], present: &Present) -> Option<String> {
 }
 
 /// Whether two indexes are made alike, whatever their names, valid or not.
-fn is_alike(one: &IndexDefinition, other: &IndexDefinition) -> bool {
+pub(crate) fn is_alike(one: &IndexDefinition, other: &IndexDefinition) -> bool {
     let nameless = |index: &IndexDefinition| IndexDefinition {
         name: String::new(),
         comment: None,

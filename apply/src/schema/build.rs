@@ -279,21 +279,21 @@ impl Builder {
 
 /// Whether a step that ended so may go through a little later, in the same session: locks,
 /// and class 53, what the server has too little of (PostgreSQL manual, appendix A). Pure.
-fn may_wait(error: &Error) -> bool {
+pub(crate) fn may_wait(error: &Error) -> bool {
     error
         .sqlstate()
         .is_some_and(|code| code.starts_with("53") || matches!(code, "55P03" | "40P01" | "40001"))
 }
 
 /// Whether a name was free when it was looked for and is not any more. Pure.
-fn is_name_taken(error: &Error) -> bool {
+pub(crate) fn is_name_taken(error: &Error) -> bool {
     error.sqlstate() == Some(DUPLICATE_TABLE)
         || error.db_error().and_then(|error| error.constraint())
             == Some("pg_class_relname_nsp_index")
 }
 
 /// What the destination's table has now; `None` when there is no table.
-async fn present(session: &Session, table: &TableName) -> Result<Option<Present>> {
+pub(crate) async fn present(session: &Session, table: &TableName) -> Result<Option<Present>> {
     let Some(definition) = introspect::table_definition(session, table).await? else {
         return Ok(None);
     };

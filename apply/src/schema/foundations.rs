@@ -32,7 +32,7 @@ pub(crate) async fn lay(
         return Ok(());
     }
     begin(client, run).await?;
-    let laid = create(client, run, source, objects).await;
+    let laid = create(client, run, source, objects).await.map(drop);
     if laid.is_err() {
         let ended = client.batch_execute("ROLLBACK").await;
         // Why it had to be rolled back says more than that the rollback failed too.
@@ -42,21 +42,25 @@ pub(crate) async fn lay(
     commit(client).await
 }
 
-async fn create(
+/// The same in the open transaction, which is fenced; gives the statements that were run.
+pub(crate) async fn create(
     client: &Client,
     run: &MirrorRun,
     source: &TableName,
     objects: &TableObjects,
-) -> Result<()> {
+) -> Result<Vec<String>> {
     wait_for_turn(client).await?;
+    let mut ran = Vec::new();
     for extension in &objects.extensions {
-        create_extension(client, extension).await?;
+        create_extension(client, extension, &mut ran).await?;
     }
     let mut notes = Vec::new();
+    let mode = run.mirror.config.schema_changes;
     for definition in &objects.types {
-        notes.extend(create_type(client, definition, run.mirror.config.schema_changes).await?);
+        notes.extend(create_type(client, definition, mode, &mut ran).await?);
     }
-    bookkeeping::put_notes(client, run.mirror_id(), source, &notes).await
+    bookkeeping::put_notes(client, run.mirror_id(), source, &notes).await?;
+    Ok(ran)
 }
 
 /// For the open transaction: nobody else of us creates schemas, types or sequences now.
@@ -69,7 +73,11 @@ pub(crate) async fn wait_for_turn(client: &Client) -> Result<()> {
         ))
 }
 
-async fn create_extension(client: &Client, extension: &Extension) -> Result<()> {
+async fn create_extension(
+    client: &Client,
+    extension: &Extension,
+    ran: &mut Vec<String>,
+) -> Result<()> {
     let found = client
         .query_one(
             "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = $1)",
@@ -91,7 +99,9 @@ async fn create_extension(client: &Client, extension: &Extension) -> Result<()> 
             &format!("extension {}", quote_ident(&extension.name)),
             error,
         )
-    })
+    })?;
+    ran.push(sql);
+    Ok(())
 }
 
 /// Gives what is to be said about a type that was there and had to be altered.
@@ -99,6 +109,7 @@ async fn create_type(
     client: &Client,
     definition: &TypeDefinition,
     mode: SchemaChanges,
+    ran: &mut Vec<String>,
 ) -> Result<Vec<String>> {
     let name = &definition.name;
     let what = format!("type {name}");
@@ -144,6 +155,7 @@ async fn create_type(
             .batch_execute(&statement)
             .await
             .map_err(|error| refused(&what, error))?;
+        ran.push(statement);
     }
     Ok(notes)
 }

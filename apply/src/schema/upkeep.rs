@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bunny_catalog::LogLevel;
 use bunny_postgres::introspect::{
@@ -80,6 +80,7 @@ struct Upkeep {
 /// What is looked after, of one sync's definition.
 struct Kept {
     sync: (Option<Uuid>, i32),
+    shaped_at: Option<SystemTime>,
     foreign_keys: Vec<ForeignKeyDefinition>,
     /// Those of the table's own columns.
     sequences: Vec<SequenceDefinition>,
@@ -146,7 +147,7 @@ impl Upkeep {
         if self
             .objects
             .get(&table.source)
-            .is_some_and(|kept| kept.sync == table.sync)
+            .is_some_and(|kept| kept.sync == table.sync && kept.shaped_at == table.shaped_at)
         {
             return Ok(());
         }
@@ -168,6 +169,7 @@ impl Upkeep {
             });
         let kept = Kept {
             sync: table.sync,
+            shaped_at: table.shaped_at,
             foreign_keys: objects.foreign_keys,
             sequences: following.collect(),
         };

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::event::TableVersion;
 
 /// The enums that a version's columns are made of, each once.
-pub(super) fn of(version: &TableVersion) -> Vec<EnumLabels> {
+pub(crate) fn of(version: &TableVersion) -> Vec<EnumLabels> {
     let mut enums: Vec<EnumLabels> = Vec::new();
     for column in &version.columns {
         if let Some(labels) = column
@@ -140,6 +140,60 @@ pub(super) async fn check(
         table: version.source.clone(),
         statements,
     })
+}
+
+/// What a schema sync is to do about enums.
+#[derive(Debug, Default)]
+pub(crate) struct Asked {
+    /// In order, each for a transaction of its own; running one again does no harm.
+    pub(crate) statements: Vec<String>,
+    /// Why the table cannot be brought in line.
+    pub(crate) refused: Option<String>,
+}
+
+/// The same as [`check`] for a schema sync, which must not guess: where labels are gone and
+/// others are new, and nothing is known of their oids, they may have been renamed.
+pub(crate) async fn asked(
+    client: &Client,
+    mode: SchemaChanges,
+    version: &TableVersion,
+    known: &[EnumLabels],
+) -> Result<Asked> {
+    let wanted = of(version);
+    for labels in &wanted {
+        let name = TableName::new(labels.schema.as_str(), labels.name.as_str());
+        let is_known = known
+            .iter()
+            .any(|known| (&known.schema, &known.name) == (&labels.schema, &labels.name));
+        let Some(present) = present(client, &name).await?.filter(|_| !is_known) else {
+            continue;
+        };
+        let is_wanted = |label: &String| labels.labels.iter().any(|one| one.label == *label);
+        let gone: Vec<&String> = present.iter().filter(|label| !is_wanted(label)).collect();
+        let lack = lack(None, labels, &present);
+        if !gone.is_empty() && !lack.added.is_empty() {
+            let added: Vec<&String> = lack.added.iter().map(|(label, _)| label).collect();
+            return Ok(Asked {
+                refused: Some(format!(
+                    "type {} has the labels {gone:?} here, which the source has not, and lacks {added:?}: they may have been                      renamed; run ALTER TYPE … RENAME VALUE, or ADD VALUE, at the destination and ask again",
+                    name.quoted()
+                )),
+                ..Asked::default()
+            });
+        }
+    }
+    match check(client, mode, version, known, &wanted).await {
+        Ok(_) => Ok(Asked::default()),
+        Err(Error::Labels { statements, .. }) => Ok(Asked {
+            statements,
+            refused: None,
+        }),
+        Err(Error::Table { reason, .. }) => Ok(Asked {
+            refused: Some(reason),
+            ..Asked::default()
+        }),
+        Err(error) => Err(error),
+    }
 }
 
 /// The labels of an enum at the destination, in order; None when there is no such enum.

@@ -15,8 +15,8 @@
 pub(crate) mod destination;
 mod doubt;
 pub(crate) mod labels;
-mod plan;
-mod run;
+pub(crate) mod plan;
+pub(crate) mod run;
 pub(crate) mod shape;
 pub(crate) mod types;
 

@@ -685,7 +685,8 @@ impl Planner<'_> {
     }
 }
 
-fn alteration(sql: String, otherwise: Otherwise) -> Alteration {
+/// One statement to try.
+pub(crate) fn alteration(sql: String, otherwise: Otherwise) -> Alteration {
     Alteration {
         attempts: vec![Attempt { sql, notice: None }],
         otherwise,

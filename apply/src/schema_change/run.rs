@@ -8,7 +8,7 @@ use super::plan::{Alteration, Otherwise};
 use crate::error::Error;
 
 /// Why the alterations could not be run.
-pub(super) enum Failed {
+pub(crate) enum Failed {
     /// The destination accepted no attempt of one that the table cannot do without.
     Refused(String),
     Other(Error),
@@ -16,7 +16,7 @@ pub(super) enum Failed {
 
 impl Failed {
     /// As the error of `table`.
-    pub(super) fn of(self, table: &TableName) -> Error {
+    pub(crate) fn of(self, table: &TableName) -> Error {
         match self {
             Failed::Refused(reason) => Error::Table {
                 table: table.clone(),
@@ -35,7 +35,7 @@ impl From<Error> for Failed {
 }
 
 /// Runs them in order, and tells which statements succeeded and what else is to be said.
-pub(super) async fn alterations(
+pub(crate) async fn alterations(
     client: &Client,
     alterations: &[Alteration],
 ) -> Result<Vec<Word>, Failed> {

@@ -374,6 +374,26 @@ impl SyncBoard {
         true
     }
 
+    /// The source does not let the table be copied. True: the caller stores that, then says
+    /// [`SyncBoard::settled`]. Not while a start is being made true, which would be stored
+    /// over it; it is to be asked again.
+    pub(super) fn refuse(&mut self, request_id: Uuid, reason: &str) -> bool {
+        let Some(entry) = self.entries.get_mut(&request_id) else {
+            return false;
+        };
+        if !matches!(entry.phase, Phase::Awaiting | Phase::Loading(_)) {
+            return false;
+        }
+        entry.phase = Phase::Settling(Outcome::Failed(reason.to_owned()));
+        self.revision += 1;
+        for open in &mut self.open {
+            if open.sync.request_id == request_id {
+                open.revoked = true;
+            }
+        }
+        true
+    }
+
     /// The outcome is stored at the destination.
     pub(super) fn settled(&mut self, request_id: Uuid) {
         let Some(entry) = self.entries.get_mut(&request_id) else {

@@ -158,3 +158,23 @@ fn progress_counts_chunks_and_rows() {
     board.finish(&sync(1), announced(9, 100));
     assert_eq!(board.progress().remove(0).chunks_total, Some(9));
 }
+
+#[test]
+fn a_table_that_the_source_refuses_is_given_up_unless_its_start_is_being_stored() {
+    let mut board = SyncBoard::new([wanted(None)]);
+    assert_eq!(board.announce(&sync(1), true), Announcement::Prepare);
+    assert!(!board.refuse(Uuid::from_u128(1), "why"));
+    board.prepared(&sync(1));
+    assert_eq!(board.claim(sync(1), 0, 3), Claim::Granted);
+    assert!(board.refuse(Uuid::from_u128(1), "why"));
+    assert!(
+        !board.holds(&sync(1), 0, 3),
+        "its open chunk counts no more"
+    );
+    assert!(!board.refuse(Uuid::from_u128(1), "why"), "it is said once");
+    board.settled(Uuid::from_u128(1));
+    assert!(board.all_settled());
+    let mut waiting = SyncBoard::new([wanted(None)]);
+    assert!(waiting.refuse(Uuid::from_u128(1), "why"));
+    assert!(!waiting.refuse(Uuid::from_u128(2), "another mirror's"));
+}

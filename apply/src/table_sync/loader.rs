@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bunny_postgres::TableName;
+use bunny_catalog::{LogLevel, OnTableError};
+use bunny_postgres::{Session, TableName};
+use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -10,11 +12,14 @@ use uuid::Uuid;
 use super::board::{SyncBoard, TableProgress, Wanted};
 use super::chunk_copy;
 use super::finishing::{self, Complete};
+use super::outcome;
 use super::partition_task::PartitionTask;
+use super::refusals;
 use super::snapshot_topic;
 use crate::bookkeeping::{self, State};
 use crate::context::MirrorRun;
 use crate::error::{Error, Result};
+use crate::swap;
 
 /// Shows how far a load is; cheap to clone, readable at any time.
 #[derive(Clone, Default)]
@@ -69,6 +74,34 @@ impl Shared {
         let _ = self.complete.send(table);
     }
 
+    /// Stores that a table has failed, which its board entry says already.
+    pub(super) async fn store_failure(
+        &self,
+        session: &Session,
+        request_id: Uuid,
+        source: &TableName,
+        reason: &str,
+    ) -> Result<()> {
+        outcome::store_failed(session, &self.run, source, reason).await?;
+        self.update(|board| board.settled(request_id));
+        if self.run.is_beside() {
+            // The table itself has not failed.
+            swap::say_given_up(&self.run, source, reason);
+            return Ok(());
+        }
+        let details = json!({ "table": source.to_string(), "reason": reason });
+        let message = format!("table {source} can't be loaded and is set aside");
+        self.run.reporter.log(LogLevel::Error, message, details);
+        if self.run.mirror.config.on_table_error == OnTableError::Stop {
+            return Err(Error::Table {
+                table: source.clone(),
+                reason: reason.to_owned(),
+                restart_offset: None,
+            });
+        }
+        Ok(())
+    }
+
     /// The source table of a request.
     pub(super) fn source_of(&self, request_id: Uuid) -> Result<TableName> {
         self.update(|board| board.table(request_id))
@@ -114,6 +147,7 @@ async fn load_all(run: &MirrorRun, progress: &LoadProgress) -> Result<()> {
         tasks.spawn(Box::pin(task.run()));
     }
     tasks.spawn(Box::pin(finishing::run(shared.clone(), to_finish)));
+    tasks.spawn(Box::pin(refusals::run(shared.clone())));
     let ended = tokio::select! {
         error = driver.run() => Err(error),
         error = first_error(&mut tasks) => Err(error),

@@ -25,6 +25,7 @@ mod lane;
 mod loader;
 mod outcome;
 mod partition_task;
+mod refusals;
 mod snapshot_topic;
 mod start;
 

@@ -2,11 +2,9 @@
 
 use std::sync::Arc;
 
-use bunny_catalog::{LogLevel, OnTableError};
 use bunny_postgres::Session;
 use bunny_schemas::control::TableSyncStarted;
 use bytes::Bytes;
-use serde_json::json;
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -21,7 +19,6 @@ use super::start;
 use crate::context::MirrorRun;
 use crate::crash_points;
 use crate::error::{Error, Result};
-use crate::swap;
 
 /// Loads one partition; holds at most one open chunk, and opens its session when it
 /// first needs one.
@@ -272,27 +269,9 @@ impl PartitionTask {
     async fn store_failure(&mut self, request_id: Uuid, reason: &str) -> Result<()> {
         let source = self.shared.source_of(request_id)?;
         let session = open(&mut self.state_session, &self.shared.run).await?;
-        outcome::store_failed(session, &self.shared.run, &source, reason).await?;
-        self.shared.update(|board| board.settled(request_id));
-        if self.shared.run.is_beside() {
-            // The table itself has not failed.
-            swap::say_given_up(&self.shared.run, &source, reason);
-            return Ok(());
-        }
-        let details = json!({ "table": source.to_string(), "reason": reason });
-        let message = format!("table {source} can't be loaded and is set aside");
         self.shared
-            .run
-            .reporter
-            .log(LogLevel::Error, message, details);
-        if self.shared.run.mirror.config.on_table_error == OnTableError::Stop {
-            return Err(Error::Table {
-                table: source,
-                reason: reason.to_owned(),
-                restart_offset: None,
-            });
-        }
-        Ok(())
+            .store_failure(session, request_id, &source, reason)
+            .await
     }
 }
 

@@ -5,6 +5,7 @@
 //! all (invariant I2). Any error leaves the publisher unusable: the run ends, and the next
 //! one opens a new publisher, which aborts whatever was left open.
 
+mod describe;
 mod facts;
 mod labels;
 mod recognise;
@@ -22,6 +23,7 @@ use bunny_schemas::topics::Topics;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 
+pub(crate) use describe::describe;
 pub(crate) use tables::{Captured, Expected, Published, Tables};
 pub(crate) use visibility::{Given, Visibility};
 

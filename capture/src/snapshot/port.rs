@@ -52,7 +52,7 @@ impl SyncRecorder {
 }
 
 /// Waits until everything below `lsn` is published and returns where the stream is then.
-pub(super) async fn passed(stream: &mut watch::Receiver<Passed>, lsn: Lsn) -> Result<Passed> {
+pub(crate) async fn passed(stream: &mut watch::Receiver<Passed>, lsn: Lsn) -> Result<Passed> {
     let passed = stream
         .wait_for(|passed| passed.lsn >= lsn)
         .await

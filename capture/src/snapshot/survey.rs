@@ -14,6 +14,7 @@ use super::port::LogSink;
 use super::progress::Progress;
 use super::sessions::{Sessions, check_unchanged};
 use super::trouble::{Cause, Trouble};
+use crate::watch::Exclusions;
 
 /// A table as the snapshot shows it, and how it will be copied.
 pub(super) struct Survey {
@@ -148,23 +149,33 @@ pub(super) fn lock_sql(relations: &[Arc<Relation>]) -> String {
     format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", "))
 }
 
+fn synced_columns(definition: &TableDefinition, table: &TableSync) -> Result<Vec<String>, Trouble> {
+    let exclusions = table.exclusions.borrow();
+    let columns = published_columns(definition, &table.exclude_columns, &exclusions);
+    columns.map_err(Trouble::from)
+}
+
 /// Columns that travel: not the excluded ones, and not generated ones, which the stream
 /// doesn't carry and the destination computes itself.
 ///
-/// A column is known as excluded by its number, whatever it is called at L.
-fn synced_columns(definition: &TableDefinition, table: &TableSync) -> Result<Vec<String>, Trouble> {
+/// A column is known as excluded by its number, whatever it is called now.
+pub(crate) fn published_columns(
+    definition: &TableDefinition,
+    exclude_columns: &[String],
+    exclusions: &Exclusions,
+) -> Result<Vec<String>, Cause> {
     let columns = &definition.columns;
-    let known = table.exclusions.borrow().get(&table.source).cloned();
-    let kept = match known {
-        _ if table.exclude_columns.is_empty() => vec![true; columns.len()],
+    let source = &definition.name;
+    let kept = match exclusions.get(source).cloned() {
+        _ if exclude_columns.is_empty() => vec![true; columns.len()],
         Some((oid, mut exclusion)) if oid == definition.oid => {
-            exclusion.require(&table.exclude_columns);
+            exclusion.require(exclude_columns);
             let numbered = columns.iter().map(|c| (c.name.as_str(), c.attnum));
-            let refused = |reason| Cause::Refused(format!("{}: {reason}", table.source));
+            let refused = |reason| Cause::Refused(format!("{source}: {reason}"));
             exclusion.keeps(numbered).map_err(refused)?
         }
         // Another table by now: the next look knows it.
-        _ => return Err(Cause::Rewritten(format!("{} was created anew", table.source)).into()),
+        _ => return Err(Cause::Rewritten(format!("{source} was created anew"))),
     };
     let kept = columns.iter().zip(kept).filter(|(_, kept)| *kept);
     Ok(kept

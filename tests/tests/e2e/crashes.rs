@@ -246,6 +246,8 @@ fn every_crash_point_is_in_a_suite() -> Result<()> {
         &APPLY_OBJECTS,
         &CAPTURE_REMOVAL,
         &crate::schema_changes::APPLY_SCHEMA_CHANGES,
+        &crate::schema_sync::CAPTURE_SCHEMA_SYNC,
+        &crate::schema_sync::APPLY_SCHEMA_SYNC,
         &APPLY_CATCH_UP,
         &crate::replay::APPLY_REPLAY,
         &crate::swap::APPLY_SWAP,

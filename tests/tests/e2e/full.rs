@@ -221,8 +221,9 @@ async fn values_of_32_mib_arrive_and_larger_ones_are_named() -> Result<()> {
             json!({}),
         )
         .await?;
-    wide.wait_until("wide FAILED", LIMIT, |mirror, _| {
-        mirror["status"] == "FAILED" && mirror.to_string().contains("as COPY text, the limit is")
+    wide.wait_until("wide ERRORED", LIMIT, |mirror, _| {
+        mirror["tables"][0]["status"] == "ERRORED"
+            && mirror.to_string().contains("as COPY text, the limit is")
     })
     .await
 }

@@ -5,6 +5,7 @@ mod control;
 mod crashes;
 mod deletion;
 mod excluded_columns;
+mod failures;
 mod fidelity;
 #[cfg(feature = "full")]
 mod full;
@@ -21,6 +22,7 @@ mod pgbench;
 mod replay;
 mod scene;
 mod schema_changes;
+mod schema_sync;
 mod secrets;
 mod seed;
 mod snapshots;

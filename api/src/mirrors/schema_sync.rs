@@ -1,0 +1,65 @@
+//! `POST /v1/mirrors/{name}/sync-schema`: 202 and the command to watch.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use bunny_catalog::{SchemaChanges, Status};
+use serde_json::Value;
+
+use super::{accepted, see};
+use crate::auth::Caller;
+use crate::refusal::{Refusal, Result};
+use crate::request::{Body, Fields, Path};
+use crate::service::Api;
+
+/// Brings the destination to the source's present schema, `{"schema_changes"?}`.
+pub(crate) async fn sync_schema(
+    State(api): State<Arc<Api>>,
+    Path(name): Path<String>,
+    caller: Caller,
+    Body(fields): Body,
+) -> Result<(StatusCode, Json<Value>)> {
+    let mode = read_sync_schema(fields)?;
+    let seen = see(&api, api.catalog.get_mirror(&name).await?).await?;
+    match seen.status.status {
+        Status::Setup | Status::Snapshot => {
+            return Err(Refusal::conflict(format!(
+                "mirror '{name}' is {}: its tables are made as they are at the source; ask when it is RUNNING",
+                seen.status.status.as_str()
+            )));
+        }
+        Status::Failed => {
+            return Err(Refusal::conflict(format!(
+                "mirror '{name}' is FAILED: {}; remove the cause, POST /v1/mirrors/{name}/retry, then ask again",
+                seen.status
+                    .error_message
+                    .as_deref()
+                    .unwrap_or("no cause is known")
+            )));
+        }
+        _ => {}
+    }
+    let command_id = api
+        .catalog
+        .request_sync_schema(&name, mode, &caller.username)
+        .await?;
+    Ok(accepted(
+        format!("Mirror '{name}' is being brought to the source's present schema"),
+        command_id,
+    ))
+}
+
+/// What may be done, if it is not the mirror's `schema_changes` that says so.
+pub(crate) fn read_sync_schema(mut fields: Fields) -> Result<Option<SchemaChanges>> {
+    let mode = fields.choice(
+        "schema_changes",
+        &[
+            ("additive", SchemaChanges::Additive),
+            ("all", SchemaChanges::All),
+        ],
+    );
+    fields.finish()?;
+    Ok(mode)
+}
