@@ -173,14 +173,6 @@ async fn wrong_method(method: Method, uri: Uri) -> Refusal {
     )
 }
 
-/// For what the contract knows and this version does not do.
-async fn not_available(method: Method, uri: Uri) -> Refusal {
-    Refusal::new(
-        StatusCode::NOT_IMPLEMENTED,
-        format!("{method} {} is not available in this version", uri.path()),
-    )
-}
-
 async fn limit_time(request: Request, next: Next) -> Response {
     match tokio::time::timeout(REQUEST_TIME_MAX, next.run(request)).await {
         Ok(response) => response,
