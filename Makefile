@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: help deps build demo up down status services services-down test test-full test-matrix lint
+.PHONY: help deps build demo up down status services services-down test test-full test-matrix bench lint
 
 # People install Rust for themselves; a shell without their profile finds it here.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -53,6 +53,11 @@ test-full: deps ## Everything: also memory bounds and soak (about half an hour)
 test-matrix: deps ## The fidelity suite over PostgreSQL 14 to 18, mixed both ways
 	cargo build --workspace --bin bunny --test e2e $(FEATURES)
 	scripts/test-matrix $(PAIRS)
+
+bench: deps ## BunnyDB and native logical replication side by side on PostgreSQL 18; BENCH="--help" for more
+	cargo build --release --bin bunny --bin bench
+	bin=$$(scripts/install-postgres 18) && \
+	  SOURCE_PG_BIN=$$bin DESTINATION_PG_BIN=$$bin CATALOG_PG_BIN=$$bin target/release/bench $(BENCH)
 
 lint: deps ## rustfmt and clippy, warnings are errors
 	cargo fmt --all --check

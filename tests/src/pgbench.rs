@@ -40,6 +40,22 @@ pub async fn run_load(
     run(database, &arguments).await
 }
 
+/// Creates the tables and their keys, without rows.
+pub async fn create_tables(database: &Url) -> anyhow::Result<()> {
+    run(database, &["-i", "-q", "-I", "dtp"]).await.map(drop)
+}
+
+/// Runs `transactions` of the simple-update load over all clients: one update of an
+/// account and one line of history each.
+pub async fn simple_updates(database: &Url, clients: u32, transactions: u64) -> anyhow::Result<()> {
+    let (clients, each) = (
+        clients.to_string(),
+        (transactions / u64::from(clients)).to_string(),
+    );
+    let arguments = ["-n", "-N", "-c", &clients, "-j", "2", "-t", &each];
+    run(database, &arguments).await.map(drop)
+}
+
 async fn run(database: &Url, arguments: &[&str]) -> anyhow::Result<String> {
     let output = Command::new(program()?)
         .args(arguments)
