@@ -19,8 +19,8 @@ use crate::workload::{CREATE_MIXED, CREATE_OTHERS, HOT_KEYS, TABLES, Workload};
 
 const PUBLICATION: &str = "bench";
 const CEILING_SLOT: &str = "bench_ceiling";
-/// pgbench's scale of the small transactions: 100,000 accounts each.
-const ACCOUNTS: u32 = 10;
+/// pgbench's scale of the small transactions at full size: 100,000 accounts each.
+const ACCOUNTS: f64 = 10.0;
 
 /// What is asked for.
 pub struct Plan {
@@ -56,7 +56,7 @@ struct Backlog {
 /// Runs all rounds; compares contents after each.
 pub async fn run(ground: &mut Ground, plan: &Plan) -> Result<Vec<Lap>> {
     let url = ground.stage.source.clone();
-    prepare(&ground.source, &url).await?;
+    prepare(&ground.source, &url, plan.scale).await?;
     let mut contestants = gather(ground, plan, &url).await?;
     let mut laps = Vec::new();
     let mut marker = 0;
@@ -89,8 +89,9 @@ pub async fn run(ground: &mut Ground, plan: &Plan) -> Result<Vec<Lap>> {
     Ok(laps)
 }
 
-async fn prepare(source: &Session, url: &Url) -> Result<()> {
-    pgbench::initialise(url, ACCOUNTS).await?;
+async fn prepare(source: &Session, url: &Url, scale: f64) -> Result<()> {
+    let accounts = (ACCOUNTS * scale).ceil().max(1.0) as u32;
+    pgbench::initialise(url, accounts).await?;
     source
         .run(&format!(
             "{CREATE_MIXED}; {CREATE_OTHERS};

@@ -225,17 +225,17 @@ async fn ensure_topics(run: &Run) -> Result<()> {
     let partitions = i32::try_from(workers)
         .unwrap_or(SNAPSHOT_PARTITIONS_MAX)
         .clamp(1, SNAPSHOT_PARTITIONS_MAX);
-    kafka
-        .ensure_topic(&topics.schemas(), TopicKind::Schemas)
-        .await?;
-    kafka
-        .ensure_topic(&topics.position(slug), TopicKind::Position)
-        .await?;
-    kafka
-        .ensure_topic(&topics.changes(slug), TopicKind::Changes)
-        .await?;
-    kafka
-        .ensure_topic(&topics.snapshot(slug), TopicKind::Snapshot { partitions })
-        .await?;
+    let (all, position, changes, snapshot) = (
+        topics.schemas(),
+        topics.position(slug),
+        topics.changes(slug),
+        topics.snapshot(slug),
+    );
+    tokio::try_join!(
+        kafka.ensure_topic(&all, TopicKind::Schemas),
+        kafka.ensure_topic(&position, TopicKind::Position),
+        kafka.ensure_topic(&changes, TopicKind::Changes),
+        kafka.ensure_topic(&snapshot, TopicKind::Snapshot { partitions }),
+    )?;
     Ok(())
 }

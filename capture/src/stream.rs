@@ -64,6 +64,15 @@ pub(crate) struct Stream {
     status: watch::Sender<Status>,
 }
 
+/// Until a moment that may have passed; other tasks have a turn in any case.
+async fn quiet_until(moment: Option<Instant>) {
+    tokio::task::yield_now().await;
+    // A timer that is due already would still wait for its next tick.
+    if let Some(moment) = moment.filter(|moment| *moment > Instant::now()) {
+        tokio::time::sleep_until(moment.into()).await;
+    }
+}
+
 /// What [`Stream::new`] is made of; `record` is the position the run starts from.
 pub(crate) struct Parts {
     pub(crate) wal: WalStream,
@@ -117,6 +126,8 @@ impl Stream {
     ) -> Result<()> {
         loop {
             let idle_record_at = self.recorded_at + IDLE_RECORD_INTERVAL;
+            let in_source_transaction = self.sequencer.open().is_some();
+            let quiet_commit_at = self.publisher.quiet_commit_at(in_source_transaction);
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => break,
@@ -135,7 +146,7 @@ impl Stream {
                 }
                 // The source has nothing more to give. The other tasks had their turn first,
                 // so an event that was only waiting to be handed over is not overlooked.
-                () = tokio::task::yield_now(), if self.publisher.has_open() => {
+                () = quiet_until(quiet_commit_at), if quiet_commit_at.is_some() => {
                     self.commit().await?;
                 }
                 () = tokio::time::sleep_until(idle_record_at.into()), if self.moved() => {

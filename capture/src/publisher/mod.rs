@@ -36,6 +36,9 @@ const TRANSACTION_BYTES_MAX: usize = 8 << 20;
 const TRANSACTION_EVENTS_MAX: usize = 20_000;
 const TRANSACTION_AGE_MAX: Duration = Duration::from_secs(1);
 
+/// Longest wait for more after the source has gone quiet, between source transactions.
+const QUIET_MAX: Duration = Duration::from_millis(20);
+
 /// How long Kafka may be away before the run gives up, and with it its replication
 /// connection: a walsender whose reader stands still blocks the source's fast shutdown.
 const KAFKA_PATIENCE: Duration = Duration::from_secs(30);
@@ -52,6 +55,27 @@ struct OpenTransaction {
     since: Instant,
 }
 
+/// How long a commit takes, and when the last one ended.
+struct Pace {
+    took: Duration,
+    ended: Instant,
+}
+
+impl Pace {
+    /// When a transaction opened at `since` should end if the source goes quiet.
+    ///
+    /// At once if it came long after the last one: a lone change waits for nobody. Under
+    /// load it stays open for as long as a commit takes, so that at least half of the time
+    /// goes to reading, and transactions grow when the broker slows down.
+    fn quiet_commit_at(&self, since: Instant) -> Instant {
+        if since.saturating_duration_since(self.ended) > self.took {
+            since
+        } else {
+            since + self.took.min(QUIET_MAX)
+        }
+    }
+}
+
 /// Writes to a mirror's change and position topics, as the only one who can.
 pub(crate) struct Publisher {
     producer: Arc<Closing<TransactionalProducer>>,
@@ -61,6 +85,7 @@ pub(crate) struct Publisher {
     sync_schema_id: u32,
     table_schema_id: u32,
     open: Option<OpenTransaction>,
+    pace: Pace,
 }
 
 impl Publisher {
@@ -92,6 +117,10 @@ impl Publisher {
             sync_schema_id,
             table_schema_id,
             open: None,
+            pace: Pace {
+                took: Duration::ZERO,
+                ended: Instant::now(),
+            },
         };
         publisher
             .blocking("fencing the former capture", |producer| {
@@ -112,6 +141,18 @@ impl Publisher {
             open.bytes >= TRANSACTION_BYTES_MAX
                 || open.events >= TRANSACTION_EVENTS_MAX
                 || open.since.elapsed() >= TRANSACTION_AGE_MAX
+        })
+    }
+
+    /// When to commit if the source has nothing more to give until then; `None` if nothing
+    /// is open. While a source transaction is under way more is about to come, and nobody
+    /// can use a part of it.
+    pub(crate) fn quiet_commit_at(&self, in_source_transaction: bool) -> Option<Instant> {
+        let since = self.open.as_ref()?.since;
+        Some(if in_source_transaction {
+            since + TRANSACTION_AGE_MAX
+        } else {
+            self.pace.quiet_commit_at(since)
         })
     }
 
@@ -148,11 +189,16 @@ impl Publisher {
                 .await?;
         }
         crash_point(BEFORE_KAFKA_COMMIT);
+        let began = Instant::now();
         self.blocking("committing a transaction", |producer| {
             commit_transaction(producer, KAFKA_PATIENCE)
         })
         .await?;
         self.open = None;
+        self.pace = Pace {
+            took: began.elapsed(),
+            ended: Instant::now(),
+        };
         crash_point(AFTER_KAFKA_COMMIT);
         Ok(())
     }
@@ -215,5 +261,32 @@ impl Publisher {
             .await
             .map_err(|error| Error::transient(format!("{doing}: {error}")))?
             .map_err(|error| Error::Kafka { doing, error })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn pace(took: Duration, ended: Instant) -> Pace {
+        Pace { took, ended }
+    }
+
+    #[test]
+    fn a_lone_change_waits_for_nobody() {
+        let ended = Instant::now();
+        let since = ended + 50 * MS;
+        assert_eq!(pace(8 * MS, ended).quiet_commit_at(since), since);
+    }
+
+    #[test]
+    fn under_load_a_transaction_lasts_as_long_as_a_commit() {
+        let ended = Instant::now();
+        let since = ended + MS;
+        assert_eq!(pace(8 * MS, ended).quiet_commit_at(since), since + 8 * MS);
+        let slow = pace(800 * MS, ended).quiet_commit_at(since);
+        assert_eq!(slow, since + QUIET_MAX);
     }
 }

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 use rdkafka::error::KafkaResult;
 use rdkafka::producer::{Partitioner, Producer, ProducerContext};
 
-/// How often deliveries are looked for.
-const STEP: Duration = Duration::from_micros(250);
+/// Deliveries are looked for again after an eighth of what was waited so far, within these
+/// bounds: a slow broker must not cost a core that waits for it.
+const STEP_MIN: Duration = Duration::from_micros(250);
+const STEP_MAX: Duration = Duration::from_millis(5);
 
 /// Waits until every message has its delivery report, then commits. Blocks.
 ///
@@ -22,9 +24,10 @@ where
     Part: Partitioner,
     P: Producer<C, Part>,
 {
-    let deadline = Instant::now() + timeout;
+    let began = Instant::now();
+    let deadline = began + timeout;
     while producer.in_flight_count() > 0 && Instant::now() < deadline {
-        std::thread::sleep(STEP);
+        std::thread::sleep((began.elapsed() / 8).clamp(STEP_MIN, STEP_MAX));
     }
     // Never zero: a commit that is tried must be given a chance to answer.
     let left = deadline.saturating_duration_since(Instant::now());
