@@ -6,6 +6,7 @@ use anyhow::Result;
 use bunny_tests::bunny::Bunny;
 use bunny_tests::content::TablePair;
 use bunny_tests::load::{self, Load};
+use bunny_tests::services::Services;
 use bunny_tests::stage::Stage;
 use serde_json::json;
 
@@ -91,7 +92,9 @@ const RETAINED_BYTES_MAX: i64 = 64 << 20;
 /// 30 s of WAL stay whatever capture confirms (measured: 122 MB at 4 MB/s). So the load is paced.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_pause_keeps_no_wal_at_the_source() -> Result<()> {
-    let stage = Stage::new("long_pause").await?;
+    // What others write to the same server is retained as well: this one has it to itself.
+    let (services, _alone) = Services::outage().await?;
+    let stage = Stage::on(services, "long_pause").await?;
     let _processes = stage.start_all()?;
     let api = stage.api().await?;
     stage.create_peers(&api).await?;
