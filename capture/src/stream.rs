@@ -126,8 +126,7 @@ impl Stream {
     ) -> Result<()> {
         loop {
             let idle_record_at = self.recorded_at + IDLE_RECORD_INTERVAL;
-            let in_source_transaction = self.sequencer.open().is_some();
-            let quiet_commit_at = self.publisher.quiet_commit_at(in_source_transaction);
+            let quiet_commit_at = self.publisher.quiet_commit_at();
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => break,

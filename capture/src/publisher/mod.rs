@@ -36,7 +36,7 @@ const TRANSACTION_BYTES_MAX: usize = 8 << 20;
 const TRANSACTION_EVENTS_MAX: usize = 20_000;
 const TRANSACTION_AGE_MAX: Duration = Duration::from_secs(1);
 
-/// Longest wait for more after the source has gone quiet, between source transactions.
+/// Longest wait for more after the source has gone quiet.
 const QUIET_MAX: Duration = Duration::from_millis(20);
 
 /// How long Kafka may be away before the run gives up, and with it its replication
@@ -145,15 +145,10 @@ impl Publisher {
     }
 
     /// When to commit if the source has nothing more to give until then; `None` if nothing
-    /// is open. While a source transaction is under way more is about to come, and nobody
-    /// can use a part of it.
-    pub(crate) fn quiet_commit_at(&self, in_source_transaction: bool) -> Option<Instant> {
-        let since = self.open.as_ref()?.since;
-        Some(if in_source_transaction {
-            since + TRANSACTION_AGE_MAX
-        } else {
-            self.pace.quiet_commit_at(since)
-        })
+    /// is open.
+    pub(crate) fn quiet_commit_at(&self) -> Option<Instant> {
+        let open = self.open.as_ref()?;
+        Some(self.pace.quiet_commit_at(open.since))
     }
 
     /// Appends one event to the change topic, inside the open transaction.
