@@ -46,9 +46,10 @@ test: deps ## Unit, property and end-to-end tests on real servers
 	cargo build --workspace --all-targets $(FEATURES)
 	scripts/with-services cargo test --workspace $(FEATURES) -- --include-ignored
 
-test-full: deps ## Everything: also memory bounds and soak (about half an hour)
+test-full: deps ## Everything: also memory bounds, soak and the matrix (about an hour)
 	cargo build --workspace --all-targets $(FEATURES),bunny-tests/full
 	scripts/with-services cargo test --workspace $(FEATURES),bunny-tests/full -- --include-ignored
+	$(MAKE) test-matrix
 
 test-matrix: deps ## The fidelity suite over PostgreSQL 14 to 18, mixed both ways
 	cargo build --workspace --bin bunny --test e2e $(FEATURES)
