@@ -358,6 +358,13 @@ async fn the_destination_as_it_was_at_a_moment() -> Result<()> {
     // One table only: the other stays where main is. The log ends where it is to stop.
     let before = contents(&destination).await?;
     let now = moment(&source).await?;
+    // An idle source is recorded as published every ten seconds.
+    mirror
+        .wait_until("published", CONVERGE, |_, metrics| {
+            let confirmed = metrics["source"]["confirmed_flush_lsn"].as_str();
+            confirmed.and_then(|text| text.parse::<Lsn>().ok()) >= Some(now.lsn)
+        })
+        .await?;
     for at in [&moments[1], &now] {
         let mut body = by_lsn(at);
         body["tables"] = json!(["public.t"]);
