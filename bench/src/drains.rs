@@ -66,13 +66,7 @@ pub async fn run(ground: &mut Ground, plan: &Plan) -> Result<Vec<Lap>> {
             let backlog = write(ground, workload, &url, plan.scale, marker).await?;
             for contestant in &contestants {
                 for lap in contestant.drain(ground, &url, &backlog).await? {
-                    eprintln!(
-                        "round {} {:<18} {:<16} {:>8.2} s",
-                        round + 1,
-                        lap.measure,
-                        lap.contestant,
-                        lap.seconds
-                    );
+                    lap.say(round);
                     laps.push(lap);
                 }
             }

@@ -19,6 +19,19 @@ pub struct Lap {
     pub peak_mib: BTreeMap<Part, f64>,
 }
 
+impl Lap {
+    /// Shows the lap to whoever waits for the report; `round` counts from 0.
+    pub fn say(&self, round: u32) {
+        eprintln!(
+            "round {} {:<18} {:<16} {:>8.2} s",
+            round + 1,
+            self.measure,
+            self.contestant,
+            self.seconds
+        );
+    }
+}
+
 /// Commit to visible, one contestant, one rate, one round.
 #[derive(Debug, Clone, Serialize)]
 pub struct Latency {

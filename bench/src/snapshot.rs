@@ -48,13 +48,7 @@ pub async fn run(ground: &mut Ground, rounds: u32, scale: f64) -> Result<Vec<Lap
                 } else {
                     mirror_load(ground, table, measure, rows).await?
                 };
-                eprintln!(
-                    "round {} {:<18} {:<16} {:>8.2} s",
-                    round + 1,
-                    lap.measure,
-                    lap.contestant,
-                    lap.seconds
-                );
+                lap.say(round);
                 laps.push(lap);
                 ground.clear().await?;
             }

@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use crate::commands;
 use crate::mirrors::{Desired, Mirror, PauseScope, ResyncStrategy, notify};
+use crate::schema_sync::{SYNC_SCHEMA, under_way};
 use crate::tables::{AwaitedTable, RESYNC, TABLES};
 use crate::{Catalog, Error, Result};
 
@@ -103,6 +104,9 @@ impl Catalog {
         }
         let mut args = replay.args();
         for open in self.open_commands(mirror.id).await? {
+            if open.kind == SYNC_SCHEMA {
+                return Err(under_way(name, &open));
+            }
             if ![RESYNC, TABLES, REPLAY].contains(&&*open.kind) {
                 continue;
             }
@@ -110,10 +114,10 @@ impl Catalog {
             if open.kind == REPLAY && ["tables", "strategy", "until"].into_iter().all(same) {
                 return Ok(open.id);
             }
-            let under_way = AwaitedTable::of(&open);
+            let loading = AwaitedTable::of(&open);
             let is_meant =
                 |table: &TableName| replay.tables.iter().any(|(meant, ..)| meant == table);
-            if let Some(both) = under_way.iter().find(|awaited| is_meant(&awaited.table)) {
+            if let Some(both) = loading.iter().find(|awaited| is_meant(&awaited.table)) {
                 return Err(Error::conflict(format!(
                     "table {} is being loaded already by the {} command {}: wait for it to end",
                     both.table, open.kind, open.id

@@ -50,6 +50,14 @@ pub fn sync_mode(command: &Command, configured: SchemaChanges) -> SchemaChanges 
     }
 }
 
+/// The conflict with a command that is not about tables one can name.
+pub(crate) fn under_way(mirror: &str, open: &Command) -> Error {
+    Error::conflict(format!(
+        "mirror \"{mirror}\": the command {} {} is under way: wait for it to end",
+        open.kind, open.id
+    ))
+}
+
 impl Catalog {
     /// Asks for a schema sync, with another `schema_changes` than the mirror's if `mode` says
     /// so; returns the command. Asked again while the same is under way, the same command.
@@ -76,10 +84,7 @@ impl Catalog {
                 return Ok(open.id);
             }
             if [SYNC_SCHEMA, RESYNC, TABLES, "replay"].contains(&&*open.kind) {
-                return Err(Error::conflict(format!(
-                    "mirror \"{name}\": the command {} {} is under way: wait for it to end",
-                    open.kind, open.id
-                )));
+                return Err(under_way(name, &open));
             }
         }
         let by = requested_by;
@@ -111,6 +116,14 @@ impl Catalog {
         if !is_open(&mut transaction, command_id).await? {
             return Ok(false);
         }
+        // Those of commands that failed before apply could take them away.
+        sqlx::query(
+            "DELETE FROM bunny.source_definitions d USING bunny.commands c
+             WHERE c.id = d.command_id AND c.state NOT IN ('pending', 'running')",
+        )
+        .execute(&mut *transaction)
+        .await
+        .map_err(failed)?;
         let (published_lsn, published_seq) = definitions.published;
         sqlx::query(
             "INSERT INTO bunny.source_definitions (command_id, generation, lsn, published_lsn, published_seq, tables)

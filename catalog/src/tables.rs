@@ -14,6 +14,7 @@ use uuid::Uuid;
 use crate::commands::{self, Command};
 use crate::mirrors::{self, Desired, Mirror, MirrorTable, NewMirrorTable, ResyncStrategy, notify};
 use crate::replay::REPLAY;
+use crate::schema_sync::{SYNC_SCHEMA, under_way};
 use crate::{Catalog, Error, Result};
 
 /// The command of a changed list of tables.
@@ -186,6 +187,9 @@ impl Catalog {
             return Ok(begun);
         }
         for open in self.open_commands(mirror.id).await? {
+            if open.kind == SYNC_SCHEMA {
+                return Err(under_way(name, &open));
+            }
             if ![RESYNC, REPLAY].contains(&&*open.kind) {
                 continue;
             }
@@ -194,8 +198,8 @@ impl Catalog {
             if open.kind == RESYNC && ["table_name", "strategy"].iter().all(is_same) {
                 return Ok(open.id);
             }
-            let under_way = AwaitedTable::of(&open);
-            if let Some(both) = under_way
+            let loading = AwaitedTable::of(&open);
+            if let Some(both) = loading
                 .iter()
                 .find(|awaited| meant.iter().any(|meant| meant.source == awaited.table))
             {
