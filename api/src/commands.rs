@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::refusal::{Refusal, Result};
 use crate::request::Path;
-use crate::service::Api;
+use crate::state::Api;
 
 /// `GET /v1/mirrors/{name}/commands`, newest first; also of a mirror that is gone.
 pub(crate) async fn list(

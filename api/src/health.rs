@@ -1,60 +1,22 @@
 //! Whether the process answers (`/health`) and whether it can do its work (`/ready`).
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde_json::{Value, json};
-use tokio::sync::Mutex;
 
-use crate::service::Api;
-
-/// How long each of the two is waited for.
-const ANSWER_TIME_MAX: Duration = Duration::from_secs(3);
-/// Anyone may ask, so an answer is given again for so long instead of asking Kafka each time.
-const ANSWER_AGE_MAX: Duration = Duration::from_secs(1);
-
-/// The last answer to `/ready`; the lock lets one question through at a time.
-#[derive(Default)]
-pub(crate) struct Readiness {
-    last: Mutex<Option<(Instant, Answer)>>,
-}
-
-#[derive(Clone)]
-struct Answer {
-    catalog: bool,
-    kafka: bool,
-}
+use crate::readiness::Answer;
+use crate::state::Api;
 
 pub(crate) async fn health() -> Json<Value> {
     Json(json!({ "status": "ok", "version": env!("CARGO_PKG_VERSION") }))
 }
 
 pub(crate) async fn ready(State(api): State<Arc<Api>>) -> (StatusCode, Json<Value>) {
-    let mut last = api.readiness.last.lock().await;
-    let answer = match last.as_ref() {
-        Some((asked, answer)) if asked.elapsed() < ANSWER_AGE_MAX => answer.clone(),
-        _ => {
-            let answer = ask(&api).await;
-            *last = Some((Instant::now(), answer.clone()));
-            answer
-        }
-    };
-    drop(last);
+    let answer = api.readiness.answer(&api.catalog, &api.kafka).await;
     describe(&answer)
-}
-
-async fn ask(api: &Api) -> Answer {
-    let (catalog, kafka) = tokio::join!(
-        tokio::time::timeout(ANSWER_TIME_MAX, api.catalog.ping()),
-        tokio::time::timeout(ANSWER_TIME_MAX, api.kafka.broker_reachable(ANSWER_TIME_MAX)),
-    );
-    Answer {
-        catalog: matches!(catalog, Ok(Ok(()))),
-        kafka: matches!(kafka, Ok(Ok(_))),
-    }
 }
 
 fn describe(answer: &Answer) -> (StatusCode, Json<Value>) {

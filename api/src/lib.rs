@@ -20,13 +20,16 @@ mod mirror_validation;
 mod mirrors;
 mod openapi;
 mod peers;
+mod readiness;
 mod refusal;
 mod registry;
 mod request;
 mod router;
 mod service;
+mod state;
 mod users;
 
 pub use error::Error;
 pub use router::router;
-pub use service::{Api, Options, Service};
+pub use service::Service;
+pub use state::{Api, Options};

@@ -18,7 +18,7 @@ use crate::auth::Caller;
 use crate::mirror_validation::facts::{PeerFacts, open};
 use crate::refusal::{Refusal, Result};
 use crate::request::{Body, Fields, Path};
-use crate::service::Api;
+use crate::state::Api;
 
 const PORT_DEFAULT: u32 = 5432;
 

@@ -17,7 +17,7 @@ use crate::auth::guard::guard;
 use crate::auth::{Access, handlers as auth};
 use crate::refusal::Refusal;
 use crate::request::BODY_BYTES_MAX;
-use crate::service::Api;
+use crate::state::Api;
 use crate::{commands, health, mirrors, openapi, peers, registry, users};
 
 /// The longest a request may take; a create examines every table of two servers.

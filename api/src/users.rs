@@ -13,7 +13,7 @@ use crate::auth::Caller;
 use crate::auth::passwords::CREDENTIAL_BYTES_MAX;
 use crate::refusal::Result;
 use crate::request::{Body, Fields, Path, Query};
-use crate::service::Api;
+use crate::state::Api;
 
 /// Shortest password for a user (NIST SP 800-63B §5.1.1.2: eight characters).
 const PASSWORD_CHARS_MIN: usize = 8;

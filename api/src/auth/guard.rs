@@ -18,8 +18,8 @@ use secrecy::SecretString;
 
 use super::{Access, Caller};
 use crate::refusal::{Refusal, Result};
-use crate::registry;
-use crate::service::Api;
+use crate::registry::schemas;
+use crate::state::Api;
 
 const LOG_IN: &str =
     "get a token with POST /v1/auth/login and send it as 'Authorization: Bearer <token>'";
@@ -39,7 +39,7 @@ pub(crate) async fn guard(
             request.extensions_mut().insert(caller);
             next.run(request).await
         }
-        Err(refusal) if access == Access::Registry => registry::refused(&refusal),
+        Err(refusal) if access == Access::Registry => schemas::refused(&refusal),
         Err(refusal) => refusal.into_response(),
     }
 }

@@ -15,7 +15,7 @@ use super::guard::client_address;
 use super::passwords::CREDENTIAL_BYTES_MAX;
 use crate::refusal::{Refusal, Result};
 use crate::request::{Body, Fields};
-use crate::service::Api;
+use crate::state::Api;
 use crate::users::new_password;
 
 /// `POST /v1/auth/login` `{username, password}` → `{token, username, role, expires_at}`.

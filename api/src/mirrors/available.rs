@@ -12,7 +12,7 @@ use super::request::CreateRequest;
 use crate::mirror_validation::{self, SourceFacts, facts::open};
 use crate::refusal::{Refusal, Result};
 use crate::request::Path;
-use crate::service::Api;
+use crate::state::Api;
 
 /// `GET /v1/mirrors/{name}/available-tables`.
 pub(crate) async fn available_tables(

@@ -17,7 +17,7 @@ use crate::mirror_validation::facts::{Place, place_of};
 use crate::mirror_validation::{self, Edge, Facts, Findings};
 use crate::refusal::{Refusal, Result};
 use crate::request::Body;
-use crate::service::Api;
+use crate::state::Api;
 
 /// How long Kafka may take to show that it is there.
 const KAFKA_TIME_MAX: Duration = Duration::from_secs(3);

@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use crate::auth::Caller;
 use crate::refusal::Result;
 use crate::request::{Body, Fields, Path, Query};
-use crate::service::Api;
+use crate::state::Api;
 
 pub(crate) use available::available_tables;
 pub(crate) use create::create;

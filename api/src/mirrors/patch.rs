@@ -13,7 +13,7 @@ use super::request::{APPLY_MODES, ON_TABLE_ERROR, RESYNC_STRATEGIES};
 use crate::auth::Caller;
 use crate::refusal::{Refusal, Result};
 use crate::request::{Body, Fields, Path};
-use crate::service::Api;
+use crate::state::Api;
 
 /// `PATCH /v1/mirrors/{name}`: 202 and the command to watch.
 pub(crate) async fn patch(

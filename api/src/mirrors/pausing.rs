@@ -12,7 +12,7 @@ use super::{accepted, see};
 use crate::auth::Caller;
 use crate::refusal::{Refusal, Result};
 use crate::request::{Body, Fields, Path};
-use crate::service::Api;
+use crate::state::Api;
 
 /// `POST /v1/mirrors/{name}/pause` `{"scope": "apply" | "all"}`.
 pub(crate) async fn pause(

@@ -19,7 +19,7 @@ use super::request::RESYNC_STRATEGIES;
 use crate::auth::Caller;
 use crate::refusal::{Refusal, Result};
 use crate::request::{Body, Fields, Path};
-use crate::service::Api;
+use crate::state::Api;
 
 /// What a replay is asked for with.
 #[derive(Debug, Default, PartialEq)]

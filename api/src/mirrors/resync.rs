@@ -17,7 +17,7 @@ use super::request::{RESYNC_STRATEGIES, table_name};
 use crate::auth::Caller;
 use crate::refusal::{Refusal, Result};
 use crate::request::{Body, Fields, Path};
-use crate::service::Api;
+use crate::state::Api;
 
 /// The whole mirror, or `{"table_name": …}`.
 pub(crate) async fn resync(

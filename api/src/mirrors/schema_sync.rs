@@ -12,7 +12,7 @@ use super::{accepted, see};
 use crate::auth::Caller;
 use crate::refusal::{Refusal, Result};
 use crate::request::{Body, Fields, Path};
-use crate::service::Api;
+use crate::state::Api;
 
 /// Brings the destination to the source's present schema, `{"schema_changes"?}`.
 pub(crate) async fn sync_schema(

@@ -22,7 +22,7 @@ use crate::auth::Caller;
 use crate::mirror_validation::{self, Edge, Facts, Findings};
 use crate::refusal::Result;
 use crate::request::{Fields, ListBody, Path};
-use crate::service::Api;
+use crate::state::Api;
 
 /// 202 and the command to watch, or 200 if the list is what the mirror has.
 pub(crate) async fn set_tables(

@@ -17,7 +17,7 @@ use crate::auth::Caller;
 use crate::mirror_validation::facts::{PeerFacts, open};
 use crate::refusal::{Refusal, Result};
 use crate::request::{Body, Path};
-use crate::service::Api;
+use crate::state::Api;
 
 /// `PUT /v1/peers/{name}`, the whole peer as in a POST; running mirrors connect anew.
 pub(crate) async fn replace(

@@ -19,7 +19,7 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::auth::token::Tokens;
-use crate::service::Options;
+use crate::state::Options;
 
 const SECRET: &str = "a secret for tests of at least 32 bytes";
 
