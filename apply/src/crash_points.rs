@@ -67,6 +67,9 @@ pub const TABLE_PARKED: &str = "apply::table_parked";
 /// Every table is out of main, whose progress is the begin of another generation.
 pub const GENERATION_ENTERED: &str = "apply::generation_entered";
 
+/// What the change topic is kept for is stored; nothing is trimmed yet.
+pub const RETENTION_RAISED: &str = "apply::retention_raised";
+
 /// Tables stand where a replay was to stop; the catalog does not know yet.
 pub const REPLAY_STANDS: &str = "apply::replay_stands";
 
@@ -125,6 +128,7 @@ pub const ALL: &[&str] = &[
     SCHEMA_SYNC_STEP,
     SCHEMA_SYNC_DONE,
     SCHEMA_SYNC_TOLD,
+    RETENTION_RAISED,
 ];
 
 /// Dies here, as by `kill -9`, when the point is armed.

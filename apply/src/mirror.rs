@@ -22,6 +22,7 @@ use crate::crash_points::{self, reached};
 use crate::crossing::{MainEnd, crossing};
 use crate::error::{Error, Result};
 use crate::main_stream::Ended;
+use crate::retention::{self, Held};
 use crate::schema::upkeep;
 use crate::schema_change::labels;
 use crate::schema_sync::{self, Pending};
@@ -93,10 +94,14 @@ async fn run_as_desired(
             let mirror = wait_for_generation(mirror, &context).await;
             let run = begin(shared, mirror, &context).await?;
             let load = LoadProgress::default();
+            let held = Held::default();
+            // What the first report says must be so; a later look corrects what was away.
+            held.read(&run).await;
             tokio::select! {
                 ended = Box::pin(go(shared, &run, &stats, &load)) => ended,
-                () = report::report_forever(&run, &stats, &load) => Err(Error::Cancelled),
+                () = report::report_forever(&run, &stats, &load, &held) => Err(Error::Cancelled),
                 () = Box::pin(upkeep::run(run.clone())) => Err(Error::Cancelled),
+                () = Box::pin(retention::run(run.clone(), held.clone())) => Err(Error::Cancelled),
             }
         }
     }

@@ -20,15 +20,20 @@ use crate::error::Result;
 use crate::mirror::{Shared, connect_to_take_over};
 use crate::reader::{self, PARTITION};
 use crate::report::{Known, report};
+use crate::retention::{self, Held};
 use crate::stats::Stats;
 
 const EVERY: Duration = Duration::from_secs(1);
+/// In which of its rounds the report asks what the topics hold.
+const HELD_EVERY: u32 = 10;
 
 /// Where the destination stands; it cannot move while paused.
 struct Standing {
     epoch: Epoch,
     progress: Option<Progress>,
     known: Known,
+    /// Below it the change topic may be trimmed.
+    floor: i64,
 }
 
 /// Fences every writer off, says that apply is paused, and reports until cancelled. While
@@ -57,6 +62,7 @@ async fn fence(mirror: &Mirror, context: &MirrorContext) -> Result<Standing> {
         epoch,
         progress: bookkeeping::progress(client, mirror.id).await?,
         known: Known::read(client, mirror.id).await?,
+        floor: retention::floor(client, mirror.id).await?,
     })
 }
 
@@ -105,6 +111,7 @@ async fn watch(
     // What waits first stays first; until there is something, each growth is looked at.
     let mut is_waiting = false;
     let mut looked_up_to = None;
+    let (held, mut round) = (Held::default(), 0_u32);
     loop {
         if let Some(progress) = &standing.progress
             && let Ok((_, end)) = shared.kafka.watermarks(&topic, PARTITION).await
@@ -126,13 +133,20 @@ async fn watch(
                 }
             }
         }
-        let said = report(
+        if round % HELD_EVERY == 0 {
+            let (kafka, topics) = (&shared.kafka, &shared.topics);
+            held.read_topics(kafka, topics, &mirror.slug, standing.floor)
+                .await;
+        }
+        round += 1;
+        let mut said = report(
             &stats.moment(),
             &standing.known,
             &[],
             topic.clone(),
             SystemTime::now(),
         );
+        held.show(mirror, &mut said);
         context.reporter.report(&said);
         tokio::time::sleep(EVERY).await;
     }

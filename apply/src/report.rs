@@ -14,6 +14,7 @@ use crate::commands::Commands;
 use crate::context::MirrorRun;
 use crate::error::Result;
 use crate::replay::Pace;
+use crate::retention::Held;
 use crate::stats::{Moment, Stats};
 use crate::swap;
 use crate::table_sync::{LoadProgress, TableProgress};
@@ -21,7 +22,12 @@ use crate::table_sync::{LoadProgress, TableProgress};
 const EVERY: Duration = Duration::from_secs(1);
 
 /// Reports until it is dropped. Trouble with the destination is the run's to tell.
-pub(crate) async fn report_forever(run: &MirrorRun, stats: &Stats, load: &LoadProgress) {
+pub(crate) async fn report_forever(
+    run: &MirrorRun,
+    stats: &Stats,
+    load: &LoadProgress,
+    held: &Held,
+) {
     let mut session: Option<Session> = None;
     let mut known: Option<Known> = None;
     let mut commands: Option<Commands> = None;
@@ -53,6 +59,7 @@ pub(crate) async fn report_forever(run: &MirrorRun, stats: &Stats, load: &LoadPr
             topic,
             SystemTime::now(),
         );
+        held.show(&run.mirror, &mut report);
         pace.show(&run.mirror, &known.tables, &mut report, Instant::now());
         run.reporter.report(&report);
         tokio::time::sleep(EVERY).await;

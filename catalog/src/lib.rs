@@ -46,8 +46,8 @@ pub use mirrors::{
 pub use peers::{NewPeer, Peer};
 pub use replay::{NewReplay, REPLAY, Replay, RetainedSync, Until};
 pub use reports::{
-    ApplyReport, CaptureReport, Failure, Point, ReplayProgress, Report, Reports, RoleState,
-    SyncProgress, SyncRefusal, TableReport,
+    ApplyReport, CaptureReport, Failure, Point, ReplayProgress, ReplayableFrom, Report, Reports,
+    RoleState, SyncProgress, SyncRefusal, TableReport,
 };
 pub use schema_sync::{HELD, READ, SYNC_SCHEMA, SourceDefinitions, sync_mode};
 pub use status::{Health, Phase, Status, StatusView, derive};

@@ -158,6 +158,36 @@ impl Catalog {
     }
 }
 
+/// Pauses apply of a running mirror, with the `pause` command that says when it has stopped.
+pub(crate) async fn pause_apply(
+    connection: &mut PgConnection,
+    mirror: &Mirror,
+    requested_by: &str,
+) -> Result<()> {
+    let version = mirror.version_of(Role::Apply) + 1;
+    sqlx::query(
+        "UPDATE bunny.mirrors
+         SET desired = 'paused', pause_scope = 'apply', apply_version = apply_version + 1,
+             updated_at = clock_timestamp()
+         WHERE id = $1",
+    )
+    .bind(mirror.id)
+    .execute(&mut *connection)
+    .await
+    .map_err(|error| Error::database("pausing a mirror", error))?;
+    let args = json!({ "scope": PauseScope::Apply, "versions": { Role::Apply.as_str(): version } });
+    commands::insert(
+        connection,
+        mirror.id,
+        &mirror.name,
+        "pause",
+        &args,
+        requested_by,
+    )
+    .await?;
+    Ok(())
+}
+
 struct Wish {
     kind: &'static str,
     desired: Desired,

@@ -17,7 +17,7 @@ use crate::commands;
 use crate::mirrors::{Desired, Mirror, PauseScope, ResyncStrategy, notify};
 use crate::schema_sync::{SYNC_SCHEMA, under_way};
 use crate::tables::{AwaitedTable, RESYNC, TABLES};
-use crate::{Catalog, Error, Result};
+use crate::{Catalog, Error, Result, pausing};
 
 /// The command of tables rebuilt from the topics.
 pub const REPLAY: &str = "replay";
@@ -208,26 +208,29 @@ impl Catalog {
             }
             let absent = awaited.iter().filter(|awaited| !is_there(awaited));
             let absent: Vec<String> = absent.map(|awaited| awaited.table.to_string()).collect();
-            sqlx::query(
-                "WITH ended AS (
-                     UPDATE bunny.commands
-                     SET state = CASE WHEN $3 = '' THEN 'done' ELSE 'failed' END, error = nullif($3, ''),
-                         updated_at = clock_timestamp(), finished_at = clock_timestamp()
-                     WHERE id = $2 AND state IN ('pending', 'running') RETURNING id)
-                 UPDATE bunny.mirrors
-                 SET desired = 'paused', pause_scope = 'apply', apply_version = apply_version + 1,
-                     updated_at = clock_timestamp()
-                 WHERE id = $1 AND desired = 'running' AND EXISTS (SELECT FROM ended)",
+            let ended = sqlx::query(
+                "UPDATE bunny.commands
+                 SET state = CASE WHEN $2 = '' THEN 'done' ELSE 'failed' END, error = nullif($2, ''),
+                     updated_at = clock_timestamp(), finished_at = clock_timestamp()
+                 WHERE id = $1 AND state IN ('pending', 'running')",
             )
-            .bind(mirror_id)
             .bind(command.id)
             .bind(match absent.is_empty() {
                 true => String::new(),
-                false => format!("not rebuilt: {}; the others stand where they were to, and the mirror is paused", absent.join(", ")),
+                false => format!(
+                    "not rebuilt: {}; the others stand where they were to, and the mirror is paused",
+                    absent.join(", ")
+                ),
             })
             .execute(&mut *transaction)
             .await
             .map_err(failed)?;
+            let mirror = self
+                .lock_mirror(&mut transaction, &command.mirror_name)
+                .await?;
+            if ended.rows_affected() == 1 && mirror.desired == Desired::Running {
+                pausing::pause_apply(&mut transaction, &mirror, &command.requested_by).await?;
+            }
         }
         notify(&mut transaction).await?;
         transaction.commit().await.map_err(failed)

@@ -154,6 +154,18 @@ pub struct TableReport {
     /// While it is rebuilt from the topics: how far.
     #[serde(default)]
     pub replay: Option<ReplayProgress>,
+    /// The earliest point that the topics can rebuild it from.
+    #[serde(default)]
+    pub replayable_from: Option<ReplayableFrom>,
+}
+
+/// A retained copy of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplayableFrom {
+    /// Its consistent point.
+    pub lsn: Lsn,
+    /// When it was taken, by the source's clock.
+    pub time: DateTime<Utc>,
 }
 
 /// How far the replay of a table is. First its rows are loaded, then its changes followed.
@@ -191,6 +203,7 @@ impl TableReport {
             error: None,
             last_synced_at: None,
             replay: None,
+            replayable_from: None,
         }
     }
 }

@@ -159,7 +159,9 @@ fn table(
         "last_synced_at": report.last_synced_at.map(time),
         "error_message": report.error,
         "replay": report.replay,
-        "replayable_from": Value::Null,
+        "replayable_from": report.replayable_from.map(|from| {
+            json!({ "lsn": from.lsn, "time": time(from.time) })
+        }),
     })
 }
 

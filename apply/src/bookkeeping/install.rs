@@ -24,7 +24,10 @@ pub async fn is_installed(session: &Session) -> Result<bool> {
 async fn is_up_to_date(session: &Session) -> Result<bool> {
     let found = session
         .query_one(
-            "SELECT to_regclass('_bunny.objects') IS NOT NULL AND to_regclass('_bunny.schema_syncs') IS NOT NULL AND EXISTS (
+            "SELECT to_regclass('_bunny.objects') IS NOT NULL
+                 AND to_regclass('_bunny.schema_syncs') IS NOT NULL
+                 AND to_regclass('_bunny.retention') IS NOT NULL
+                 AND EXISTS (
                  SELECT FROM pg_attribute WHERE attrelid = to_regclass('_bunny.tables')
                      AND attname = 'retry_id' AND NOT attisdropped)",
             &[],

@@ -84,6 +84,12 @@ CREATE TABLE IF NOT EXISTS _bunny.schema_syncs (
     sentence text NOT NULL,
     PRIMARY KEY (mirror_id, command_id, id)
 );
+CREATE TABLE IF NOT EXISTS _bunny.retention (
+    mirror_id uuid PRIMARY KEY,
+    -- The change topic is not needed below it, and may be trimmed up to there.
+    floor_offset bigint NOT NULL,
+    updated_at timestamptz NOT NULL DEFAULT now()
+);
 -- What earlier versions of this file lacked.
 ALTER TABLE _bunny.tables ADD COLUMN IF NOT EXISTS keeps_rows boolean NOT NULL DEFAULT false;
 ALTER TABLE _bunny.tables ADD COLUMN IF NOT EXISTS retry_id uuid;

@@ -51,6 +51,7 @@ pub async fn forget_mirror<C: GenericClient + Sync>(client: &C, mirror_id: Uuid)
         "schema_syncs",
         "tables",
         "progress",
+        "retention",
         "owner",
     ] {
         client

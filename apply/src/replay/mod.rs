@@ -26,6 +26,7 @@ use uuid::Uuid;
 use crate::bookkeeping::{self, TableState};
 use crate::error::{Error, Result};
 use crate::mirror::Shared;
+use crate::retention;
 use crate::schema_change::shape;
 
 pub use bound::Bound;
@@ -47,7 +48,11 @@ pub(crate) async fn admitted(
     if not_begun.is_empty() {
         return Ok(mirror);
     }
-    let retained = Retained::read(&shared.kafka, &shared.topics, &mirror.slug).await?;
+    let mut retained = Retained::read(&shared.kafka, &shared.topics, &mirror.slug).await?;
+    // What is below may be trimmed at any moment, though it is still there. Only this owner of
+    // the destination could raise it.
+    let floor = retention::floor(client, mirror.id).await?;
+    retained.changes.0 = retained.changes.0.max(floor);
     for table in &mut mirror.tables {
         let Some(replay) = table.replay.take_if(|r| not_begun.contains(&r.request_id)) else {
             continue;

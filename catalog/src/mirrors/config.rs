@@ -193,7 +193,8 @@ impl MirrorConfig {
             (
                 "topic_retention_hours",
                 self.topic_retention_hours.into(),
-                1,
+                // None: what is applied is not kept.
+                0,
                 24 * 366 * 10,
             ),
             (

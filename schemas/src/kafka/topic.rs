@@ -209,6 +209,31 @@ impl KafkaConfig {
         .await
     }
 
+    /// The first offset of a partition whose record was appended at `timestamp_ms`
+    /// (milliseconds since the Unix epoch) or later; its end if there is none.
+    pub async fn offset_at(&self, topic: &str, partition: i32, timestamp_ms: i64) -> Result<i64> {
+        let doing = format!("find the offset of a time in {topic}/{partition}");
+        let topic = topic.to_owned();
+        self.with_consumer(move |consumer| {
+            let mut times = TopicPartitionList::new();
+            times
+                .add_partition_offset(&topic, partition, Offset::Offset(timestamp_ms))
+                .map_err(Error::kafka(doing.clone()))?;
+            let found = consumer
+                .offsets_for_times(times, CALL_TIMEOUT)
+                .map_err(Error::kafka(doing.clone()))?;
+            let found = found.find_partition(&topic, partition);
+            match found.map(|element| element.offset()) {
+                Some(Offset::Offset(offset)) => Ok(offset),
+                _ => consumer
+                    .fetch_watermarks(&topic, partition, CALL_TIMEOUT)
+                    .map(|(_, end)| end)
+                    .map_err(Error::kafka(doing)),
+            }
+        })
+        .await
+    }
+
     /// Ok when a broker answers within `timeout`.
     pub async fn broker_reachable(&self, timeout: Duration) -> Result<()> {
         let doing = format!("reach Kafka at {}", self.brokers);
