@@ -62,7 +62,7 @@ async fn fence(mirror: &Mirror, context: &MirrorContext) -> Result<Standing> {
         epoch,
         progress: bookkeeping::progress(client, mirror.id).await?,
         known: Known::read(client, mirror.id).await?,
-        floor: retention::floor(client, mirror.id).await?,
+        floor: retention::floor(client, mirror.id, mirror.generation).await?,
     })
 }
 

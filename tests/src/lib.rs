@@ -6,12 +6,14 @@
 //! - [`stage`]: everything one test owns: databases, topic prefix, processes, a mirror.
 //! - [`content`]: source and destination hold the same rows.
 //! - [`topic`]: the topics, read by another Avro implementation, hold the source's history.
+//! - [`backup`]: dumps of a database, and databases made from them.
 //! - [`load`]: writers that keep changing the source while things break.
 //! - [`proxy`]: a TCP proxy that cuts, freezes and refuses connections.
 //!
 //! It uses none of the product's crates, so that no mistake can hide on both sides.
 
 pub mod api;
+pub mod backup;
 pub mod bunny;
 pub mod certificates;
 pub mod content;

@@ -86,6 +86,8 @@ CREATE TABLE IF NOT EXISTS _bunny.schema_syncs (
 );
 CREATE TABLE IF NOT EXISTS _bunny.retention (
     mirror_id uuid PRIMARY KEY,
+    -- In which its offset counts.
+    generation uuid NOT NULL,
     -- The change topic is not needed below it, and may be trimmed up to there.
     floor_offset bigint NOT NULL,
     updated_at timestamptz NOT NULL DEFAULT now()

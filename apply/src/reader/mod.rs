@@ -155,7 +155,9 @@ pub(crate) async fn open(
     if low > next_offset {
         return Err(Error::History(format!(
             "the change topic {topic} begins at offset {low}, but the destination needs it from offset {next_offset} on: \
-             it was trimmed or recreated by something else; resync the mirror to start a new generation"
+             what is missing was trimmed. Either the destination was restored from a backup that is older than what is \
+             kept (topic_retention_hours), or something else trims or has recreated the topic. Nothing was skipped; \
+             resync the mirror to start a new generation"
         )));
     }
     if end < next_offset {

@@ -51,7 +51,7 @@ pub(crate) async fn admitted(
     let mut retained = Retained::read(&shared.kafka, &shared.topics, &mirror.slug).await?;
     // What is below may be trimmed at any moment, though it is still there. Only this owner of
     // the destination could raise it.
-    let floor = retention::floor(client, mirror.id).await?;
+    let floor = retention::floor(client, mirror.id, mirror.generation).await?;
     retained.changes.0 = retained.changes.0.max(floor);
     for table in &mut mirror.tables {
         let Some(replay) = table.replay.take_if(|r| not_begun.contains(&r.request_id)) else {

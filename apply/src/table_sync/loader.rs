@@ -147,7 +147,7 @@ async fn load_all(run: &MirrorRun, progress: &LoadProgress) -> Result<()> {
         tasks.spawn(Box::pin(task.run()));
     }
     tasks.spawn(Box::pin(finishing::run(shared.clone(), to_finish)));
-    tasks.spawn(Box::pin(refusals::run(shared.clone())));
+    tasks.spawn(Box::pin(refusals::run(shared.clone(), requests)));
     let ended = tokio::select! {
         error = driver.run() => Err(error),
         error = first_error(&mut tasks) => Err(error),

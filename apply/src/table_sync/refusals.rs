@@ -3,25 +3,49 @@
 //! Capture says so in its report, with the request to bring the table back that it knew.
 //! Only if that is the one that this run knows too does it count: a report outlives the
 //! capture that gave it, and a table that is tried again must not be refused by it.
+//!
+//! Nor will a copy come that was published whole and trimmed since. Nobody who knows that it
+//! is to be loaded trims it, but a destination may know less than it did: it was restored from
+//! a backup, or made anew.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bunny_catalog::{Mirror, Reports};
+use bunny_schemas::control::SyncState;
+use bunny_schemas::retained::Retained;
 use uuid::Uuid;
 
 use super::chunk_copy;
 use super::loader::Shared;
 use crate::error::{Error, Result};
+use crate::replay;
+
+/// What is said of a table whose copy is gone.
+const GONE: &str = "its copy was published, and what it needs is trimmed from the topics by now: the destination was \
+     restored from a backup older than topic_retention_hours, or made anew, or the topics were changed by something \
+     else. Nothing was changed; resync the table";
 
 /// How often the report is read.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Looks until an error.
-pub(super) async fn run(shared: Arc<Shared>) -> Error {
+pub(super) async fn run(shared: Arc<Shared>, requests: Vec<Uuid>) -> Error {
+    let mut is_looked_for = false;
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
         let run = &shared.run;
+        if !is_looked_for
+            && let Ok(retained) = Retained::read(&run.kafka, &run.topics, &run.mirror.slug).await
+        {
+            is_looked_for = true;
+            let published = |request| replay::published_as(&run.mirror, request);
+            for request_id in gone(&requests, published, run.mirror.generation, &retained) {
+                if let Err(error) = set_aside(&shared, request_id, GONE).await {
+                    return error;
+                }
+            }
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
         // Without the catalog the tables wait.
         let Ok(reports) = run.catalog.reports(run.mirror_id()).await else {
             continue;
@@ -45,6 +69,26 @@ async fn set_aside(shared: &Shared, request_id: Uuid, reason: &str) -> Result<()
         .await
 }
 
+/// Those of `requests` whose copies were finished and are not held any more; `published_as`:
+/// under which request capture has published what is loaded for one. Pure.
+fn gone(
+    requests: &[Uuid],
+    published_as: impl Fn(Uuid) -> Uuid,
+    generation: Uuid,
+    retained: &Retained,
+) -> Vec<Uuid> {
+    let is_gone = |request_id: &&Uuid| {
+        let published = published_as(**request_id);
+        retained.syncs.iter().any(|sync| {
+            sync.request_id == published
+                && sync.generation == generation
+                && sync.state == SyncState::Finished
+                && !retained.holds(sync)
+        })
+    };
+    requests.iter().filter(is_gone).copied().collect()
+}
+
 /// The syncs of this mirror that capture has given up, with the reasons. Pure.
 fn refused(mirror: &Mirror, reports: &Reports) -> Vec<(Uuid, String)> {
     let report = reports.capture.report.as_ref();
@@ -62,4 +106,54 @@ fn refused(mirror: &Mirror, reports: &Reports) -> Vec<(Uuid, String)> {
                 .then(|| (sync.request_id, refusal.reason.clone()))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use bunny_postgres::Lsn;
+    use bunny_schemas::control::SyncRecord;
+
+    use super::*;
+
+    #[test]
+    fn a_copy_that_is_gone_is_not_waited_for() {
+        let generation = Uuid::from_u128(7);
+        let copy = SyncRecord {
+            request_id: Uuid::from_u128(1),
+            attempt: 1,
+            schema: "public".into(),
+            table: "t".into(),
+            state: SyncState::Finished,
+            lsn: Lsn(1),
+            start_offsets: vec![3],
+            generation,
+            changes_offset: 20,
+            taken_at_us: 0,
+            rows: 0,
+            bytes: 0,
+        };
+        let found = |sync: SyncRecord, changes: (i64, i64), low: i64| {
+            let requests = [sync.request_id, Uuid::from_u128(2)];
+            let retained = Retained {
+                syncs: vec![sync],
+                changes,
+                snapshot: vec![low],
+                ..Retained::default()
+            };
+            gone(&requests, |request| request, generation, &retained).len()
+        };
+        assert_eq!(found(copy.clone(), (20, 50), 3), 0, "held");
+        assert_eq!(found(copy.clone(), (20, 50), 4), 1, "its chunks are gone");
+        assert_eq!(found(copy.clone(), (21, 50), 3), 1, "its changes are");
+        let under_way = SyncRecord {
+            state: SyncState::Started,
+            ..copy.clone()
+        };
+        assert_eq!(found(under_way, (21, 50), 4), 0, "another attempt comes");
+        let former = SyncRecord {
+            generation: Uuid::from_u128(8),
+            ..copy
+        };
+        assert_eq!(found(former, (20, 50), 4), 0, "this generation's comes");
+    }
 }

@@ -251,6 +251,7 @@ fn every_crash_point_is_in_a_suite() -> Result<()> {
         &crate::schema_sync::APPLY_SCHEMA_SYNC,
         &APPLY_CATCH_UP,
         &crate::replay::APPLY_REPLAY,
+        &crate::retention::APPLY_RETENTION,
         &crate::swap::APPLY_SWAP,
         &crate::generations::APPLY_GENERATION,
         &crate::parked::APPLY_PARKED,

@@ -20,6 +20,7 @@ mod parked;
 mod pausing;
 mod pgbench;
 mod replay;
+mod retention;
 mod scene;
 mod schema_changes;
 mod schema_sync;

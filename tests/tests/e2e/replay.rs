@@ -1,14 +1,12 @@
 //! Tables rebuilt from the topics: the source is not asked, and need not be there.
 
 use anyhow::{Context, Result};
-use bunny_tests::api::Api;
 use bunny_tests::content::{self, TablePair};
 use bunny_tests::database::Session;
 use bunny_tests::load::{self, Load};
 use bunny_tests::lsn::Lsn;
 use bunny_tests::services::{Server, Services};
 use bunny_tests::stage::{CONVERGE, Stage};
-use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::crashes::{crash_in_turn, scene};
@@ -34,8 +32,7 @@ const POINTS: [(&str, u32); 11] = [
 ];
 
 /// Passed by a replay up to a moment.
-pub const APPLY_REPLAY: [(&str, u32); 2] =
-    [("apply::replay_stands", 1), ("apply::retention_raised", 1)];
+pub const APPLY_REPLAY: [(&str, u32); 1] = [("apply::replay_stands", 1)];
 
 /// A table whose definition has changed in every way since it was first copied.
 const CHANGING: &str = "
@@ -389,117 +386,5 @@ async fn the_destination_as_it_was_at_a_moment() -> Result<()> {
     source
         .run("UPDATE u SET v = 'end'; UPDATE t SET v = 'end'")
         .await?;
-    stage.assert_converges(&mirror, &pairs).await
-}
-
-async fn patch(api: &Api, change: Value) -> Result<()> {
-    let path = "/v1/mirrors/mirror";
-    api.request(Method::PATCH, path, Some(change))
-        .await?
-        .expect(202)?;
-    Ok(())
-}
-
-fn replayable(mirror: &Value, table: &str) -> Option<Lsn> {
-    let mut tables = mirror["tables"].as_array().into_iter().flatten();
-    let found = tables.find(|found| found["source_table"] == table)?;
-    found["replayable_from"]["lsn"].as_str()?.parse().ok()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn only_what_nobody_needs_is_trimmed() -> Result<()> {
-    let stage = Stage::new("retention").await?;
-    let [_capture, mut apply, _api] = stage.start_all()?;
-    let api = stage.api().await?;
-    stage.create_peers(&api).await?;
-    let source = stage.source.connect().await?;
-    source
-        .run("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (id int PRIMARY KEY, v text);
-              INSERT INTO t SELECT g, 'first' FROM generate_series(1, 500) g; INSERT INTO u SELECT * FROM t;")
-        .await?;
-    let mirror = stage.create_mirror(&api, "mirror", &TWO, json!({})).await?;
-    mirror.wait_running().await?;
-    let destination = stage.destination.connect().await?;
-    let floor = "SELECT coalesce(max(floor_offset), 0) FROM _bunny.retention";
-    let change = "UPDATE t SET v = v || '.'; UPDATE u SET v = v || '.'";
-    source.run(change).await?;
-    mirror.wait_for_lsn(source.current_lsn().await?).await?;
-    // Young: everything stays, and says what it can be rebuilt from.
-    let both =
-        |mirror: &Value, _: &Value| TWO.iter().all(|table| replayable(mirror, table).is_some());
-    mirror.wait_until("replayable", CONVERGE, both).await?;
-    assert_eq!(destination.number(floor).await?, 0);
-
-    // A table that is set aside keeps what it misses, however short the window.
-    destination
-        .run("ALTER TABLE u ADD CONSTRAINT refused CHECK (v NOT LIKE '%..') NOT VALID")
-        .await?;
-    source.run(change).await?;
-    wait_status(&mirror, "public.u", "ERRORED").await?;
-    apply.restart_to_crash("apply::retention_raised", 1)?;
-    patch(&api, json!({"topic_retention_hours": 0})).await?;
-    apply
-        .wait_crash_point("apply::retention_raised", CONVERGE)
-        .await?;
-    apply.restart()?;
-    let gone =
-        |mirror: &Value, _: &Value| TWO.iter().all(|table| replayable(mirror, table).is_none());
-    mirror.wait_until("not replayable", CONVERGE, gone).await?;
-    let kept = "SELECT restart_offset FROM _bunny.tables WHERE source_table = 'u'";
-    assert_eq!(
-        destination.number(floor).await?,
-        destination.number(kept).await?
-    );
-    // At once by who asks, or, while it is not deleted yet, by who would do it.
-    let refused = api.post(REPLAY, json!({})).await?;
-    if refused.status == 202 {
-        let command = ended(&api, &mirror, &stage, &refused.body).await?;
-        assert_eq!(command["state"], "failed", "{command}");
-    } else {
-        assert_eq!(refused.status, 409, "{}", refused.body);
-    }
-    for _ in 0..3 {
-        source.run(change).await?;
-    }
-    destination
-        .run("ALTER TABLE u DROP CONSTRAINT refused")
-        .await?;
-    api.post(
-        "/v1/mirrors/mirror/retry",
-        json!({"table_name": "public.u"}),
-    )
-    .await?
-    .expect(202)?;
-    wait_status(&mirror, "public.u", "LIVE").await?;
-    let pairs = TablePair::all(&TWO);
-    stage.assert_converges(&mirror, &pairs).await?;
-
-    // A checkpoint makes a table replayable as long as the window is wide enough.
-    patch(&api, json!({"topic_retention_hours": 1})).await?;
-    let checkpoint = api
-        .post(CHECKPOINT, json!({"tables": ["public.t"]}))
-        .await?
-        .expect(202)?;
-    assert_eq!(
-        ended(&api, &mirror, &stage, &checkpoint).await?["state"],
-        "done"
-    );
-    mirror
-        .wait_until("t replayable", CONVERGE, |mirror, _| {
-            replayable(mirror, "public.t").is_some()
-        })
-        .await?;
-    assert!(replayable(&mirror.get().await?, "public.u").is_none());
-    source.run(change).await?;
-    let replay = api
-        .post(REPLAY, json!({"tables": ["public.t"]}))
-        .await?
-        .expect(202)?;
-    assert_eq!(
-        ended(&api, &mirror, &stage, &replay).await?["state"],
-        "done"
-    );
-    // A new start finds its place in topics that begin late.
-    source.run(change).await?;
     stage.assert_converges(&mirror, &pairs).await
 }

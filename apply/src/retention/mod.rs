@@ -1,0 +1,228 @@
+//! Retention: trims the topics of what nobody needs any more (DeleteRecords).
+//!
+//! A *floor* is kept in the destination (`_bunny.retention`): the change topic is not needed
+//! below it. Within a generation it only rises, in a transaction that is fenced like every
+//! other, and nothing is trimmed above the floor that is stored. So a worker that was frozen
+//! and thaws may only repeat what had been decided before another took over. A replay that
+//! would need more is refused before its table is touched; one that has begun holds the floor
+//! by its table's offset.
+//!
+//! The floor is the lowest of: the last event applied, which always stays; what tables that
+//! are set aside, being loaded or catching up need; and the first event younger than
+//! `topic_retention_hours`. It stays where it is while nothing of the generation is applied,
+//! while a table waits for a sync of which nothing is known here yet, and while the catalog
+//! wants anything that the destination does not know. Chunks go with the changes they need: a
+//! sync counts as long as its changes begin at the floor or above.
+//!
+//! What can happen between any two of these steps is gone through in
+//! docs/adr/0027-retention.md.
+//!
+//! On failure: nothing is trimmed, and it is tried again; what lasts shows in the status.
+
+mod floor;
+mod held;
+
+use std::time::{Duration, SystemTime};
+
+use bunny_catalog::{LogLevel, Mirror};
+use bunny_schemas::retained::Retained;
+use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::json;
+use tokio_postgres::Client;
+
+use crate::bookkeeping::{self, Progress, TableState};
+use crate::context::MirrorRun;
+use crate::crash_points::{self, reached};
+use crate::error::{Error, Result};
+use crate::reader::PARTITION;
+use crate::replay;
+use crate::swap;
+
+pub(crate) use floor::floor;
+pub(crate) use held::Held;
+
+/// How often it is looked at what can go.
+const EVERY: Duration = Duration::from_secs(10);
+/// Between saying what will not be replayable any more and trimming it: the report is written
+/// every second.
+const SAID_BEFORE: Duration = Duration::from_secs(3);
+
+/// Trims until it is dropped.
+pub(crate) async fn run(run: MirrorRun, held: Held) {
+    loop {
+        let looked = look(&run, &held).await;
+        if let Err(error) = &looked {
+            tracing::debug!(mirror = %run.mirror.name, %error, "the topics are trimmed later");
+        }
+        held.trimmed(looked.err());
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+/// What may go.
+struct Decision {
+    generation: uuid::Uuid,
+    floor: i64,
+    /// By partition of the snapshot topic, the first offset that is needed.
+    firsts: Vec<i64>,
+}
+
+async fn look(run: &MirrorRun, held: &Held) -> Result<()> {
+    let slug = &run.mirror.slug;
+    let snapshot = run.topics.snapshot(slug);
+    // Before the syncs are read: one that is recorded later writes behind these ends.
+    let mut ends = Vec::new();
+    for partition in 0..run.kafka.partitions(&snapshot).await?.unwrap_or_default() {
+        ends.push(run.kafka.watermarks(&snapshot, partition).await?.1);
+    }
+    let before = Retained::read(&run.kafka, &run.topics, slug).await?;
+    let session = run.connect().await?;
+    let client: &Client = &session;
+    // Before the catalog is asked: what is wanted later needs nothing from before it.
+    let Some(progress) = bookkeeping::progress(client, run.mirror_id()).await? else {
+        held.set(before);
+        return Ok(());
+    };
+    let wish = run.catalog.get_mirror(&run.mirror.name).await?;
+    let in_window = in_window(run, client, &wish).await?;
+    let (floor, tables) = raise(run, client, &progress, &wish, in_window).await?;
+    let mut after = before.clone();
+    after.changes.0 = after.changes.0.max(floor);
+    say_what_goes(run, &before, &after);
+    let published = |request| replay::published_as(&wish, request);
+    let firsts = if floor::chunks_are_known(&after, &progress, &tables, published) {
+        floor::first_needed(&after, floor, &ends)
+    } else {
+        Vec::new()
+    };
+    held.set(after);
+    let decision = Decision {
+        generation: progress.generation,
+        floor,
+        firsts,
+    };
+    trim(run, client, &before, &decision).await
+}
+
+/// The first event that is younger than `topic_retention_hours`, by the slower of two clocks:
+/// one that has jumped ahead must not cost the window.
+async fn in_window(run: &MirrorRun, client: &Client, wish: &Mirror) -> Result<i64> {
+    let row = client
+        .query_one("SELECT clock_timestamp()", &[])
+        .await
+        .map_err(Error::sql("asking the destination for the time"))?;
+    let now = Utc::now().min(DateTime::from(row.get::<_, SystemTime>(0)));
+    let oldest = now - TimeDelta::hours(wish.config.topic_retention_hours.into());
+    let changes = run.topics.changes(&run.mirror.slug);
+    let found = run
+        .kafka
+        .offset_at(&changes, PARTITION, oldest.timestamp_millis())
+        .await?;
+    Ok(found)
+}
+
+/// Raises the floor as far as nothing is needed, and gives it with the tables of the mirror.
+async fn raise(
+    run: &MirrorRun,
+    client: &Client,
+    progress: &Progress,
+    wish: &Mirror,
+    in_window: i64,
+) -> Result<(i64, Vec<TableState>)> {
+    let mirror_id = run.mirror_id();
+    client
+        .batch_execute("BEGIN")
+        .await
+        .map_err(Error::sql("beginning to raise the retention floor"))?;
+    bookkeeping::fence(client, mirror_id, run.epoch).await?;
+    let tables = bookkeeping::tables(client, mirror_id).await?;
+    let beside = bookkeeping::tables(client, swap::ledger_of(mirror_id)).await?;
+    let former = floor::floor(client, mirror_id, progress.generation).await?;
+    // What is asked for after the catalog was read begins at the end of the log that is then:
+    // not before `progress`, which was read first.
+    let is_same = wish.id == mirror_id && wish.generation == progress.generation;
+    let lowest = if is_same && floor::knows_all(&wish.tables, &tables, &beside) {
+        floor::lowest_needed(&tables, &beside, progress, in_window)
+    } else {
+        None
+    };
+    let next = lowest.map_or(former, |lowest| lowest.max(former));
+    floor::store(client, mirror_id, progress.generation, next).await?;
+    client
+        .batch_execute("COMMIT")
+        .await
+        .map_err(Error::sql("committing the retention floor"))?;
+    if next > former {
+        reached(crash_points::RETENTION_RAISED);
+    }
+    Ok((next, tables.into_iter().chain(beside).collect()))
+}
+
+async fn trim(
+    run: &MirrorRun,
+    client: &Client,
+    before: &Retained,
+    decision: &Decision,
+) -> Result<()> {
+    let snapshot = run.topics.snapshot(&run.mirror.slug);
+    let firsts = (0..).zip(decision.firsts.iter().zip(&before.snapshot));
+    let chunks: Vec<(i32, i64)> = firsts
+        .filter(|(_, (first, low))| low < first)
+        .map(|(partition, (first, _))| (partition, *first))
+        .collect();
+    let trims_changes = before.changes.0 < decision.floor;
+    if !trims_changes && chunks.is_empty() {
+        return Ok(());
+    }
+    tokio::time::sleep(SAID_BEFORE).await;
+    if trims_changes {
+        let changes = run.topics.changes(&run.mirror.slug);
+        still_decided(run, client, decision).await?;
+        run.kafka
+            .delete_records(&changes, PARTITION, decision.floor)
+            .await?;
+        tracing::info!(mirror = %run.mirror.name, offset = decision.floor, "the change topic is trimmed");
+    }
+    for (partition, first) in chunks {
+        still_decided(run, client, decision).await?;
+        run.kafka
+            .delete_records(&snapshot, partition, first)
+            .await?;
+        tracing::info!(mirror = %run.mirror.name, partition, offset = first, "the snapshot topic is trimmed");
+    }
+    Ok(())
+}
+
+/// Right before something is deleted: this is still the owner, of the same destination and in
+/// the same generation, whose offsets these are.
+async fn still_decided(run: &MirrorRun, client: &Client, decision: &Decision) -> Result<()> {
+    bookkeeping::fence(client, run.mirror_id(), run.epoch).await?;
+    let progress = bookkeeping::progress(client, run.mirror_id()).await?;
+    let generation = progress.map(|progress| progress.generation);
+    let stored = floor::floor(client, run.mirror_id(), decision.generation).await?;
+    if generation == Some(decision.generation) && stored >= decision.floor {
+        return Ok(());
+    }
+    Err(Error::NotYet(
+        "what the topics are kept for has changed meanwhile".to_owned(),
+    ))
+}
+
+fn say_what_goes(run: &MirrorRun, before: &Retained, after: &Retained) {
+    for table in &run.mirror.tables {
+        let earliest = |retained: &Retained| {
+            let found =
+                retained.earliest(&table.source, run.mirror.generation, table.since_request);
+            found.map(|sync| sync.lsn)
+        };
+        let (was, is) = (earliest(before), earliest(after));
+        if was.is_some() && is.is_none() {
+            let message = format!(
+                "table {} cannot be rebuilt from the topics any more: what its last copy needs is older than topic_retention_hours. POST …/checkpoint makes a new one",
+                table.source
+            );
+            let details = json!({"table": table.source.to_string()});
+            run.reporter.log(LogLevel::Warn, message, details);
+        }
+    }
+}

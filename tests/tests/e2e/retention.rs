@@ -1,0 +1,336 @@
+//! Topics are trimmed of what nobody needs, and of nothing else.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use bunny_tests::api::Api;
+use bunny_tests::backup;
+use bunny_tests::bunny::Role;
+use bunny_tests::content::TablePair;
+use bunny_tests::database::Session;
+use bunny_tests::load::{self, Load};
+use bunny_tests::lsn::Lsn;
+use bunny_tests::stage::{CONVERGE, Mirror, Stage};
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::lifecycle::{ended, wait_status};
+
+/// Passed when something is about to be trimmed.
+pub const APPLY_RETENTION: [(&str, u32); 1] = [("apply::retention_raised", 1)];
+
+const REPLAY: &str = "/v1/mirrors/mirror/replay";
+const CHECKPOINT: &str = "/v1/mirrors/mirror/checkpoint";
+const TWO: [&str; 2] = ["public.t", "public.u"];
+const FLOOR: &str = "SELECT coalesce(max(floor_offset), 0) FROM _bunny.retention";
+
+async fn patch(api: &Api, change: Value) -> Result<()> {
+    let path = "/v1/mirrors/mirror";
+    api.request(Method::PATCH, path, Some(change))
+        .await?
+        .expect(202)?;
+    Ok(())
+}
+
+fn replayable(mirror: &Value, table: &str) -> Option<Lsn> {
+    let mut tables = mirror["tables"].as_array().into_iter().flatten();
+    let found = tables.find(|found| found["source_table"] == table)?;
+    found["replayable_from"]["lsn"].as_str()?.parse().ok()
+}
+
+/// Waits until a query at the destination gives a number that will do.
+async fn wait_number(
+    destination: &Session,
+    sql: &str,
+    will_do: impl Fn(i64) -> bool,
+) -> Result<i64> {
+    let deadline = Instant::now() + CONVERGE;
+    loop {
+        let found = destination.number(sql).await?;
+        if will_do(found) {
+            return Ok(found);
+        }
+        ensure!(Instant::now() < deadline, "{sql} stays {found}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// First offset and end of the change topic.
+async fn watermarks(stage: &Stage, mirror: &Mirror) -> Result<(i64, i64)> {
+    let topic = changes_of(stage, mirror);
+    let brokers = stage.services.brokers.clone();
+    tokio::task::spawn_blocking(move || {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", &brokers)
+            .create()?;
+        Ok(consumer.fetch_watermarks(&topic, 0, Duration::from_secs(10))?)
+    })
+    .await?
+}
+
+fn changes_of(stage: &Stage, mirror: &Mirror) -> String {
+    format!("{}.{}.changes", stage.name, mirror.slug())
+}
+
+async fn wait_trimmed(stage: &Stage, mirror: &Mirror, floor: i64) -> Result<()> {
+    let deadline = Instant::now() + CONVERGE;
+    while watermarks(stage, mirror).await?.0 < floor {
+        ensure!(
+            Instant::now() < deadline,
+            "nothing is trimmed below {floor}"
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_nobody_needs_is_trimmed() -> Result<()> {
+    let stage = Stage::new("retention").await?;
+    let [mut capture, mut apply, _api] = stage.start_all()?;
+    let api = stage.api().await?;
+    stage.create_peers(&api).await?;
+    let source = stage.source.connect().await?;
+    source
+        .run("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (id int PRIMARY KEY, v text);
+              INSERT INTO t SELECT g, 'first' FROM generate_series(1, 500) g; INSERT INTO u SELECT * FROM t;")
+        .await?;
+    let options = json!({"topic_retention_hours": 0});
+    let mirror = stage.create_mirror(&api, "mirror", &TWO, options).await?;
+    mirror.wait_running().await?;
+    let destination = stage.destination.connect().await?;
+    // Nothing has changed since the generation began, so its begin is the last there is, by
+    // which capture finds its place.
+    let looked = "SELECT count(*) FROM _bunny.retention";
+    wait_number(&destination, looked, |count| count == 1).await?;
+    assert_eq!(destination.number(FLOOR).await?, 0);
+    patch(&api, json!({"topic_retention_hours": 168})).await?;
+    capture.kill9();
+    capture.restart()?;
+    let change = "UPDATE t SET v = v || '.'; UPDATE u SET v = v || '.'";
+    source.run(change).await?;
+    mirror.wait_for_lsn(source.current_lsn().await?).await?;
+    // Young: everything stays, and says what it can be rebuilt from.
+    let both =
+        |mirror: &Value, _: &Value| TWO.iter().all(|table| replayable(mirror, table).is_some());
+    mirror.wait_until("replayable", CONVERGE, both).await?;
+    assert_eq!(destination.number(FLOOR).await?, 0);
+
+    // A table that is set aside keeps what it misses, however short the window.
+    destination
+        .run("ALTER TABLE u ADD CONSTRAINT refused CHECK (v NOT LIKE '%..') NOT VALID")
+        .await?;
+    source.run(change).await?;
+    wait_status(&mirror, "public.u", "ERRORED").await?;
+    let (point, pass) = APPLY_RETENTION[0];
+    apply.restart_to_crash(point, pass)?;
+    patch(&api, json!({"topic_retention_hours": 0})).await?;
+    apply.wait_crash_point(point, CONVERGE).await?;
+    apply.restart()?;
+    let gone =
+        |mirror: &Value, _: &Value| TWO.iter().all(|table| replayable(mirror, table).is_none());
+    mirror.wait_until("not replayable", CONVERGE, gone).await?;
+    let kept = "SELECT restart_offset FROM _bunny.tables WHERE source_table = 'u'";
+    assert_eq!(
+        destination.number(FLOOR).await?,
+        destination.number(kept).await?
+    );
+    // At once by who asks, or, while it is not deleted yet, by who would do it.
+    let refused = api.post(REPLAY, json!({})).await?;
+    if refused.status == 202 {
+        let command = ended(&api, &mirror, &stage, &refused.body).await?;
+        assert_eq!(command["state"], "failed", "{command}");
+    } else {
+        assert_eq!(refused.status, 409, "{}", refused.body);
+    }
+    for _ in 0..3 {
+        source.run(change).await?;
+    }
+    destination
+        .run("ALTER TABLE u DROP CONSTRAINT refused")
+        .await?;
+    api.post(
+        "/v1/mirrors/mirror/retry",
+        json!({"table_name": "public.u"}),
+    )
+    .await?
+    .expect(202)?;
+    wait_status(&mirror, "public.u", "LIVE").await?;
+    let pairs = TablePair::all(&TWO);
+    stage.assert_converges(&mirror, &pairs).await?;
+
+    // A checkpoint makes a table replayable as long as the window is wide enough.
+    patch(&api, json!({"topic_retention_hours": 1})).await?;
+    let checkpoint = api
+        .post(CHECKPOINT, json!({"tables": ["public.t"]}))
+        .await?
+        .expect(202)?;
+    assert_eq!(
+        ended(&api, &mirror, &stage, &checkpoint).await?["state"],
+        "done"
+    );
+    mirror
+        .wait_until("t replayable", CONVERGE, |mirror, _| {
+            replayable(mirror, "public.t").is_some()
+        })
+        .await?;
+    assert!(replayable(&mirror.get().await?, "public.u").is_none());
+    source.run(change).await?;
+    let replay = api
+        .post(REPLAY, json!({"tables": ["public.t"]}))
+        .await?
+        .expect(202)?;
+    assert_eq!(
+        ended(&api, &mirror, &stage, &replay).await?["state"],
+        "done"
+    );
+    // A new start finds its place in topics that begin late.
+    source.run(change).await?;
+    stage.assert_converges(&mirror, &pairs).await
+}
+
+/// With no window at all, every sync and replay begins while everything behind it goes.
+#[tokio::test(flavor = "multi_thread")]
+async fn syncs_begin_while_the_topics_are_trimmed() -> Result<()> {
+    let stage = Stage::new("trimming").await?;
+    let [_capture, mut apply, _api] = stage.start_all()?;
+    let api = stage.api().await?;
+    stage.create_peers(&api).await?;
+    let source = stage.source.connect().await?;
+    load::create_tables(&source, 3000).await?;
+    let load = Load::start(&stage.source, 2, 40);
+    let options = json!({"topic_retention_hours": 0, "snapshot_num_rows_per_partition": 700});
+    let mirror = stage
+        .create_mirror(&api, "mirror", &load::TABLES, options)
+        .await?;
+    mirror.wait_running().await?;
+    let destination = stage.destination.connect().await?;
+    let mut floor = wait_number(&destination, FLOOR, |floor| floor > 0).await?;
+    for (table, strategy) in [
+        ("accounts", "truncate"),
+        ("documents", "swap"),
+        ("measurements", "truncate"),
+        ("journal", "truncate"),
+    ] {
+        let path = format!("/v1/mirrors/mirror/resync/public.{table}");
+        let body = json!({ "strategy": strategy });
+        let accepted = api.post(&path, body).await?.expect(202)?;
+        let command = ended(&api, &mirror, &stage, &accepted).await?;
+        assert_eq!(command["state"], "done", "{command}");
+        floor = wait_number(&destination, FLOOR, |found| found > floor).await?;
+    }
+    wait_trimmed(&stage, &mirror, floor).await?;
+
+    // Frozen between deciding and trimming, while another takes over.
+    let has_trimmed = |log: String, offset: i64| {
+        let word = format!("offset={offset}");
+        let mut lines = log.lines().filter(|line| line.contains("is trimmed"));
+        lines.any(|line| line.split_whitespace().any(|found| found == word))
+    };
+    let decided = loop {
+        load.advance(20).await;
+        floor = wait_number(&destination, FLOOR, |found| found > floor).await?;
+        apply.signal("STOP")?;
+        if !has_trimmed(apply.log_of_this_run()?, floor) {
+            break floor;
+        }
+        apply.signal("CONT")?;
+    };
+    let _second = stage.start(Role::Apply)?;
+    wait_trimmed(&stage, &mirror, decided).await?;
+    apply.signal("CONT")?;
+    assert!(load.stop().await > 50);
+    stage.assert_converges(&mirror, &load::pairs()).await?;
+    assert!(
+        !has_trimmed(apply.log_of_this_run()?, decided),
+        "it trimmed when it thawed"
+    );
+    Ok(())
+}
+
+/// A destination that is put back to an older backup goes on from its own progress, as long
+/// as the log reaches back to it; else it says so, and what cures it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_destination_restored_from_a_backup_goes_on() -> Result<()> {
+    let stage = Stage::new("restored").await?;
+    let [_capture, mut apply, _api] = stage.start_all()?;
+    let api = stage.api().await?;
+    stage.create_peers(&api).await?;
+    let source = stage.source.connect().await?;
+    load::create_tables(&source, 2000).await?;
+    let load = Load::start(&stage.source, 2, 40);
+    let mirror = stage
+        .create_mirror(&api, "mirror", &load::TABLES, json!({}))
+        .await?;
+    mirror.wait_running().await?;
+    load.advance(30).await;
+    mirror.wait_for_lsn(source.current_lsn().await?).await?;
+    let file = std::env::temp_dir().join(format!("{}.dump", stage.name));
+    // While changes are applied: a dump is one snapshot, with the progress of its rows.
+    backup::dump(&stage.destination, &file).await?;
+    load.advance(60).await;
+    let resync = "/v1/mirrors/mirror/resync/public.documents";
+    let accepted = api.post(resync, json!({})).await?.expect(202)?;
+    ended(&api, &mirror, &stage, &accepted).await?;
+    load.advance(30).await;
+    mirror.wait_for_lsn(source.current_lsn().await?).await?;
+    apply.kill9();
+    backup::restore(&stage.destination, &file).await?;
+    apply.restart()?;
+    load.advance(30).await;
+    assert!(load.stop().await > 100);
+    let pairs = load::pairs();
+    stage.assert_converges(&mirror, &pairs).await?;
+
+    // What it would need is gone, and so is the topic, later on.
+    patch(&api, json!({"topic_retention_hours": 0})).await?;
+    let destination = stage.destination.connect().await?;
+    let floor = wait_number(&destination, FLOOR, |floor| floor > 0).await?;
+    wait_trimmed(&stage, &mirror, floor).await?;
+    drop(destination);
+    apply.kill9();
+    backup::restore(&stage.destination, &file).await?;
+    let restored = stage.destination.connect().await?;
+    let rows = "SELECT count(*) FROM journal";
+    let rows_restored = restored.number(rows).await?;
+    apply.restart()?;
+    mirror
+        .wait_until("FAILED, with the cure", CONVERGE, |mirror, _| {
+            let said = mirror["error_message"].as_str().unwrap_or_default();
+            let words = ["backup", "topic_retention_hours", "resync the mirror"];
+            mirror["status"] == "FAILED" && words.iter().all(|word| said.contains(word))
+        })
+        .await?;
+    assert_eq!(restored.number(rows).await?, rows_restored);
+
+    // The next generation is of a new topic, where the former floor means nothing.
+    let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
+        .set("bootstrap.servers", &stage.services.brokers)
+        .create()?;
+    let changes = changes_of(&stage, &mirror);
+    admin
+        .delete_topics(&[&changes], &AdminOptions::new())
+        .await?;
+    restored
+        .run(
+            "INSERT INTO _bunny.retention AS kept (mirror_id, generation, floor_offset)
+                 SELECT mirror_id, generation, 1000000 FROM _bunny.progress
+             ON CONFLICT (mirror_id) DO UPDATE SET floor_offset = excluded.floor_offset",
+        )
+        .await?;
+    let resync = "/v1/mirrors/mirror/resync";
+    let accepted = api.post(resync, json!({})).await?.expect(202)?;
+    let command = ended(&api, &mirror, &stage, &accepted).await?;
+    assert_eq!(command["state"], "done", "{command}");
+    source
+        .run("UPDATE accounts SET balance = balance + 1")
+        .await?;
+    stage.assert_converges(&mirror, &pairs).await?;
+    let floor = wait_number(&restored, FLOOR, |floor| floor > 0 && floor < 1_000_000).await?;
+    wait_trimmed(&stage, &mirror, floor).await?;
+    std::fs::remove_file(&file).context("removing the backup")
+}
