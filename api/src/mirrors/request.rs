@@ -131,14 +131,6 @@ pub(crate) fn without_effect_yet(config: &MirrorConfig) -> Vec<String> {
         config.topic_max_bytes.is_some(),
         "topic_max_bytes is stored; this version sets no limit to the topics",
     );
-    say(
-        config.topic_retention_hours != defaults.topic_retention_hours,
-        "topic_retention_hours is stored; this version keeps all changes in the topics",
-    );
-    say(
-        config.checkpoint_interval_hours.is_some(),
-        "checkpoint_interval_hours is stored; this version publishes no checkpoints",
-    );
     sentences
 }
 

@@ -197,7 +197,7 @@ async fn only_what_nobody_needs_is_trimmed() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn syncs_begin_while_the_topics_are_trimmed() -> Result<()> {
     let stage = Stage::new("trimming").await?;
-    let [_capture, mut apply, _api] = stage.start_all()?;
+    let [_capture, apply, _api] = stage.start_all()?;
     let api = stage.api().await?;
     stage.create_peers(&api).await?;
     let source = stage.source.connect().await?;
