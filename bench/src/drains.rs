@@ -22,9 +22,23 @@ const CEILING_SLOT: &str = "bench_ceiling";
 /// pgbench's scale of the small transactions at full size: 100,000 accounts each.
 const ACCOUNTS: f64 = 10.0;
 
+/// Who takes part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Party {
+    Native,
+    /// The live mirrors.
+    Live,
+    /// The mirror whose log is filled first: capture alone, then apply alone.
+    Log,
+    /// `pg_recvlogical`.
+    Ceiling,
+}
+
 /// What is asked for.
 pub struct Plan {
     pub workloads: Vec<Workload>,
+    /// Everyone if empty.
+    pub parties: Vec<Party>,
     pub rounds: u32,
     pub scale: f64,
     /// `max_batch_size` of each live mirror.
@@ -99,18 +113,24 @@ async fn prepare(source: &Session, url: &Url, scale: f64) -> Result<()> {
 
 async fn gather(ground: &mut Ground, plan: &Plan, url: &Url) -> Result<Vec<Contestant>> {
     let mut contestants = Vec::new();
-    let native = ground.destination("native").await?;
-    pgbench::create_tables(&native).await?;
-    let tables = native.connect().await?;
-    tables
-        .run(&format!("{CREATE_MIXED}; {CREATE_OTHERS}"))
-        .await?;
-    let subscription = Subscription::create("bench_native", PUBLICATION, url, &native).await?;
-    subscription.wait_copied().await?;
-    subscription.disable().await?;
-    contestants.push(Contestant::Native(subscription));
+    let wanted = |party| plan.parties.is_empty() || plan.parties.contains(&party);
+    if wanted(Party::Native) {
+        let native = ground.destination("native").await?;
+        pgbench::create_tables(&native).await?;
+        let tables = native.connect().await?;
+        tables
+            .run(&format!("{CREATE_MIXED}; {CREATE_OTHERS}"))
+            .await?;
+        let subscription = Subscription::create("bench_native", PUBLICATION, url, &native).await?;
+        subscription.wait_copied().await?;
+        subscription.disable().await?;
+        contestants.push(Contestant::Native(subscription));
+    }
     let live = plan.batches.iter().map(|batch| (true, *batch));
     for (live, batch) in live.chain([(false, plan.log_batch)]) {
+        if !wanted(if live { Party::Live } else { Party::Log }) {
+            continue;
+        }
         let name = format!("{}_{batch}", if live { "live" } else { "log" });
         let destination = ground.destination(&name).await?;
         let options = json!({ "max_batch_size": batch });
@@ -123,8 +143,10 @@ async fn gather(ground: &mut Ground, plan: &Plan, url: &Url) -> Result<Vec<Conte
             false => Contestant::Log(mirror),
         });
     }
-    ceiling::create_slot(&ground.source, CEILING_SLOT).await?;
-    contestants.push(Contestant::Ceiling);
+    if wanted(Party::Ceiling) {
+        ceiling::create_slot(&ground.source, CEILING_SLOT).await?;
+        contestants.push(Contestant::Ceiling);
+    }
     Ok(contestants)
 }
 

@@ -50,6 +50,9 @@ struct Cli {
     /// Only these backlogs.
     #[arg(long, value_enum, value_delimiter = ',')]
     workloads: Vec<Workload>,
+    /// Only these drain the backlogs.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    parties: Vec<drains::Party>,
     /// max_batch_size of the live mirrors.
     #[arg(long, value_delimiter = ',', default_value = "1000,10000")]
     batches: Vec<u32>,
@@ -94,6 +97,7 @@ async fn run(cli: &Cli) -> Result<()> {
         };
         let plan = drains::Plan {
             workloads,
+            parties: cli.parties.clone(),
             rounds: cli.rounds,
             scale: cli.scale,
             batches: cli.batches.clone(),
