@@ -11,15 +11,27 @@ use crate::error::{Error, Result};
 use crate::publisher::Published;
 use crate::slot::Place;
 
+/// Memory that an event leaves to the next ones is at most this much.
+const RECYCLED_BYTES_MAX: usize = 1 << 20;
+
 /// An event as it goes to Kafka.
+#[derive(Default)]
 pub(crate) struct Encoded {
-    key: Option<Vec<u8>>,
+    /// Empty for none: a key has a frame at least.
+    key: Vec<u8>,
     value: Vec<u8>,
 }
 
 impl Encoded {
+    fn without_key(value: Vec<u8>) -> Self {
+        Self {
+            key: Vec::new(),
+            value,
+        }
+    }
+
     pub(crate) fn key(&self) -> Option<&[u8]> {
-        self.key.as_deref()
+        (!self.key.is_empty()).then_some(&self.key)
     }
 
     pub(crate) fn value(&self) -> &[u8] {
@@ -44,6 +56,8 @@ pub(crate) struct EventEncoder {
     mirror: String,
     generation: Uuid,
     gap_schema_id: u32,
+    /// The memory of the event sent last.
+    spare: Encoded,
 }
 
 impl EventEncoder {
@@ -52,11 +66,19 @@ impl EventEncoder {
             mirror,
             generation,
             gap_schema_id,
+            spare: Encoded::default(),
+        }
+    }
+
+    /// Takes back what has been sent, for its memory.
+    pub(crate) fn recycle(&mut self, sent: Encoded) {
+        if sent.value.capacity() + sent.key.capacity() <= RECYCLED_BYTES_MAX {
+            self.spare = sent;
         }
     }
 
     pub(crate) fn row(
-        &self,
+        &mut self,
         table: &Published,
         place: &Place,
         change: &RowChange<'_, '_>,
@@ -66,8 +88,9 @@ impl EventEncoder {
             RowChange::Update(old, new) => (Op::Update, old, Some(new)),
             RowChange::Delete(old) => (Op::Delete, Some(old), None),
         };
-        let mut before = Vec::new();
-        let mut after = Vec::new();
+        let width = |columns: Option<usize>| Vec::with_capacity(columns.unwrap_or_default());
+        let mut before = width(old.map(|old| old.tuple().len()));
+        let mut after = width(new.map(|new| new.len()));
         let before_kind = match old {
             None => BeforeKind::None,
             Some(OldTuple::Key(tuple)) => {
@@ -83,33 +106,31 @@ impl EventEncoder {
             table.keep(tuple, &mut after)?;
             take_over_unchanged(&before, &mut after);
         }
-        let source = self.source(&table.table, place);
         let has_before = before_kind != BeforeKind::None;
-        let mut value = Vec::new();
+        let mut event = std::mem::take(&mut self.spare);
+        event.key.clear();
+        event.value.clear();
+        let source = self.source(&table.table, place);
         table.encoder.change(
-            &mut value,
+            &mut event.value,
             op,
             has_before.then_some((before_kind, before.as_slice())),
             new.is_some().then_some(after.as_slice()),
             &source,
         )?;
-        if value.len() > EVENT_BYTES_MAX {
+        if event.value.len() > EVENT_BYTES_MAX {
             // What cannot travel leaves a visible hole, and the stream goes on.
             let reason = format!(
                 "a change of {} bytes is over the limit of {EVENT_BYTES_MAX} bytes an event may have; make that row smaller and sync the table again",
-                value.len()
+                event.value.len()
             );
             return Ok(self.gap(&table.table, place, &reason));
         }
-        let key = if table.has_key() {
+        if table.has_key() {
             let values = if new.is_some() { &after } else { &before };
-            let mut key = Vec::new();
-            table.encoder.key(&mut key, values)?;
-            Some(key)
-        } else {
-            None
-        };
-        Ok(Encoded { key, value })
+            table.encoder.key(&mut event.key, values)?;
+        }
+        Ok(event)
     }
 
     /// One event for all of `tables`, in the schema of the first.
@@ -129,7 +150,7 @@ impl EventEncoder {
         first
             .encoder
             .truncate(&mut value, &names, cascade, restart_identity, &source)?;
-        Ok(Encoded { key: None, value })
+        Ok(Encoded::without_key(value))
     }
 
     /// The visible hole of a table that must not go on.
@@ -139,10 +160,7 @@ impl EventEncoder {
             source: self.source(table, place),
             last: false,
         };
-        Encoded {
-            key: None,
-            value: gap.encode(self.gap_schema_id),
-        }
+        Encoded::without_key(gap.encode(self.gap_schema_id))
     }
 
     fn source<'a>(&'a self, table: &'a TableName, place: &Place) -> Source<'a> {

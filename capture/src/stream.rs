@@ -26,6 +26,13 @@ use crate::watch::Finding;
 /// does not keep WAL for us (invariant I1).
 const IDLE_RECORD_INTERVAL: Duration = Duration::from_secs(10);
 
+/// How many events are taken from what has arrived before anything else has its turn.
+const TAKEN_AT_ONCE: usize = 1000;
+
+/// How long a Kafka transaction may grow while much is coming. Its pauses are not the
+/// source's: the stream lets bytes gather.
+const FLOWING_AGE_MAX: Duration = Duration::from_millis(100);
+
 /// What the stream tells the report.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Status {
@@ -126,7 +133,7 @@ impl Stream {
     ) -> Result<()> {
         loop {
             let idle_record_at = self.recorded_at + IDLE_RECORD_INTERVAL;
-            let quiet_commit_at = self.publisher.quiet_commit_at();
+            let quiet_commit_at = self.quiet_commit_at();
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => break,
@@ -138,10 +145,7 @@ impl Stream {
                     self.finding = Some(finding);
                 }
                 event = self.wal.next() => {
-                    self.take(event?, source, registry).await?;
-                    if self.publisher.is_due() {
-                        self.commit().await?;
-                    }
+                    self.take_all(event?, source, registry).await?;
                 }
                 // The source has nothing more to give. The other tasks had their turn first,
                 // so an event that was only waiting to be handed over is not overlooked.
@@ -159,6 +163,40 @@ impl Stream {
         }
         self.wal.stop().await;
         Ok(())
+    }
+
+    /// When to commit what is open if nothing comes until then.
+    fn quiet_commit_at(&self) -> Option<Instant> {
+        let quiet = self.publisher.quiet_commit_at()?;
+        let Some(flows_until) = self.wal.flows_until() else {
+            return Some(quiet);
+        };
+        let latest = self.publisher.open_since()? + FLOWING_AGE_MAX;
+        Some(quiet.max(flows_until.min(latest)))
+    }
+
+    /// Takes an event and what else has arrived.
+    async fn take_all(
+        &mut self,
+        first: WalEvent,
+        source: &Session,
+        registry: &Registry,
+    ) -> Result<()> {
+        let mut event = first;
+        for _ in 0..TAKEN_AT_ONCE {
+            self.take(event, source, registry).await?;
+            if self.publisher.is_due() {
+                self.commit().await?;
+            }
+            self.settle(source, registry).await?;
+            event = match self.wal.next_buffered()? {
+                Some(event) => event,
+                None => return Ok(()),
+            };
+        }
+        // The last one that was looked for was found.
+        self.take(event, source, registry).await?;
+        self.settle(source, registry).await
     }
 
     fn moved(&self) -> bool {
@@ -205,7 +243,6 @@ impl Stream {
                     self.commit().await?;
                 }
             }
-            WalEvent::LogicalMessage => {}
         }
         Ok(())
     }
@@ -393,6 +430,7 @@ impl Stream {
         self.publisher
             .send_event(held.event.key(), held.event.value())
             .await?;
+        self.encoder.recycle(held.event);
         self.reached.commit_lsn = held.position.commit_lsn;
         self.reached.seq = held.position.seq;
         self.sent += 1;

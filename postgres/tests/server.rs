@@ -437,7 +437,7 @@ async fn a_slot_streams_what_was_committed_and_remembers_what_was_confirmed() {
     let values: Vec<_> = new.iter().collect();
     assert_eq!(values[0], TupleValue::Text(b"1"));
     assert_eq!(values[2], TupleValue::Text(b"a\tb"));
-    assert_eq!(next_change(&mut stream).await, WalEvent::LogicalMessage);
+    // What pg_logical_emit_message wrote is not asked for.
     let WalEvent::Commit {
         commit_lsn,
         end_lsn,

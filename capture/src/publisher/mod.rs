@@ -101,14 +101,15 @@ impl Publisher {
         let sync_schema_id = registry.register_control(SchemaKind::Sync).await?;
         let table_schema_id = registry.register_control(SchemaKind::Table).await?;
         let id = topics.capture_transactional_id(slug);
-        let producer: TransactionalProducer =
-            kafka
-                .transactional_producer(&id)
-                .create()
-                .map_err(|error| Error::Kafka {
-                    doing: "opening the transactional producer",
-                    error,
-                })?;
+        let producer: TransactionalProducer = kafka
+            .transactional_producer(&id)
+            // A failed delivery fails the commit; of the others nobody wants to hear.
+            .set("delivery.report.only.error", "true")
+            .create()
+            .map_err(|error| Error::Kafka {
+                doing: "opening the transactional producer",
+                error,
+            })?;
         let publisher = Self {
             producer: Arc::new(Closing::new(producer)),
             changes_topic: topics.changes(slug),
@@ -144,6 +145,11 @@ impl Publisher {
         })
     }
 
+    /// When the open transaction was begun; `None` if nothing is open.
+    pub(crate) fn open_since(&self) -> Option<Instant> {
+        self.open.as_ref().map(|open| open.since)
+    }
+
     /// When to commit if the source has nothing more to give until then; `None` if nothing
     /// is open.
     pub(crate) fn quiet_commit_at(&self) -> Option<Instant> {
@@ -153,8 +159,8 @@ impl Publisher {
 
     /// Appends one event to the change topic, inside the open transaction.
     pub(crate) async fn send_event(&mut self, key: Option<&[u8]>, value: &[u8]) -> Result<()> {
-        let topic = self.changes_topic.clone();
-        self.send(&topic, key, Some(value)).await
+        let (producer, open) = (&self.producer, &mut self.open);
+        send(producer, open, &self.changes_topic, key, Some(value)).await
     }
 
     /// Commits what was sent, together with the position it reaches, the table syncs it
@@ -166,22 +172,18 @@ impl Publisher {
         syncs: &[SyncRecord],
         tables: &[(TableName, Option<TableRecord>)],
     ) -> Result<()> {
-        let topic = self.position_topic.clone();
         let record = position.encode(self.position_schema_id);
-        self.send(&topic, Some(PositionRecord::KEY), Some(&record))
-            .await?;
+        self.record(PositionRecord::KEY, Some(&record)).await?;
         for sync in syncs {
             let record = sync.encode(self.sync_schema_id);
-            self.send(&topic, Some(sync.key().as_bytes()), Some(&record))
-                .await?;
+            self.record(sync.key().as_bytes(), Some(&record)).await?;
         }
         for (table, record) in tables {
             let record = record
                 .as_ref()
                 .map(|record| record.encode(self.table_schema_id));
             let key = TableRecord::key_of(table);
-            self.send(&topic, Some(key.as_bytes()), record.as_deref())
-                .await?;
+            self.record(key.as_bytes(), record.as_deref()).await?;
         }
         crash_point(BEFORE_KAFKA_COMMIT);
         let began = Instant::now();
@@ -198,51 +200,10 @@ impl Publisher {
         Ok(())
     }
 
-    async fn send(&mut self, topic: &str, key: Option<&[u8]>, value: Option<&[u8]>) -> Result<()> {
-        let open = match &mut self.open {
-            Some(open) => open,
-            None => {
-                self.producer
-                    .begin_transaction()
-                    .map_err(|error| Error::Kafka {
-                        doing: "beginning a transaction",
-                        error,
-                    })?;
-                self.open.insert(OpenTransaction {
-                    bytes: 0,
-                    events: 0,
-                    since: Instant::now(),
-                })
-            }
-        };
-        open.bytes += value.map_or(0, <[u8]>::len) + key.map_or(0, <[u8]>::len);
-        open.events += 1;
-
-        let deadline = Instant::now() + KAFKA_PATIENCE;
-        let mut record = BaseRecord::<[u8], [u8]>::to(topic).partition(0);
-        if let Some(value) = value {
-            record = record.payload(value);
-        }
-        if let Some(key) = key {
-            record = record.key(key);
-        }
-        loop {
-            match self.producer.send(record) {
-                Ok(()) => return Ok(()),
-                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), again))
-                    if Instant::now() < deadline =>
-                {
-                    record = again;
-                    tokio::time::sleep(QUEUE_FULL_PAUSE).await;
-                }
-                Err((error, _)) => {
-                    return Err(Error::Kafka {
-                        doing: "sending an event",
-                        error,
-                    });
-                }
-            }
-        }
+    /// Appends to the position topic, inside the open transaction.
+    async fn record(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<()> {
+        let (producer, open) = (&self.producer, &mut self.open);
+        send(producer, open, &self.position_topic, Some(key), value).await
     }
 
     /// Runs one of librdkafka's blocking calls away from the async threads.
@@ -256,6 +217,59 @@ impl Publisher {
             .await
             .map_err(|error| Error::transient(format!("{doing}: {error}")))?
             .map_err(|error| Error::Kafka { doing, error })
+    }
+}
+
+/// Hands a message over to librdkafka, inside the open transaction or a new one.
+async fn send(
+    producer: &TransactionalProducer,
+    open: &mut Option<OpenTransaction>,
+    topic: &str,
+    key: Option<&[u8]>,
+    value: Option<&[u8]>,
+) -> Result<()> {
+    let open = match open {
+        Some(open) => open,
+        None => {
+            producer.begin_transaction().map_err(|error| Error::Kafka {
+                doing: "beginning a transaction",
+                error,
+            })?;
+            open.insert(OpenTransaction {
+                bytes: 0,
+                events: 0,
+                since: Instant::now(),
+            })
+        }
+    };
+    open.bytes += value.map_or(0, <[u8]>::len) + key.map_or(0, <[u8]>::len);
+    open.events += 1;
+
+    let mut record = BaseRecord::<[u8], [u8]>::to(topic).partition(0);
+    if let Some(value) = value {
+        record = record.payload(value);
+    }
+    if let Some(key) = key {
+        record = record.key(key);
+    }
+    let mut deadline = None;
+    loop {
+        match producer.send(record) {
+            Ok(()) => return Ok(()),
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), again))
+                if Instant::now()
+                    < *deadline.get_or_insert_with(|| Instant::now() + KAFKA_PATIENCE) =>
+            {
+                record = again;
+                tokio::time::sleep(QUEUE_FULL_PAUSE).await;
+            }
+            Err((error, _)) => {
+                return Err(Error::Kafka {
+                    doing: "sending an event",
+                    error,
+                });
+            }
+        }
     }
 }
 

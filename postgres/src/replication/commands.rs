@@ -33,6 +33,17 @@ pub(super) fn drop_slot(name: &str) -> String {
     format!("DROP_REPLICATION_SLOT {}", quote_ident(name))
 }
 
+/// `START_REPLICATION` with protocol version 1: transactions come whole, after their commit.
+pub(super) fn start_replication(slot: &str, publications: &[String], start_lsn: Lsn) -> String {
+    let quoted: Vec<String> = publications.iter().map(|name| quote_ident(name)).collect();
+    // The grammar of these commands knows no escapes but the doubled quote.
+    let names = quoted.join(",").replace('\'', "''");
+    format!(
+        "START_REPLICATION SLOT {} LOGICAL {start_lsn} (proto_version '1', publication_names '{names}')",
+        quote_ident(slot),
+    )
+}
+
 /// The value in `column` of the only row.
 pub(super) fn cell<T: FromStr>(rows: &[QueryRow], column: usize, doing: &str) -> Result<T> {
     let [row] = rows else {
@@ -138,6 +149,11 @@ mod tests {
             "CREATE_REPLICATION_SLOT \"a\"\"b\" TEMPORARY LOGICAL pgoutput (SNAPSHOT 'export')"
         );
         assert_eq!(drop_slot("s"), "DROP_REPLICATION_SLOT \"s\"");
+        let publications = ["p".to_owned(), r"o'brien\".to_owned()];
+        assert_eq!(
+            start_replication("s", &publications, Lsn(0x1_0000_000A)),
+            r#"START_REPLICATION SLOT "s" LOGICAL 1/A (proto_version '1', publication_names '"p","o''brien\"')"#
+        );
     }
 
     #[test]

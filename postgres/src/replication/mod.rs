@@ -1,23 +1,27 @@
 //! The replication ("walsender") session: slots, exported snapshots and the stream.
 //!
-//! The wire client behind it is hidden here; nothing else names it. A session is
-//! opened first and asked about the server ([`Replication`]), then either turned into
-//! a stream ([`WalStream`]) or kept for its snapshot ([`ExportedSnapshot`]). Each
-//! closes its connection when dropped.
+//! A session is opened first and asked about the server ([`Replication`]), then either
+//! turned into a stream ([`WalStream`]) or kept for its snapshot ([`ExportedSnapshot`]).
+//! Each closes its connection when dropped. The wire client that logs in and runs the
+//! commands is hidden here; nothing else names it. The stream is read by this module
+//! itself, in the consumer's own task.
 //!
-//! **Memory.** Between the socket and [`WalStream::next`] wait at most 4 MiB and one
-//! event (the server's own limit on one is 1 GiB), plus a few fixed buffers.
+//! **Memory.** A stream holds what one read gave, 256 KiB at most, or one larger event (the
+//! server's own limit on one is 1 GiB).
 //!
 //! **Silence.** A peer that vanished ends the stream within 15 s. A peer that lives and
 //! says nothing is taken to have nothing to say.
 
 mod commands;
+mod gulp;
 mod link;
+mod status;
 mod stream;
+mod wire;
 
 use std::time::Duration;
 
-use pgwire_replication::{Lsn as WireLsn, QueryRow, ReplicationClient, ReplicationConfig};
+use pgwire_replication::{QueryRow, ReplicationClient, ReplicationConfig};
 use secrecy::ExposeSecret;
 
 pub use stream::{WalEvent, WalStream};
@@ -27,18 +31,8 @@ use crate::{ConnectOptions, Error, Lsn, Result, pinned_options};
 use commands::Snapshot;
 use link::Link;
 
-/// Events that may wait between the socket and the consumer. From 16 on, more of them
-/// did not make a stream of small rows faster; their bytes are bounded by the link.
-const BUFFERED_EVENTS: usize = 64;
-
 /// How long a command that only looks something up may take.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How soon a confirmed position is told to the server.
-const STATUS_INTERVAL: Duration = Duration::from_millis(500);
-
-/// How often an idle stream tells the server that it lives.
-const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What IDENTIFY_SYSTEM says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,15 +52,11 @@ pub struct Replication {
     target: Target,
     backend_pid: i32,
     server_version_num: i32,
-    /// The last answer of [`Replication::identify_system`].
-    identity: Option<SystemId>,
 }
 
-/// What a session is opened with, kept to open it again for the stream.
-#[derive(Clone, Debug)]
+/// What a session is opened for.
+#[derive(Debug)]
 struct Target {
-    options: ConnectOptions,
-    application_name: String,
     slot: String,
     publications: Vec<String>,
 }
@@ -95,20 +85,11 @@ impl Replication {
         publications: &[String],
     ) -> Result<Replication> {
         let target = Target {
-            options: options.clone(),
-            application_name: application_name.to_owned(),
             slot: slot.to_owned(),
             publications: publications.to_vec(),
         };
-        Self::open(target, Lsn::ZERO).await
-    }
-
-    async fn open(target: Target, start_lsn: Lsn) -> Result<Replication> {
-        let doing = format!(
-            "opening a replication session to {}",
-            target.options.target()
-        );
-        let opening = Box::pin(Self::open_link(target, start_lsn, &doing));
+        let doing = format!("opening a replication session to {}", options.target());
+        let opening = Box::pin(Self::open(options, application_name, target, &doing));
         match tokio::time::timeout(CONNECT_TIMEOUT, opening).await {
             Ok(opened) => opened,
             Err(_) => Err(Error::Timeout {
@@ -118,9 +99,14 @@ impl Replication {
         }
     }
 
-    async fn open_link(target: Target, start_lsn: Lsn, doing: &str) -> Result<Replication> {
-        let link = Link::open(&target.options, doing).await?;
-        let config = wire_config(&target, &link, start_lsn);
+    async fn open(
+        options: &ConnectOptions,
+        application_name: &str,
+        target: Target,
+        doing: &str,
+    ) -> Result<Replication> {
+        let link = Link::open(options, doing).await?;
+        let config = wire_config(options, application_name, &link);
         let client = ReplicationClient::connect_gated(config)
             .await
             .map_err(|error| commands::error(doing, error))?;
@@ -130,7 +116,6 @@ impl Replication {
             target,
             backend_pid: 0,
             server_version_num: 0,
-            identity: None,
         };
         // The wire client logs in in the background; the first command waits for it.
         session.introduce(doing).await?;
@@ -165,13 +150,11 @@ impl Replication {
         let doing = "asking for the system's identity";
         let asked = tokio::time::timeout(COMMAND_TIMEOUT, self.wire.0.identify_system()).await;
         let answer = within(asked, doing, COMMAND_TIMEOUT)?;
-        let identity = SystemId {
+        Ok(SystemId {
             system_id: answer.system_id,
             timeline: answer.timeline,
             flush_lsn: Lsn(answer.xlogpos.as_u64()),
-        };
-        self.identity = Some(identity.clone());
-        Ok(identity)
+        })
     }
 
     /// The timelines that led to `timeline`, oldest first, each with the position at
@@ -238,47 +221,31 @@ impl Replication {
 
     /// Starts streaming the slot from `start_lsn`: transactions that commit before it
     /// are not sent. A position before the slot's own is moved up to that by the server.
-    ///
-    /// The wire client must know the position when it connects, so this opens a second
-    /// session in place of the first. If the server then turns out to be another one
-    /// than [`Replication::identify_system`] described, that is an error that passes:
-    /// connect and compare again.
     pub async fn start(self, start_lsn: Lsn) -> Result<WalStream> {
-        let doing = format!("streaming replication slot {:?}", self.target.slot);
-        if self.target.slot.is_empty() || self.target.publications.is_empty() {
-            return Err(Error::Invalid(format!(
-                "{doing}: no slot or no publication was given"
-            )));
-        }
         let Replication {
             wire,
             link,
             target,
-            identity,
+            backend_pid,
             ..
         } = self;
-        drop(wire);
-        drop(link);
-        let mut session = Self::open(target, start_lsn).await?;
-        if let Some(before) = identity {
-            let now = session.identify_system().await?;
-            if (&before.system_id, before.timeline) != (&now.system_id, now.timeline) {
-                return Err(Error::Replication {
-                    doing,
-                    message: "the server became another one in between".to_owned(),
-                    sqlstate: None,
-                    connection_lost: true,
-                });
-            }
+        let doing = format!("streaming replication slot {:?}", target.slot);
+        if target.slot.is_empty() || target.publications.is_empty() {
+            return Err(Error::Invalid(format!(
+                "{doing}: no slot or no publication was given"
+            )));
         }
-        let client = &mut session.wire.0;
-        client
-            .start()
-            .await
-            .map_err(|error| commands::error(&doing, error))?;
-        let started = tokio::time::timeout(COMMAND_TIMEOUT, client.wait_started()).await;
-        within(started, &doing, COMMAND_TIMEOUT)?;
-        Ok(WalStream::new(session, doing, start_lsn))
+        let server = link.take_over(&doing).await?;
+        drop(wire);
+        let sql = commands::start_replication(&target.slot, &target.publications, start_lsn);
+        let starting = WalStream::start(server, &sql, doing.clone(), backend_pid, start_lsn);
+        match tokio::time::timeout(COMMAND_TIMEOUT, starting).await {
+            Ok(started) => started,
+            Err(_) => Err(Error::Timeout {
+                doing,
+                seconds: COMMAND_TIMEOUT.as_secs(),
+            }),
+        }
     }
 
     async fn run(&mut self, sql: &str, doing: &str) -> Result<Vec<QueryRow>> {
@@ -335,28 +302,17 @@ fn within<T>(
 }
 
 /// The wire client's configuration. It prints the password in its `Debug`, so it must
-/// not leave this function's caller.
-fn wire_config(target: &Target, link: &Link, start_lsn: Lsn) -> ReplicationConfig {
-    let options = &target.options;
-    // It puts slot and publications into its command as they are.
-    let publications: Vec<String> = target
-        .publications
-        .iter()
-        .map(|name| crate::quote_ident(name))
-        .collect();
+/// not leave this function's caller. The client never streams.
+fn wire_config(options: &ConnectOptions, application_name: &str, link: &Link) -> ReplicationConfig {
     ReplicationConfig::unix(
         link.socket_directory(),
         options.port,
         &options.user,
         options.password.expose_secret(),
         &options.database,
-        crate::quote_ident(&target.slot),
-        publications,
+        String::new(),
+        Vec::<String>::new(),
     )
-    .with_start_lsn(WireLsn::from_u64(start_lsn.0))
     .with_options(pinned_options())
-    .with_application_name(&target.application_name)
-    .with_buffer_size(BUFFERED_EVENTS)
-    .with_status_interval(STATUS_INTERVAL)
-    .with_wakeup_interval(IDLE_INTERVAL)
+    .with_application_name(application_name)
 }

@@ -1,20 +1,23 @@
 //! The running stream.
 
-use std::future::{Future, poll_fn};
-use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use pgwire_replication::{Lsn as WireLsn, ReplicationEvent};
+use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf};
 
-use super::{Replication, commands};
-use crate::pgoutput::unix_from_postgres_us;
+use super::gulp::Gulps;
+use super::link::Transport;
+use super::status::Status;
+use super::wire::{self, Frame, Malformed, Said};
+use crate::pgoutput::{self, Message};
 use crate::{Error, Lsn, Result};
 
-/// How long [`WalStream::stop`] waits for the last confirmation to be sent, and again
-/// for the stream to end.
-const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long [`WalStream::stop`] waits for the stream to end.
+const STOP_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// How much is read from the server at a time, unless one event is larger.
+const READ_BYTES: usize = 256 * 1024;
 
 /// One event of the stream. Times are microseconds since the Unix epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,26 +55,58 @@ pub enum WalEvent {
         /// The server waits for a confirmation, as one that is shutting down does.
         reply_requested: bool,
     },
-    /// A message from `pg_logical_emit_message`, which nobody here reads.
-    LogicalMessage,
 }
 
 /// A running stream. Dropping it closes the connection; the server then frees the slot.
 pub struct WalStream {
-    session: Replication,
+    from_server: ReadHalf<Box<dyn Transport>>,
+    status: Status,
+    /// What was read and not handed out.
+    buffer: BytesMut,
+    /// The buffer was made larger for a large event.
+    is_stretched: bool,
+    gulps: Gulps,
+    /// How the connection ended; told once the buffer is empty.
+    broken: Option<std::io::Error>,
+    backend_pid: i32,
     doing: String,
-    /// The highest position given to [`WalStream::confirm`].
-    confirmed: AtomicU64,
 }
 
 impl WalStream {
-    pub(super) fn new(session: Replication, doing: String, start_lsn: Lsn) -> Self {
-        session.link.flow().gate();
-        WalStream {
-            session,
-            doing,
-            confirmed: AtomicU64::new(start_lsn.0),
+    /// Sends `sql`, a START_REPLICATION, and waits until the server has agreed.
+    pub(super) async fn start(
+        mut server: Box<dyn Transport>,
+        sql: &str,
+        doing: String,
+        backend_pid: i32,
+        start_lsn: Lsn,
+    ) -> Result<WalStream> {
+        server
+            .write_all(&wire::query(sql))
+            .await
+            .map_err(|error| lost(&doing, error.to_string()))?;
+        let mut buffer = BytesMut::with_capacity(READ_BYTES);
+        loop {
+            match take_frame(&mut buffer, &doing)? {
+                Ok(Frame { kind: b'W', .. }) => break,
+                Ok(frame) => refused(&frame, &doing)?,
+                Err(_) => {
+                    let read = server.read_buf(&mut buffer).await;
+                    heard(read, &doing)?;
+                }
+            }
         }
+        let (from_server, to_server) = tokio::io::split(server);
+        Ok(WalStream {
+            from_server,
+            status: Status::spawn(to_server, start_lsn),
+            buffer,
+            is_stretched: false,
+            gulps: Gulps::new(Instant::now()),
+            broken: None,
+            backend_pid,
+            doing,
+        })
     }
 
     /// Waits for the next event. Safe to drop and call again: no event is lost.
@@ -79,131 +114,205 @@ impl WalStream {
     /// # Errors
     /// Any error ends the stream; what had arrived before it is handed out first.
     pub async fn next(&mut self) -> Result<WalEvent> {
-        let Replication { wire, link, .. } = &mut self.session;
-        let flow = link.flow();
-        let received = {
-            let mut starving = None;
-            let mut receiving = pin!(wire.0.recv());
-            poll_fn(|context| {
-                let polled = receiving.as_mut().poll(context);
-                if polled.is_pending() && starving.is_none() {
-                    starving = Some(flow.starve());
-                }
-                polled
-            })
-            .await
-        };
-        match received {
-            Ok(Some(event)) => {
-                flow.took(wire_bytes(&event));
-                self.translate(event)
+        loop {
+            match self.buffered()? {
+                Ok(event) => return Ok(event),
+                Err(missing) => self.fill(missing).await?,
             }
-            Ok(None) => Err(self.ended()),
-            Err(error) => Err(commands::error(&self.doing, error)),
         }
     }
 
-    fn translate(&self, event: ReplicationEvent) -> Result<WalEvent> {
-        Ok(match event {
-            ReplicationEvent::XLogData {
-                wal_start, data, ..
-            } => WalEvent::Change {
-                lsn: Lsn(wal_start.as_u64()),
-                message: data,
-            },
-            ReplicationEvent::Begin {
-                final_lsn,
-                xid,
-                commit_time_micros,
-            } => WalEvent::Begin {
-                final_lsn: Lsn(final_lsn.as_u64()),
-                commit_ts_us: unix_from_postgres_us(commit_time_micros),
-                xid,
-            },
-            ReplicationEvent::Commit {
-                lsn,
-                end_lsn,
-                commit_time_micros,
-            } => WalEvent::Commit {
-                commit_lsn: Lsn(lsn.as_u64()),
-                end_lsn: Lsn(end_lsn.as_u64()),
-                commit_ts_us: unix_from_postgres_us(commit_time_micros),
-            },
-            ReplicationEvent::KeepAlive {
-                wal_end,
-                reply_requested,
-                ..
-            } => WalEvent::Keepalive {
-                wal_end: Lsn(wal_end.as_u64()),
-                reply_requested,
-            },
-            ReplicationEvent::Message { .. } => WalEvent::LogicalMessage,
-            // Only with a stop position, which is never set.
-            ReplicationEvent::StoppedAt { .. } => return Err(self.ended()),
-        })
+    /// The next event if it has arrived already. Costs no more than decoding it.
+    ///
+    /// # Errors
+    /// As of [`WalStream::next`].
+    pub fn next_buffered(&mut self) -> Result<Option<WalEvent>> {
+        Ok(self.buffered()?.ok())
     }
 
-    fn ended(&self) -> Error {
-        Error::Replication {
-            doing: self.doing.clone(),
-            message: "the stream has ended".to_owned(),
-            sqlstate: None,
-            connection_lost: true,
+    /// Until when more is expected, while much is coming; `None` while little does. A stream
+    /// that flows lets bytes gather, so that [`WalStream::next`] has nothing to give just now
+    /// does not mean that the server has nothing to send.
+    pub fn flows_until(&self) -> Option<Instant> {
+        self.gulps.flows_until()
+    }
+
+    /// The first event in the buffer, or how many bytes are missing at least.
+    fn buffered(&mut self) -> Result<Result<WalEvent, usize>> {
+        loop {
+            let frame = match take_frame(&mut self.buffer, &self.doing)? {
+                Ok(frame) => frame,
+                Err(missing) => return Ok(Err(missing)),
+            };
+            if frame.kind != b'd' {
+                refused(&frame, &self.doing)?;
+                continue;
+            }
+            let said = wire::read_copy_data(frame.body);
+            let event = match said.map_err(|error| malformed(&self.doing, error))? {
+                Said::Wal { start, message } => translate(start, message)?,
+                Said::Keepalive {
+                    wal_end,
+                    reply_requested,
+                } => {
+                    if reply_requested {
+                        self.status.answer();
+                    }
+                    WalEvent::Keepalive {
+                        wal_end,
+                        reply_requested,
+                    }
+                }
+            };
+            return Ok(Ok(event));
         }
     }
 
-    /// Lets the server forget its log up to `lsn`: told to it within half a second.
+    /// Reads what there is, once much is coming after a pause. Safe to drop.
+    async fn fill(&mut self, missing: usize) -> Result<()> {
+        if let Some(until) = self.gulps.pause_until(Instant::now()) {
+            tokio::time::sleep_until(until.into()).await;
+        }
+        if missing > READ_BYTES {
+            self.is_stretched = true;
+            self.buffer.reserve(missing);
+        } else if self.is_stretched && self.buffer.len() + missing <= READ_BYTES {
+            // The memory of a large event goes with it.
+            let mut usual = BytesMut::with_capacity(READ_BYTES);
+            usual.extend_from_slice(&self.buffer);
+            self.buffer = usual;
+            self.is_stretched = false;
+        } else {
+            self.buffer.reserve(READ_BYTES);
+        }
+        let read = match self.broken.take() {
+            Some(error) => Err(error),
+            None => self.from_server.read_buf(&mut self.buffer).await,
+        };
+        let first = heard(read, &self.doing)?;
+        let (rest, is_drained) = self.read_on();
+        self.gulps.read(first + rest, is_drained, Instant::now());
+        Ok(())
+    }
+
+    /// Reads what else is there, as far as there is room: TLS gives no more than a record at a
+    /// time. Says whether nothing is left.
+    fn read_on(&mut self) -> (usize, bool) {
+        let mut bytes = 0;
+        while self.buffer.len() < self.buffer.capacity() {
+            match self.from_server.read_buf(&mut self.buffer).now_or_never() {
+                // The end is read once more when its turn has come.
+                Some(Ok(0)) | None => return (bytes, true),
+                Some(Ok(more)) => bytes += more,
+                Some(Err(error)) => {
+                    self.broken = Some(error);
+                    return (bytes, true);
+                }
+            }
+        }
+        (bytes, false)
+    }
+
+    /// Lets the server forget its log up to `lsn`: told to it within 100 ms.
     /// Call it only with a position that is recorded safely (invariant I1). A position
     /// lower than an earlier one changes nothing.
     pub fn confirm(&self, lsn: Lsn) {
-        self.confirmed.fetch_max(lsn.0, Ordering::AcqRel);
-        self.session
-            .wire
-            .0
-            .update_applied_lsn(WireLsn::from_u64(lsn.0));
+        self.status.confirm(lsn);
     }
 
     /// The pid of the walsender process.
     pub fn backend_pid(&self) -> i32 {
-        self.session.backend_pid()
+        self.backend_pid
     }
 
     /// Tells the server the last confirmed position, then ends the stream in order and
     /// waits for the server to close it. Events that have not been taken are dropped.
     /// Takes at most 4 s.
     pub async fn stop(self) {
-        let Replication { mut wire, link, .. } = self.session;
-        link.flow().lift();
-        let client = &mut wire.0;
-        let metrics = client.metrics();
-        let confirmed = self.confirmed.load(Ordering::Acquire);
-        let told = async {
-            // Ending by itself would not send the last status.
-            while client.is_running() && metrics.last_applied_lsn().as_u64() < confirmed {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+        let WalStream {
+            mut from_server,
+            status,
+            ..
+        } = self;
+        // The server may be waiting for room to send, and hears us only then.
+        let drained = async {
+            let _ = tokio::io::copy(&mut from_server, &mut tokio::io::sink()).await;
         };
-        let _ = tokio::time::timeout(STOP_TIMEOUT, told).await;
-        let ended = async {
-            let _ = client.shutdown().await;
-            link.closed().await;
-        };
+        let ended = async { tokio::join!(status.end(), drained) };
         let _ = tokio::time::timeout(STOP_TIMEOUT, ended).await;
     }
 }
 
-/// How many bytes of the server's an event was: the CopyData frame (5), the header of
-/// the WAL data in it (25), and the message.
-fn wire_bytes(event: &ReplicationEvent) -> u64 {
-    const FRAME: u64 = 30;
-    match event {
-        ReplicationEvent::XLogData { data, .. } => FRAME + data.len() as u64,
-        ReplicationEvent::Begin { .. } => FRAME + 21,
-        ReplicationEvent::Commit { .. } => FRAME + 26,
-        ReplicationEvent::Message {
-            prefix, content, ..
-        } => FRAME + 15 + (prefix.len() + content.len()) as u64,
-        ReplicationEvent::KeepAlive { .. } => 23,
-        ReplicationEvent::StoppedAt { .. } => 0,
+fn translate(start: Lsn, message: Bytes) -> Result<WalEvent> {
+    if !matches!(message.first(), Some(b'B' | b'C')) {
+        return Ok(WalEvent::Change {
+            lsn: start,
+            message,
+        });
+    }
+    Ok(match pgoutput::decode(&message)? {
+        Message::Begin {
+            final_lsn,
+            commit_ts_us,
+            xid,
+        } => WalEvent::Begin {
+            final_lsn,
+            commit_ts_us,
+            xid,
+        },
+        Message::Commit {
+            commit_lsn,
+            end_lsn,
+            commit_ts_us,
+        } => WalEvent::Commit {
+            commit_lsn,
+            end_lsn,
+            commit_ts_us,
+        },
+        _ => WalEvent::Change {
+            lsn: start,
+            message,
+        },
+    })
+}
+
+fn take_frame(buffer: &mut BytesMut, doing: &str) -> Result<Result<Frame, usize>> {
+    wire::take_frame(buffer).map_err(|error| malformed(doing, error))
+}
+
+/// A frame that is not of the copy: an error ends the stream, others mean nothing here
+/// (notices, changed settings, the end of the copy, after which the server closes).
+fn refused(frame: &Frame, doing: &str) -> Result<()> {
+    if frame.kind != b'E' {
+        return Ok(());
+    }
+    let (message, sqlstate) = wire::read_error(&frame.body);
+    Err(Error::Replication {
+        doing: doing.to_owned(),
+        message,
+        sqlstate,
+        connection_lost: false,
+    })
+}
+
+fn heard(read: std::io::Result<usize>, doing: &str) -> Result<usize> {
+    match read {
+        Ok(0) => Err(lost(doing, "the stream has ended".to_owned())),
+        Ok(bytes) => Ok(bytes),
+        Err(error) => Err(lost(doing, error.to_string())),
+    }
+}
+
+/// Connecting again helps: the position to go on from is recorded elsewhere.
+fn malformed(doing: &str, Malformed(what): Malformed) -> Error {
+    lost(doing, format!("the server sent {what}"))
+}
+
+fn lost(doing: &str, message: String) -> Error {
+    Error::Replication {
+        doing: doing.to_owned(),
+        message,
+        sqlstate: None,
+        connection_lost: true,
     }
 }
