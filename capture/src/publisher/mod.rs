@@ -8,6 +8,7 @@
 mod describe;
 mod facts;
 mod labels;
+mod outbox;
 mod recognise;
 mod tables;
 mod visibility;
@@ -27,6 +28,7 @@ pub(crate) use describe::describe;
 pub(crate) use tables::{Captured, Expected, Published, Tables};
 pub(crate) use visibility::{Given, Visibility};
 
+use self::outbox::Outbox;
 use crate::crash_points::{AFTER_KAFKA_COMMIT, BEFORE_KAFKA_COMMIT, crash_point};
 use crate::error::{Error, Result};
 
@@ -85,6 +87,8 @@ pub(crate) struct Publisher {
     sync_schema_id: u32,
     table_schema_id: u32,
     open: Option<OpenTransaction>,
+    /// Events of the open transaction that librdkafka does not have yet.
+    outbox: Outbox,
     pace: Pace,
 }
 
@@ -118,6 +122,7 @@ impl Publisher {
             sync_schema_id,
             table_schema_id,
             open: None,
+            outbox: Outbox::default(),
             pace: Pace {
                 took: Duration::ZERO,
                 ended: Instant::now(),
@@ -159,8 +164,49 @@ impl Publisher {
 
     /// Appends one event to the change topic, inside the open transaction.
     pub(crate) async fn send_event(&mut self, key: Option<&[u8]>, value: &[u8]) -> Result<()> {
-        let (producer, open) = (&self.producer, &mut self.open);
-        send(producer, open, &self.changes_topic, key, Some(value)).await
+        let bytes = value.len() + key.map_or(0, <[u8]>::len);
+        self.count(bytes)?;
+        if outbox::is_large(bytes) {
+            self.hand_over().await?;
+            return send(&self.producer, &self.changes_topic, key, Some(value)).await;
+        }
+        self.outbox.push(key, value);
+        if self.outbox.is_full() {
+            self.hand_over().await?;
+        }
+        Ok(())
+    }
+
+    /// Gives librdkafka what waits for it.
+    async fn hand_over(&mut self) -> Result<()> {
+        for (key, value) in self.outbox.iter() {
+            send(&self.producer, &self.changes_topic, key, Some(value)).await?;
+        }
+        self.outbox.clear();
+        Ok(())
+    }
+
+    /// Counts a message into the open transaction, or begins one with it.
+    fn count(&mut self, bytes: usize) -> Result<()> {
+        let open = match &mut self.open {
+            Some(open) => open,
+            None => {
+                self.producer
+                    .begin_transaction()
+                    .map_err(|error| Error::Kafka {
+                        doing: "beginning a transaction",
+                        error,
+                    })?;
+                self.open.insert(OpenTransaction {
+                    bytes: 0,
+                    events: 0,
+                    since: Instant::now(),
+                })
+            }
+        };
+        open.bytes += bytes;
+        open.events += 1;
+        Ok(())
     }
 
     /// Commits what was sent, together with the position it reaches, the table syncs it
@@ -172,6 +218,7 @@ impl Publisher {
         syncs: &[SyncRecord],
         tables: &[(TableName, Option<TableRecord>)],
     ) -> Result<()> {
+        self.hand_over().await?;
         let record = position.encode(self.position_schema_id);
         self.record(PositionRecord::KEY, Some(&record)).await?;
         for sync in syncs {
@@ -202,8 +249,8 @@ impl Publisher {
 
     /// Appends to the position topic, inside the open transaction.
     async fn record(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<()> {
-        let (producer, open) = (&self.producer, &mut self.open);
-        send(producer, open, &self.position_topic, Some(key), value).await
+        self.count(key.len() + value.map_or(0, <[u8]>::len))?;
+        send(&self.producer, &self.position_topic, Some(key), value).await
     }
 
     /// Runs one of librdkafka's blocking calls away from the async threads.
@@ -220,31 +267,13 @@ impl Publisher {
     }
 }
 
-/// Hands a message over to librdkafka, inside the open transaction or a new one.
+/// Hands a message over to librdkafka, inside the open transaction.
 async fn send(
     producer: &TransactionalProducer,
-    open: &mut Option<OpenTransaction>,
     topic: &str,
     key: Option<&[u8]>,
     value: Option<&[u8]>,
 ) -> Result<()> {
-    let open = match open {
-        Some(open) => open,
-        None => {
-            producer.begin_transaction().map_err(|error| Error::Kafka {
-                doing: "beginning a transaction",
-                error,
-            })?;
-            open.insert(OpenTransaction {
-                bytes: 0,
-                events: 0,
-                since: Instant::now(),
-            })
-        }
-    };
-    open.bytes += value.map_or(0, <[u8]>::len) + key.map_or(0, <[u8]>::len);
-    open.events += 1;
-
     let mut record = BaseRecord::<[u8], [u8]>::to(topic).partition(0);
     if let Some(value) = value {
         record = record.payload(value);
