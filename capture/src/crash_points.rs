@@ -51,6 +51,17 @@ pub(crate) fn crash_point(name: &'static str) {
     let _ = name;
 }
 
+/// Whether a test has armed `name`.
+pub(crate) fn is_armed(name: &str) -> bool {
+    #[cfg(feature = "failpoints")]
+    return fail::list().iter().any(|(armed, _)| armed == name);
+    #[cfg(not(feature = "failpoints"))]
+    {
+        let _ = name;
+        false
+    }
+}
+
 #[cfg(feature = "failpoints")]
 fn crash(name: &str) {
     eprintln!("crash point {name}");

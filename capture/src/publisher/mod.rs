@@ -29,13 +29,18 @@ pub(crate) use tables::{Captured, Expected, Published, Tables};
 pub(crate) use visibility::{Given, Visibility};
 
 use self::outbox::Outbox;
-use crate::crash_points::{AFTER_KAFKA_COMMIT, BEFORE_KAFKA_COMMIT, crash_point};
+use crate::crash_points::{
+    AFTER_KAFKA_COMMIT, BEFORE_KAFKA_COMMIT, MID_TRANSACTION, crash_point, is_armed,
+};
 use crate::error::{Error, Result};
 
 /// A Kafka transaction is committed when it holds this much, or is this old, or the source
 /// has nothing more to give.
 const TRANSACTION_BYTES_MAX: usize = 8 << 20;
 const TRANSACTION_EVENTS_MAX: usize = 20_000;
+/// The same for a process that is to die between two Kafka transactions of one of the source's:
+/// that test's source transactions are small.
+const TRANSACTION_EVENTS_ARMED: usize = 1_000;
 const TRANSACTION_AGE_MAX: Duration = Duration::from_secs(1);
 
 /// Longest wait for more after the source has gone quiet.
@@ -89,6 +94,7 @@ pub(crate) struct Publisher {
     open: Option<OpenTransaction>,
     /// Events of the open transaction that librdkafka does not have yet.
     outbox: Outbox,
+    events_max: usize,
     pace: Pace,
 }
 
@@ -123,6 +129,10 @@ impl Publisher {
             table_schema_id,
             open: None,
             outbox: Outbox::default(),
+            events_max: match is_armed(MID_TRANSACTION) {
+                true => TRANSACTION_EVENTS_ARMED,
+                false => TRANSACTION_EVENTS_MAX,
+            },
             pace: Pace {
                 took: Duration::ZERO,
                 ended: Instant::now(),
@@ -145,7 +155,7 @@ impl Publisher {
     pub(crate) fn is_due(&self) -> bool {
         self.open.as_ref().is_some_and(|open| {
             open.bytes >= TRANSACTION_BYTES_MAX
-                || open.events >= TRANSACTION_EVENTS_MAX
+                || open.events >= self.events_max
                 || open.since.elapsed() >= TRANSACTION_AGE_MAX
         })
     }
