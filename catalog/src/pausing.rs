@@ -214,7 +214,7 @@ async fn last_command(
 ) -> Result<Option<(Uuid, String)>> {
     let failed = |error| Error::database("looking for a pause or resume", error);
     let row: Option<PgRow> = sqlx::query(
-        "SELECT id, kind FROM bunny.commands WHERE mirror_id = $1 AND kind IN ('pause', 'resume', 'update')
+        "SELECT id, kind FROM bunny.commands WHERE mirror_id = $1 AND kind IN ('pause', 'resume')
          ORDER BY created_at DESC, id LIMIT 1",
     )
     .bind(mirror_id)

@@ -6,6 +6,9 @@ use anyhow::{Context, bail, ensure};
 use reqwest::Method;
 use serde_json::{Value, json};
 
+/// No answer takes that long, on a machine that has time for it.
+const ANSWER_MAX: Duration = Duration::from_secs(120);
+
 /// A logged-in client.
 #[derive(Clone)]
 pub struct Api {
@@ -37,9 +40,7 @@ impl Answer {
 impl Api {
     /// A client that is not logged in. `base` is like `http://127.0.0.1:8112`.
     pub fn new(base: &str) -> anyhow::Result<Api> {
-        let http = reqwest::Client::builder()
-            .timeout(Duration::from_secs(30))
-            .build()?;
+        let http = reqwest::Client::builder().timeout(ANSWER_MAX).build()?;
         Ok(Api {
             http,
             base: base.to_owned(),

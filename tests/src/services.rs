@@ -136,6 +136,48 @@ impl Services {
         self.command("start", server).await
     }
 
+    /// Keeps a copy of all that a stopped Postgres server has, its slots included.
+    pub async fn keep_copy(&self, server: Server) -> anyhow::Result<()> {
+        let data = self.data(server)?;
+        let mut copy = Command::new("cp");
+        copy.arg("-a").arg(&data).arg(data.with_extension("kept"));
+        tokio::task::spawn_blocking(move || run(&mut copy)).await?
+    }
+
+    /// Puts the copy kept last in the place of what a stopped server has.
+    pub async fn put_copy_back(&self, server: Server) -> anyhow::Result<()> {
+        let data = self.data(server)?;
+        tokio::fs::remove_dir_all(&data).await?;
+        Ok(tokio::fs::rename(data.with_extension("kept"), &data).await?)
+    }
+
+    /// Starts a stopped Postgres server as a standby that is promoted at once: it goes on where
+    /// its WAL ends, on a new timeline.
+    pub async fn start_promoted(&self, server: Server) -> anyhow::Result<()> {
+        let signal = self.data(server)?.join("standby.signal");
+        tokio::fs::write(&signal, "").await?;
+        self.start_again(server).await?;
+        let url = match server {
+            Server::Source => &self.source,
+            Server::Destination => &self.destination,
+            Server::Catalog => &self.catalog,
+            Server::Kafka => bail!("Kafka is no Postgres server"),
+        };
+        let session = url.connect().await?;
+        let promoted = session.text("SELECT pg_promote()").await?;
+        ensure!(
+            promoted == "t",
+            "{server:?} was not promoted within a minute"
+        );
+        Ok(())
+    }
+
+    /// The data directory of a Postgres server, by the file that says where they are.
+    fn data(&self, server: Server) -> anyhow::Result<PathBuf> {
+        let home = std::fs::read_to_string(self.directory.join("home"))?;
+        Ok(Path::new(home.trim()).join(server.name()))
+    }
+
     async fn command(&self, action: &'static str, server: Server) -> anyhow::Result<()> {
         let mut command = Command::new(script("services"));
         command.arg(action).arg(&self.directory).arg(server.name());

@@ -4,13 +4,14 @@
 //! mirror, starts it again, and ends with both oracles: contents equal, and topics that are the source's history once.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bunny_tests::api::Api;
 use bunny_tests::bunny::Bunny;
 use bunny_tests::load::{self, Load};
-use bunny_tests::services::repository;
+use bunny_tests::services::{Services, repository};
 use bunny_tests::stage::{Mirror, Stage};
 use serde_json::{Value, json};
 
@@ -135,6 +136,20 @@ pub async fn scene_of(
     before_mirror: impl FnOnce(&mut Bunny, &mut Bunny) -> Result<()>,
 ) -> Result<Scene> {
     let stage = Stage::new(test).await?;
+    scene_with(stage, tables, before_mirror).await
+}
+
+/// The same on given servers.
+pub async fn scene_on(services: Arc<Services>, test: &str) -> Result<Scene> {
+    let stage = Stage::on(services, test).await?;
+    scene_with(stage, &load::TABLES, |_, _| Ok(())).await
+}
+
+async fn scene_with(
+    stage: Stage,
+    tables: &[&str],
+    before_mirror: impl FnOnce(&mut Bunny, &mut Bunny) -> Result<()>,
+) -> Result<Scene> {
     let [mut capture, mut apply, api_process] = stage.start_all()?;
     let api = stage.api().await?;
     stage.create_peers(&api).await?;

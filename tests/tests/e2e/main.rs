@@ -5,6 +5,7 @@ mod control;
 mod crashes;
 mod deletion;
 mod excluded_columns;
+mod failover;
 mod failures;
 mod fidelity;
 #[cfg(feature = "full")]
