@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::config::{Layers, Problem, SETTINGS};
+use crate::tail;
 
 /// What the process is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,9 +24,11 @@ pub(crate) enum Task {
     Keygen,
     /// Seal the catalog's secrets with another key.
     RotateKey,
+    /// Print a mirror's events as they come.
+    Tail,
 }
 
-const TASKS: [(&str, Task, &str); 7] = [
+const TASKS: [(&str, Task, &str); 8] = [
     (
         "capture",
         Task::Capture,
@@ -52,6 +55,11 @@ const TASKS: [(&str, Task, &str); 7] = [
         "rotate-key",
         Task::RotateKey,
         "Seal the catalog's secrets with BUNNY_NEW_ENCRYPTION_KEY, which every process is then started with",
+    ),
+    (
+        "tail",
+        Task::Tail,
+        "Print a mirror's events as they come; needs Kafka only",
     ),
 ];
 
@@ -85,8 +93,12 @@ pub(crate) fn command() -> Command {
                 .help(setting.help),
         );
     }
-    for (name, _, about) in TASKS {
-        command = command.subcommand(Command::new(name).about(about).after_help(PLACES));
+    for (name, task, about) in TASKS {
+        let mut subcommand = Command::new(name).about(about).after_help(PLACES);
+        if task == Task::Tail {
+            subcommand = tail::arguments(subcommand);
+        }
+        command = command.subcommand(subcommand);
     }
     command
 }
@@ -142,7 +154,9 @@ mod tests {
     #[test]
     fn every_task_has_its_name() {
         for (name, expected, _) in TASKS {
-            let matches = command().try_get_matches_from(["bunny", name]).unwrap();
+            let mirror = (expected == Task::Tail).then_some("shop");
+            let line = ["bunny", name].into_iter().chain(mirror);
+            let matches = command().try_get_matches_from(line).unwrap();
             assert_eq!(task(&matches).unwrap().0, expected);
         }
     }

@@ -5,6 +5,7 @@ mod cli;
 mod config;
 mod exit;
 mod roles;
+mod tail;
 mod telemetry;
 
 use std::time::Duration;
@@ -47,22 +48,37 @@ fn start(matches: &clap::ArgMatches) -> Result<(), Exit> {
         return Ok(());
     }
     let layers = cli::layers(flags)?;
-    telemetry::log(&config::logging(&layers)?)?;
+    let tail = match task {
+        Task::Tail => Some(tail::Options::read(flags)?),
+        _ => None,
+    };
+    let logging = match task {
+        Task::Tail => config::logging_or(&layers, config::LOG_QUIET)?,
+        _ => config::logging(&layers)?,
+    };
+    telemetry::log(&logging)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| Exit::failed(format!("no threads to work with: {error}")))?;
-    let outcome = runtime.block_on(supervised(task, &layers));
+    let outcome = runtime.block_on(supervised(task, tail, &layers));
     runtime.shutdown_background();
     outcome
 }
 
-async fn supervised(task: Task, layers: &Layers) -> Result<(), Exit> {
+async fn supervised(
+    task: Task,
+    tail: Option<tail::Options>,
+    layers: &Layers,
+) -> Result<(), Exit> {
     let failed = |error| Exit::failed(format!("signals cannot be received: {error}"));
     let terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let cancel = CancellationToken::new();
     let work = async {
+        if let Some(options) = tail {
+            return tail::run(options, layers, cancel.clone()).await;
+        }
         match task {
             Task::Migrate => roles::migrate(layers, cancel.clone()).await,
             Task::RotateKey => roles::rotate_key(layers, cancel.clone()).await,

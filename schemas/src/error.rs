@@ -82,6 +82,26 @@ impl Error {
         }
     }
 
+    /// Whether what was to be read is no longer, or not yet, in the topic.
+    pub fn is_trimmed(&self) -> bool {
+        matches!(
+            self.kafka_code(),
+            Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange)
+        )
+    }
+
+    /// Whether there is no such topic.
+    pub fn is_gone(&self) -> bool {
+        matches!(
+            self.kafka_code(),
+            Some(
+                RDKafkaErrorCode::UnknownTopicOrPartition
+                    | RDKafkaErrorCode::UnknownTopic
+                    | RDKafkaErrorCode::UnknownPartition
+            )
+        )
+    }
+
     /// Whether the same call may succeed later without anybody changing anything:
     /// a broker away or busy, a fenced producer (the caller starts over), a
     /// schema id whose record has not arrived yet.

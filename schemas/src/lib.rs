@@ -8,6 +8,7 @@
 //! * [`control`]: the fixed records (`schemas/avro/*.avsc`).
 //! * [`registry`]: schema ids in a compacted topic.
 //! * [`reader`]: reads back what has been published; [`retained`]: what can be loaded again.
+//! * [`follow`]: watches a change topic as it grows.
 //!
 //! The crate opens no Postgres connection. `docs/events.md` describes the same
 //! contract for readers in other languages.
@@ -15,6 +16,7 @@
 pub mod control;
 pub mod envelope;
 mod error;
+pub mod follow;
 pub mod kafka;
 mod position;
 pub mod reader;

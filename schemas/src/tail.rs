@@ -65,6 +65,16 @@ impl Tail {
             )))
     }
 
+    /// Offset and value of the first committed message from `from` on; `None` at the end.
+    pub(crate) fn first(&self, from: i64) -> Result<Option<(i64, Vec<u8>)>> {
+        let mut found = None;
+        self.read_while(from, |record| {
+            found = Some((record.offset, record.value.unwrap_or_default().to_vec()));
+            Ok(false)
+        })?;
+        Ok(found)
+    }
+
     /// Calls `each` for every committed message from `from` to the end, which is
     /// known by the broker's end-of-partition signal: what lies between the last
     /// message and the end may be control records or aborted messages, which are
@@ -73,6 +83,15 @@ impl Tail {
         &self,
         from: i64,
         mut each: impl FnMut(Record<'_>) -> Result<()>,
+    ) -> Result<i64> {
+        self.read_while(from, |record| each(record).map(|()| true))
+    }
+
+    /// As [`Tail::read`], but ends too once `each` says that it has enough.
+    fn read_while(
+        &self,
+        from: i64,
+        mut each: impl FnMut(Record<'_>) -> Result<bool>,
     ) -> Result<i64> {
         let doing = || format!("read {}/{} from {from}", self.topic, self.partition);
         let mut assignment = TopicPartitionList::new();
@@ -88,12 +107,15 @@ impl Tail {
         loop {
             match self.consumer.poll(POLL) {
                 Some(Ok(message)) => {
-                    each(Record {
+                    let goes_on = each(Record {
                         offset: message.offset(),
                         key: message.key(),
                         value: message.payload(),
                     })?;
                     next = message.offset() + 1;
+                    if !goes_on {
+                        return Ok(next);
+                    }
                     last_answer = Instant::now();
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) => return Ok(next),

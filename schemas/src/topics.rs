@@ -36,6 +36,16 @@ impl Topics {
         self.of_mirror(slug, "changes")
     }
 
+    /// The slug in the name of a change topic; `None` for other topics, and for names that were
+    /// cut.
+    pub fn slug_of_changes<'t>(&self, topic: &'t str) -> Option<&'t str> {
+        let slug = topic
+            .strip_prefix(&self.prefix)?
+            .strip_prefix('.')?
+            .strip_suffix(".changes")?;
+        (!slug.contains('.') && self.changes(slug) == topic).then_some(slug)
+    }
+
     /// `<prefix>.<slug>.snapshot`: chunks of table syncs.
     pub fn snapshot(&self, slug: &str) -> String {
         self.of_mirror(slug, "snapshot")
@@ -107,6 +117,21 @@ mod tests {
         );
         assert_eq!(topics.apply_group("shop"), "bunny.shop.apply");
         assert_eq!(topics.schemas_transactional_id(), "bunny.schemas");
+    }
+
+    #[test]
+    fn change_topics_are_recognised() {
+        let topics = Topics::new("bunny");
+        assert_eq!(topics.slug_of_changes("bunny.shop.changes"), Some("shop"));
+        for other in [
+            "bunny.shop.snapshot",
+            "bunny.changes",
+            "bunnyx.shop.changes",
+            "bunny.x.shop.changes",
+            "bunny.schemas",
+        ] {
+            assert_eq!(topics.slug_of_changes(other), None, "{other}");
+        }
     }
 
     #[test]

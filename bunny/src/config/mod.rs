@@ -75,11 +75,19 @@ const JWT_SECRET_BYTES_MIN: usize = 16;
 /// sqlx each slow statement.
 const LOG_DEFAULT: &str = "info,rdkafka=warn,librdkafka=warn,sqlx=warn";
 
+/// What is logged by a command whose output a person reads: it says itself what matters.
+pub(crate) const LOG_QUIET: &str = "error,rdkafka=off,librdkafka=off";
+
 /// How and what to log.
 pub(crate) fn logging(layers: &Layers) -> Result<Logging, Problem> {
+    logging_or(layers, LOG_DEFAULT)
+}
+
+/// The same, with another filter unless one is set.
+pub(crate) fn logging_or(layers: &Layers, filter: &str) -> Result<Logging, Problem> {
     let filter = layers
         .text(&settings::LOG)
-        .map_or_else(|| LOG_DEFAULT.to_owned(), |found| found.text);
+        .map_or_else(|| filter.to_owned(), |found| found.text);
     let format = match layers.text(&settings::LOG_FORMAT) {
         None => LogFormat::Text,
         Some(found) => match found.text.as_str() {
@@ -234,6 +242,17 @@ pub(crate) fn api(layers: &Layers) -> Result<Api, Problems> {
             admin_user,
             admin_password,
         }),
+        _ => Err(problems),
+    }
+}
+
+/// What reading the topics needs, without the catalog.
+pub(crate) fn topics_only(layers: &Layers) -> Result<(KafkaConfig, Topics), Problems> {
+    let mut problems = Problems::default();
+    let kafka = problems.take(kafka(layers));
+    let topics = problems.take(topics(layers));
+    match (kafka, topics) {
+        (Some(kafka), Some(topics)) => Ok((kafka, topics)),
         _ => Err(problems),
     }
 }

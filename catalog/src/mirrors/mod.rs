@@ -19,7 +19,7 @@ pub use config::{
     ApplyMode, MirrorConfig, OnExistingRows, OnTableError, ResyncStrategy, SchemaChanges,
     UntrackedChanges,
 };
-pub use naming::{NAME_LENGTH_MAX, check_name};
+pub use naming::{NAME_LENGTH_MAX, check_name, slugs};
 pub use store::TableInUse;
 pub(crate) use store::{
     check_destinations_free, check_tables, lock_creation, notify, raise_version, replace_tables,

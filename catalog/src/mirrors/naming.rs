@@ -46,6 +46,14 @@ pub(crate) fn slug(name: &str, taken: impl Fn(&str) -> bool) -> String {
     }
 }
 
+/// The slugs a mirror of this name may have been given, or the slug itself: whoever has no catalog
+/// finds its topics under the first of them that is there. A hashed one is of this name only.
+pub fn slugs(name: &str) -> [String; 2] {
+    let plain = identifier(name);
+    let hashed = with_hash(&plain, &format!("{name}/0"), SLUG_LENGTH_MAX);
+    [hashed, plain]
+}
+
 /// `<prefix>_<slug>`: replication slots allow only lower case letters, digits
 /// and `_`.
 /// <https://www.postgresql.org/docs/current/warm-standby.html#STREAMING-REPLICATION-SLOTS>
@@ -95,6 +103,17 @@ fn with_hash(text: &str, true_name: &str, length_max: usize) -> String {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_slug_is_among_those_of_its_name() {
+        for name in ["Prod-to_Staging", "x_ins", &"n".repeat(63)] {
+            let given = slug(name, |_| false);
+            assert!(slugs(name).contains(&given), "{given}");
+            assert!(slugs(&given).contains(&given), "{given}");
+            let another = slug(name, |taken| taken == given);
+            assert!(given.len() > SLUG_LENGTH_MAX - 10 || slugs(name).contains(&another));
+        }
+    }
 
     #[test]
     fn no_mirror_publishes_into_the_insert_only_publication_of_another() {

@@ -150,6 +150,23 @@ impl KafkaConfig {
         .await
     }
 
+    /// Names of all topics, sorted.
+    pub async fn topic_names(&self) -> Result<Vec<String>> {
+        self.with_consumer(|consumer| {
+            let metadata = consumer
+                .fetch_metadata(None, CALL_TIMEOUT)
+                .map_err(Error::kafka("list the topics"))?;
+            let mut names: Vec<String> = metadata
+                .topics()
+                .iter()
+                .map(|topic| topic.name().to_owned())
+                .collect();
+            names.sort_unstable();
+            Ok(names)
+        })
+        .await
+    }
+
     /// Deletes topics; those that do not exist count as deleted.
     pub async fn delete_topics(&self, names: &[&str]) -> Result<()> {
         if names.is_empty() {

@@ -49,17 +49,27 @@ impl Registry {
     pub async fn open(kafka: KafkaConfig, topics: &Topics) -> Result<Registry> {
         let topic = topics.schemas();
         kafka.ensure_topic(&topic, TopicKind::Schemas).await?;
-        let registry = Registry {
+        let registry = Registry::of(kafka, topics);
+        registry.refresh().await?;
+        Ok(registry)
+    }
+
+    /// For those who only read: the topic is neither created nor checked, and is read when
+    /// first needed.
+    pub fn reading(kafka: KafkaConfig, topics: &Topics) -> Registry {
+        Registry::of(kafka, topics)
+    }
+
+    fn of(kafka: KafkaConfig, topics: &Topics) -> Registry {
+        Registry {
             shared: Arc::new(Shared {
                 kafka,
-                topic,
+                topic: topics.schemas(),
                 transactional_id: topics.schemas_transactional_id(),
                 state: RwLock::default(),
             }),
             allocator: Arc::default(),
-        };
-        registry.refresh().await?;
-        Ok(registry)
+        }
     }
 
     /// Id of `schema_json` under `subject`, allocated and written when it has none.
