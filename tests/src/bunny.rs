@@ -239,7 +239,7 @@ pub fn run(arguments: &[&str], env: &[(String, String)]) -> anyhow::Result<Strin
 }
 
 /// A command that sees no setting of whoever runs the tests.
-fn clean_command(program: &Path) -> Command {
+pub(crate) fn clean_command(program: &Path) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
         let bytes = name.as_encoded_bytes();

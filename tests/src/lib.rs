@@ -8,6 +8,7 @@
 //! - [`topic`]: the topics, read by another Avro implementation, hold the source's history.
 //! - [`backup`]: dumps of a database, and databases made from them.
 //! - [`load`]: writers that keep changing the source while things break.
+//! - [`clients`]: programs that read the topics from outside.
 //! - [`proxy`]: a TCP proxy that cuts, freezes and refuses connections.
 //!
 //! It uses none of the product's crates, so that no mistake can hide on both sides.
@@ -16,6 +17,7 @@ pub mod api;
 pub mod backup;
 pub mod bunny;
 pub mod certificates;
+pub mod clients;
 pub mod content;
 pub mod database;
 pub mod load;

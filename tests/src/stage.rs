@@ -1,7 +1,8 @@
 //! Everything one test owns: a database on each server, a topic prefix, processes,
 //! peers and mirrors; removed when the test ends, however it ends.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -117,6 +118,27 @@ impl Stage {
     /// Runs a subcommand of one shot, with some settings of its own.
     pub fn run(&self, arguments: &[&str], settings: &[(&str, &str)]) -> anyhow::Result<String> {
         bunny::run(arguments, &self.env_with(Role::Api, settings))
+    }
+
+    /// A subcommand that is told of Kafka and the topics' prefix only.
+    pub fn reader(&self, arguments: &[&str]) -> anyhow::Result<Command> {
+        let mut command = bunny::clean_command(&bunny::program()?);
+        command
+            .args(arguments)
+            .env("BUNNY_KAFKA_BROKERS", &self.services.brokers)
+            .env("BUNNY_TOPIC_PREFIX", &self.name)
+            .current_dir(&self.logs);
+        Ok(command)
+    }
+
+    /// Where this test's logs are, for those of other programs; gone when the test has passed.
+    pub fn directory(&self) -> &Path {
+        &self.logs
+    }
+
+    /// The password of `admin`.
+    pub fn password(&self) -> &'static str {
+        ADMIN_PASSWORD
     }
 
     fn env_with(&self, role: Role, settings: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -279,7 +301,7 @@ impl Stage {
     }
 }
 
-fn logs_tail(logs: &std::path::Path) -> String {
+fn logs_tail(logs: &Path) -> String {
     let mut text = String::new();
     for entry in std::fs::read_dir(logs).into_iter().flatten().flatten() {
         let path = entry.path();

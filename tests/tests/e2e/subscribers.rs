@@ -1,0 +1,302 @@
+//! Readers of the topics that are no part of the product: the examples keep tables current while
+//! the source is written to and they are killed, and clients that no one here wrote see the same
+//! records as we do.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use bunny_tests::clients::{self, Program, output_of};
+use bunny_tests::database::Session;
+use bunny_tests::load::{self, Load};
+use bunny_tests::services::repository;
+use bunny_tests::stage::Stage;
+use serde_json::{Value, json};
+
+/// Starting Python alone takes seconds on a busy machine.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Tables of the load, and what of each row is compared: numbers where the events carry numbers.
+const TABLES: [(&str, &str); 4] = [
+    ("public.accounts", "id, owner, balance, seen, tier"),
+    ("public.documents", "id, heading, body, revision"),
+    ("public.measurements", "sensor, value, note"),
+    ("public.journal", "writer, n, entry, at"),
+];
+
+/// Prints the rows of a SQLite table, one JSON array a line.
+const DUMP: &str = "
+import json, sqlite3, sys
+for row in sqlite3.connect(sys.argv[1]).execute(sys.argv[2]):
+    print(json.dumps(row))
+";
+
+/// An example at work: the Python one keeps all tables in a SQLite file, the Rust one a table in a
+/// JSON file.
+struct Example {
+    name: String,
+    /// The Python that runs it, if it needs one.
+    python: Option<PathBuf>,
+    tables: Vec<(&'static str, &'static str)>,
+    state: PathBuf,
+    running: Option<Program>,
+}
+
+impl Example {
+    fn all(stage: &Stage, python: PathBuf) -> Vec<Example> {
+        let in_python = Example {
+            name: "python".to_owned(),
+            python: Some(python),
+            tables: TABLES.to_vec(),
+            state: stage.directory().join("python.sqlite"),
+            running: None,
+        };
+        let in_rust = TABLES.iter().map(|(table, columns)| Example {
+            name: format!("rust.{table}"),
+            python: None,
+            tables: vec![(*table, *columns)],
+            state: stage.directory().join(format!("{table}.json")),
+            running: None,
+        });
+        std::iter::once(in_python).chain(in_rust).collect()
+    }
+
+    fn command(&self, stage: &Stage, registry: &str) -> Result<Command> {
+        let brokers = &stage.services.brokers;
+        let Some(python) = &self.python else {
+            let mut command = Command::new(clients::built("subscriber")?);
+            command
+                .args([brokers, &stage.name, "mirror", self.tables[0].0])
+                .arg(&self.state);
+            return Ok(command);
+        };
+        let mut command = Command::new(python);
+        command
+            .arg(repository().join("examples/python/subscriber.py"))
+            .args(["--registry", registry, "--registry-user", "admin"])
+            .env("REGISTRY_PASSWORD", stage.password())
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .args(["--brokers", brokers])
+            .args(["--topics", &format!("{}.mirror", stage.name)])
+            .arg("--state")
+            .arg(&self.state);
+        for (table, _) in &self.tables {
+            command.args(["--table", table]);
+        }
+        Ok(command)
+    }
+
+    fn start(&mut self, stage: &Stage, registry: &str) -> Result<()> {
+        let command = self.command(stage, registry)?;
+        let program = Program::start(&stage.services, command, stage.directory(), &self.name)?;
+        self.running = Some(program);
+        Ok(())
+    }
+
+    async fn wait_loaded(&mut self) -> Result<()> {
+        let (tables, running) = (self.tables.len(), self.running.as_mut());
+        running
+            .context("not started")?
+            .wait_errors(LIMIT, |said| said.matches(": loaded ").count() == tables)
+            .await
+    }
+
+    fn kill9(&mut self) -> Result<()> {
+        let mut running = self.running.take().context("not started")?;
+        ensure!(running.is_running()?, "{}: {}", self.name, running.errors());
+        running.kill9();
+        Ok(())
+    }
+
+    fn rows(&self, table: &str, columns: &str) -> Result<Vec<String>> {
+        let Some(python) = &self.python else {
+            return json_rows(&std::fs::read(&self.state)?, columns);
+        };
+        let printed = output_of(
+            Command::new(python)
+                .args(["-c", DUMP])
+                .arg(&self.state)
+                .arg(format!("SELECT {columns} FROM \"{table}\"")),
+        )?;
+        let rows = printed.lines().map(serde_json::from_str);
+        normal(rows.collect::<Result<_, _>>()?)
+    }
+
+    async fn assert_holds(&self, source: &Session) -> Result<()> {
+        for (table, columns) in &self.tables {
+            let wanted = source_rows(source, table, columns).await?;
+            let found = self.rows(table, columns)?;
+            ensure!(!wanted.is_empty(), "{table} is empty");
+            ensure!(
+                wanted == found,
+                "{}: {table} has {} rows, the source {}; the first that differ: {:?}",
+                self.name,
+                found.len(),
+                wanted.len(),
+                wanted.iter().zip(&found).find(|(a, b)| a != b)
+            );
+        }
+        Ok(())
+    }
+}
+
+/// The rows in the state file of the Rust example.
+fn json_rows(state: &[u8], columns: &str) -> Result<Vec<String>> {
+    let state: Value = serde_json::from_slice(state)?;
+    let known = state["table"]["columns"].as_array().context("no columns")?;
+    let place = |name: &str| known.iter().position(|column| column[1] == name);
+    let places: Option<Vec<usize>> = columns.split(", ").map(place).collect();
+    let places = places.with_context(|| format!("not all of {columns} in {known:?}"))?;
+    let groups = state["table"]["rows"].as_object().context("no rows")?;
+    let rows = groups.values().filter_map(Value::as_array).flatten();
+    normal(
+        rows.map(|row| places.iter().map(|place| row[*place].clone()).collect())
+            .collect(),
+    )
+}
+
+/// Sorted, numbers as floats: SQLite, Postgres and JSON each write them in their own way.
+fn normal(rows: Vec<Value>) -> Result<Vec<String>> {
+    let mut lines = Vec::new();
+    for row in rows {
+        let cells = row.as_array().context("a row is an array")?.iter();
+        let cells: Vec<Value> = cells
+            .map(|cell| match cell.as_f64() {
+                Some(number) => json!(number),
+                None => cell.clone(),
+            })
+            .collect();
+        lines.push(json!(cells).to_string());
+    }
+    lines.sort_unstable();
+    Ok(lines)
+}
+
+async fn source_rows(source: &Session, table: &str, columns: &str) -> Result<Vec<String>> {
+    // What has no type of its own in Avro is text there.
+    let cells = columns.split(", ").map(|column| match column {
+        "balance" | "seen" | "at" => format!("{column}::text"),
+        column => column.to_owned(),
+    });
+    let cells: Vec<String> = cells.collect();
+    let rows = source
+        .text(&format!(
+            "SELECT coalesce(json_agg(json_build_array({})), '[]')::text FROM {table}",
+            cells.join(", ")
+        ))
+        .await?;
+    normal(serde_json::from_str(&rows)?)
+}
+
+/// The offsets of the change topic's records, as `bunny tail` shows them; each event is there
+/// once and in order.
+fn tail_offsets(stage: &Stage) -> Result<Vec<i64>> {
+    let mut tail = stage.reader(&["tail", "mirror", "--json", "--no-follow"])?;
+    let printed = output_of(tail.args(["--from", "earliest"]))?;
+    let mut offsets = Vec::new();
+    let mut before: Option<(u64, i64)> = None;
+    for line in printed.lines() {
+        let event: Value = serde_json::from_str(line)?;
+        offsets.push(event["offset"].as_i64().context("no offset")?);
+        let Some(lsn) = event["source"]["commit_lsn"].as_str() else {
+            before = None;
+            continue;
+        };
+        let lsn: bunny_tests::lsn::Lsn = lsn.parse()?;
+        let position = (lsn.0, event["source"]["seq"].as_i64().context("no seq")?);
+        ensure!(
+            before.is_none_or(|before| before < position),
+            "{position:?} after {before:?}"
+        );
+        before = Some(position);
+    }
+    Ok(offsets)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn subscribers_hold_what_the_source_holds() -> Result<()> {
+    let python = tokio::task::spawn_blocking(clients::install).await??;
+    let stage = Stage::new("subscribers").await?;
+    let _processes = stage.start_all()?;
+    let api = stage.api().await?;
+    stage.create_peers(&api).await?;
+    let source = stage.source.connect().await?;
+    source.run("SET TimeZone = 'UTC'").await?;
+    load::create_tables(&source, 1000).await?;
+    let load = Load::start(&stage.source, 2, 25);
+    let options = json!({
+        "snapshot_num_rows_per_partition": 200, "snapshot_max_parallel_workers": 2,
+        "schema_changes": "all",
+    });
+    let mirror = stage
+        .create_mirror(&api, "mirror", &load::TABLES, options)
+        .await?;
+    mirror.wait_running().await?;
+
+    let registry = format!("{}/registry", api.base());
+    let mut examples = Example::all(&stage, python);
+    for example in &mut examples {
+        example.start(&stage, &registry)?;
+    }
+    for example in &mut examples {
+        example.wait_loaded().await?;
+    }
+    load.advance(100).await;
+    for example in &mut examples {
+        example.kill9()?;
+    }
+    // While they are away: versions that rows of before have to follow, and an emptied table.
+    for change in [
+        "ALTER TABLE accounts ADD COLUMN tier int NOT NULL DEFAULT 3",
+        "ALTER TABLE documents RENAME title TO heading",
+        "TRUNCATE measurements; INSERT INTO measurements VALUES (1, 0.1, 'anew'), (1, 'NaN', NULL)",
+    ] {
+        source.run(change).await?;
+    }
+    load.advance(100).await;
+    for example in &mut examples {
+        example.start(&stage, &registry)?;
+    }
+    load.advance(100).await;
+    for example in &mut examples {
+        example.kill9()?;
+    }
+
+    // What is rebuilt at the destination is none of a subscriber's business.
+    let replay = json!({"tables": ["public.documents"]});
+    let asked = api
+        .post("/v1/mirrors/mirror/replay", replay)
+        .await?
+        .expect(202)?;
+    load.stop().await;
+    source
+        .run("UPDATE accounts SET tier = 4 WHERE id = 1; UPDATE documents SET heading = 'x' WHERE id = 1;")
+        .await?;
+    let id = asked["command_id"].as_str().context("no command_id")?;
+    let command_path = format!("/v1/mirrors/mirror/commands/{id}");
+    let deadline = Instant::now() + LIMIT;
+    while api.get(&command_path).await?.expect(200)?["state"] != "done" {
+        ensure!(Instant::now() < deadline, "the replay is not done");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    stage.assert_converges(&mirror, &load::pairs()).await?;
+
+    for example in &examples {
+        output_of(example.command(&stage, &registry)?.arg("--stop-at-end"))?;
+        example.assert_holds(&source).await?;
+    }
+
+    let topic = format!("{}.{}.changes", stage.name, mirror.slug());
+    let ours = tail_offsets(&stage)?;
+    ensure!(ours.len() > 300, "{} events", ours.len());
+    let brokers = &stage.services.brokers;
+    let of_kcat = clients::kcat_records(brokers, &topic)?;
+    assert_eq!(of_kcat.iter().map(|(offset, _)| *offset).collect::<Vec<_>>(), ours);
+    for id in of_kcat.iter().map(|(_, id)| id).collect::<std::collections::BTreeSet<_>>() {
+        let path = format!("/registry/schemas/ids/{id}");
+        api.get(&path).await?.expect(200)?;
+    }
+    assert_eq!(clients::console_consumer_offsets(brokers, &topic)?, ours);
+    Ok(())
+}
