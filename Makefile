@@ -43,10 +43,12 @@ services-down: ## Stop them
 
 # Some crates have tests of their own against a server, ignored where none is in the environment.
 test: deps ## Unit, property and end-to-end tests on real servers
+	@scripts/install-deps --clients
 	cargo build --workspace --all-targets $(FEATURES)
 	scripts/with-services cargo test --workspace $(FEATURES) -- --include-ignored
 
 test-full: deps ## Everything: also memory bounds, soak and the matrix (about an hour)
+	@scripts/install-deps --clients
 	cargo build --workspace --all-targets $(FEATURES),bunny-tests/full
 	scripts/with-services cargo test --workspace $(FEATURES),bunny-tests/full -- --include-ignored
 	$(MAKE) test-matrix

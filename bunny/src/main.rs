@@ -66,11 +66,7 @@ fn start(matches: &clap::ArgMatches) -> Result<(), Exit> {
     outcome
 }
 
-async fn supervised(
-    task: Task,
-    tail: Option<tail::Options>,
-    layers: &Layers,
-) -> Result<(), Exit> {
+async fn supervised(task: Task, tail: Option<tail::Options>, layers: &Layers) -> Result<(), Exit> {
     let failed = |error| Exit::failed(format!("signals cannot be received: {error}"));
     let terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let interrupt = signal(SignalKind::interrupt()).map_err(failed)?;

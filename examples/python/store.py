@@ -35,11 +35,13 @@ def native(oid, text):
 
 
 def stored(value):
-    """SQLite has no boolean, and would turn NaN into NULL."""
+    """SQLite has no boolean, and would turn NaN into NULL: written as Postgres does instead."""
     if isinstance(value, bool):
         return int(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
+    if isinstance(value, float) and math.isnan(value):
+        return "NaN"
+    if isinstance(value, float) and math.isinf(value):
+        return "Infinity" if value > 0 else "-Infinity"
     return value
 
 

@@ -217,9 +217,13 @@ pub fn output_of(command: &mut Command) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Kafka's own console consumer on a topic, from its beginning to what is committed now: the
-/// offsets of the records it sees.
-pub fn console_consumer_offsets(brokers: &str, topic: &str) -> anyhow::Result<Vec<i64>> {
+/// Kafka's own console consumer on a topic of one partition: the offsets of the first `count`
+/// records it sees. That many, so that it need not guess whether more will come.
+pub fn console_consumer_offsets(
+    brokers: &str,
+    topic: &str,
+    count: usize,
+) -> anyhow::Result<Vec<i64>> {
     let mut versions: Vec<PathBuf> = std::fs::read_dir(repository().join(".local"))?
         .filter_map(|entry| Some(entry.ok()?.path().join("libs")))
         .filter(|libs| libs.is_dir())
@@ -232,15 +236,17 @@ pub fn console_consumer_offsets(brokers: &str, topic: &str) -> anyhow::Result<Ve
         .arg(libs.join("*"))
         .arg("org.apache.kafka.tools.consumer.ConsoleConsumer")
         .args(["--bootstrap-server", brokers, "--topic", topic])
-        .args(["--from-beginning", "--timeout-ms", "5000"])
+        .args(["--partition", "0", "--offset", "earliest"])
+        .args(["--max-messages", &count.to_string()])
+        .args(["--timeout-ms", "60000"])
         .args(["--isolation-level", "read_committed"])
         .args(["--formatter-property", "print.offset=true"])
         .args(["--formatter-property", "print.value=false"]);
     let printed = output_of(&mut command)?;
-    let offsets = printed.lines().filter_map(|line| line.strip_prefix("Offset:"));
-    offsets
-        .map(|offset| Ok(offset.trim().parse()?))
-        .collect()
+    let offsets = printed
+        .lines()
+        .filter_map(|line| line.strip_prefix("Offset:"));
+    offsets.map(|offset| Ok(offset.trim().parse()?)).collect()
 }
 
 /// `kcat` on a topic, from its beginning to what is committed now: the offsets of the records it
@@ -248,7 +254,17 @@ pub fn console_consumer_offsets(brokers: &str, topic: &str) -> anyhow::Result<Ve
 pub fn kcat_records(brokers: &str, topic: &str) -> anyhow::Result<Vec<(i64, u32)>> {
     let mut command = Command::new("kcat");
     command
-        .args(["-C", "-q", "-e", "-o", "beginning", "-b", brokers, "-t", topic])
+        .args([
+            "-C",
+            "-q",
+            "-e",
+            "-o",
+            "beginning",
+            "-b",
+            brokers,
+            "-t",
+            topic,
+        ])
         .args(["-X", "isolation.level=read_committed"])
         .args(["-X", "check.crcs=true"])
         // kcat's own unpacking of the frame: a byte, a number of four bytes, and the rest.
@@ -258,7 +274,11 @@ pub fn kcat_records(brokers: &str, topic: &str) -> anyhow::Result<Vec<(i64, u32)
         .lines()
         .map(|line| {
             let mut words = line.split_whitespace();
-            let mut next = || words.next().with_context(|| format!("kcat printed {line:?}"));
+            let mut next = || {
+                words
+                    .next()
+                    .with_context(|| format!("kcat printed {line:?}"))
+            };
             let offset = next()?.parse()?;
             ensure!(next()? == "0", "no Confluent frame: {line:?}");
             Ok((offset, next()?.parse()?))

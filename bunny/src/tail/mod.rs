@@ -72,7 +72,8 @@ async fn show(
         .iter()
         .filter_map(|name| topics.slug_of_changes(name))
         .collect();
-    let slug = slug_of(&options.mirror, &found).ok_or_else(|| unknown(&options, &topics, &found))?;
+    let slug =
+        slug_of(&options.mirror, &found).ok_or_else(|| unknown(&options, &topics, &found))?;
     if !names.contains(&topics.schemas()) {
         return Err(Exit::setting(format!(
             "there is no topic {}, without which no event can be decoded",
@@ -161,8 +162,9 @@ fn follow(
                     in_trouble = false;
                     eprintln!("bunny: Kafka is back");
                 }
-                let event = decode(&mut plans, registry, runtime, &value)
-                    .map_err(|error| Exit::failed(format!("{topic} at offset {offset}: {error}")))?;
+                let event = decode(&mut plans, registry, runtime, &value).map_err(|error| {
+                    Exit::failed(format!("{topic} at offset {offset}: {error}"))
+                })?;
                 if !options.wants(&event) {
                     continue;
                 }
@@ -234,8 +236,14 @@ mod tests {
         let [hashed, plain] = bunny_catalog::slugs("Prod-to_Staging");
         assert_eq!(plain, "prod_to_staging");
         let found = ["other", plain.as_str(), hashed.as_str()];
-        assert_eq!(slug_of("prod_to_staging", &found[..2]), Some("prod_to_staging"));
-        assert_eq!(slug_of("Prod-to_Staging", &found[..2]), Some("prod_to_staging"));
+        assert_eq!(
+            slug_of("prod_to_staging", &found[..2]),
+            Some("prod_to_staging")
+        );
+        assert_eq!(
+            slug_of("Prod-to_Staging", &found[..2]),
+            Some("prod_to_staging")
+        );
         assert_eq!(slug_of("Prod-to_Staging", &found), Some(hashed.as_str()));
         assert_eq!(slug_of(&hashed, &found), Some(hashed.as_str()));
         assert_eq!(slug_of("prod", &found), None);

@@ -234,7 +234,10 @@ mod tests {
             Ok(Start::Time(1_500_000))
         );
         assert_eq!(read("15m"), Ok(Start::Time((1_000_000 - 900) * 1_000_000)));
-        assert_eq!(read("1d"), Ok(Start::Time((1_000_000 - 86_400) * 1_000_000)));
+        assert_eq!(
+            read("1d"),
+            Ok(Start::Time((1_000_000 - 86_400) * 1_000_000))
+        );
         for wrong in ["", "-1", "yesterday", "m", "15 m", "-5m", "0x/1", "é"] {
             let problem = read(wrong).unwrap_err();
             assert!(problem.contains("--from"), "{problem}");

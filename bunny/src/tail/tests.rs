@@ -98,7 +98,10 @@ fn a_change_is_one_line() {
 fn a_change_is_one_object() {
     let schema = schema();
     let shown = line(Format::Json, &Event::Change(update(), &schema));
-    assert!(shown.ends_with("}\n") && shown.lines().count() == 1, "{shown}");
+    assert!(
+        shown.ends_with("}\n") && shown.lines().count() == 1,
+        "{shown}"
+    );
     let shown: Json = serde_json::from_str(&shown).unwrap();
     assert_eq!(
         shown,

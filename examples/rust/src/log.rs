@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use apache_avro::Schema;
+use apache_avro::reader::datum::GenericDatumReader;
 use apache_avro::types::Value;
-use apache_avro::{Schema, from_avro_datum};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
@@ -98,7 +99,10 @@ impl Log {
     pub(crate) fn first_offsets(&self, topic: &str) -> Result<Vec<i64>> {
         let consumer = self.consumer()?;
         let metadata = consumer.fetch_metadata(Some(topic), ANSWER)?;
-        let partitions = metadata.topics().first().map_or(0, |t| t.partitions().len());
+        let partitions = metadata
+            .topics()
+            .first()
+            .map_or(0, |t| t.partitions().len());
         (0..partitions)
             .map(|partition| {
                 let partition = i32::try_from(partition)?;
@@ -156,9 +160,10 @@ impl Log {
         }
         let known = self.schemas.get(&id);
         let known = known.with_context(|| format!("no schema {id}"))?;
+        let reader = GenericDatumReader::builder(&known.avro).build()?;
         Ok(Record {
             kind: known.kind.clone(),
-            value: from_avro_datum(&known.avro, &mut datum, None)?,
+            value: reader.read_value(&mut datum)?,
             columns: Arc::clone(&known.columns),
         })
     }
@@ -167,7 +172,8 @@ impl Log {
     fn read_schemas(&mut self) -> Result<()> {
         let topic = self.schemas_topic.clone();
         let first = self.first_offsets(&topic)?;
-        let consumer = self.assigned(&topic, &[(0, *first.first().context("no schemas topic")?)])?;
+        let consumer =
+            self.assigned(&topic, &[(0, *first.first().context("no schemas topic")?)])?;
         loop {
             match consumer.poll(POLL) {
                 None => {}

@@ -73,13 +73,20 @@ impl State {
 
     /// Whether a copy may be loaded.
     pub(crate) fn accepts(&self, generation: &str, lsn: u64) -> bool {
-        let right = self.generation.as_deref().is_none_or(|own| own == generation);
+        let right = self
+            .generation
+            .as_deref()
+            .is_none_or(|own| own == generation);
         right && self.after.is_none_or(|after| lsn > after)
     }
 
     /// True if the table is of another history and gone with it.
     pub(crate) fn begin_generation(&mut self, generation: &str) -> bool {
-        if self.table.as_ref().is_some_and(|table| table.generation == generation) {
+        if self
+            .table
+            .as_ref()
+            .is_some_and(|table| table.generation == generation)
+        {
             return false;
         }
         self.wait(generation, None);
@@ -154,7 +161,9 @@ impl Table {
             columns.push((number("attnum")?, name.clone(), number("type_oid")?));
         }
         let key = definition["identity_key"].as_array().context("no key")?;
-        let key = key.iter().filter_map(|name| Some(name.as_str()?.to_owned()));
+        let key = key
+            .iter()
+            .filter_map(|name| Some(name.as_str()?.to_owned()));
         Ok(Table {
             generation,
             lsn,

@@ -64,7 +64,9 @@ async fn tail_shows_what_is_committed_from_where_it_is_asked() -> Result<()> {
         .running_mirror(&["public.users", "public.notes"], json!({}))
         .await?;
     history(&scene).await?;
-    mirror.wait_for_lsn(scene.source.current_lsn().await?).await?;
+    mirror
+        .wait_for_lsn(scene.source.current_lsn().await?)
+        .await?;
     // It needs none of what runs beside Kafka.
     scene.bunny.kill9();
     let stage = &scene.stage;
@@ -113,14 +115,26 @@ async fn tail_shows_what_is_committed_from_where_it_is_asked() -> Result<()> {
     // Wrong settings: code 2, and what would be right.
     let tail = ["tail", "mirror", "--no-follow"];
     let (code, said) = refusal(&mut stage.reader(&["tail", "nothere"])?)?;
-    assert!(code == Some(2) && said.contains("there are mirror"), "{said}");
+    assert!(
+        code == Some(2) && said.contains("there are mirror"),
+        "{said}"
+    );
     let (code, said) = refusal(stage.reader(&tail)?.env("BUNNY_TOPIC_PREFIX", "nothere"))?;
-    assert!(code == Some(2) && said.contains("BUNNY_TOPIC_PREFIX"), "{said}");
+    assert!(
+        code == Some(2) && said.contains("BUNNY_TOPIC_PREFIX"),
+        "{said}"
+    );
     let (code, said) = refusal(stage.reader(&tail)?.env_remove("BUNNY_KAFKA_BROKERS"))?;
-    assert!(code == Some(2) && said.contains("BUNNY_KAFKA_BROKERS"), "{said}");
+    assert!(
+        code == Some(2) && said.contains("BUNNY_KAFKA_BROKERS"),
+        "{said}"
+    );
     let wrong = "no.such.setting=1";
     let (code, said) = refusal(stage.reader(&tail)?.env("BUNNY_KAFKA_CONFIG", wrong))?;
-    assert!(code == Some(2) && said.contains("no.such.setting"), "{said}");
+    assert!(
+        code == Some(2) && said.contains("no.such.setting"),
+        "{said}"
+    );
     for place in ["yesterday", "123456789"] {
         let (code, said) = refusal(stage.reader(&tail)?.args(["--from", place]))?;
         assert!(code == Some(2) && said.contains("--from"), "{said}");
@@ -158,8 +172,14 @@ async fn tail_shows_what_is_committed_from_where_it_is_asked() -> Result<()> {
         let left = piped.try_wait()?;
         if let Some(status) = left {
             assert!(status.success(), "{status}");
-            assert!(shown.contains("TRUNCATE  public.users, public.notes"), "{shown}");
-            assert!(lines.contains("INSERT    public.notes  entry='later 0'"), "{lines}");
+            assert!(
+                shown.contains("TRUNCATE  public.users, public.notes"),
+                "{shown}"
+            );
+            assert!(
+                lines.contains("INSERT    public.notes  entry='later 0'"),
+                "{lines}"
+            );
             break;
         }
         ensure!(n < 100, "a reader who left was written to 100 times");
