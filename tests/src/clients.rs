@@ -273,15 +273,12 @@ pub fn kcat_records(brokers: &str, topic: &str) -> anyhow::Result<Vec<(i64, u32)
     printed
         .lines()
         .map(|line| {
-            let mut words = line.split_whitespace();
-            let mut next = || {
-                words
-                    .next()
-                    .with_context(|| format!("kcat printed {line:?}"))
-            };
-            let offset = next()?.parse()?;
-            ensure!(next()? == "0", "no Confluent frame: {line:?}");
-            Ok((offset, next()?.parse()?))
+            let frame = line.split_once(' ');
+            // The unpacked values stand next to each other: the zero byte, then the id.
+            let (offset, id) = frame
+                .and_then(|(offset, frame)| Some((offset, frame.strip_prefix('0')?)))
+                .with_context(|| format!("no Confluent frame: {line:?}"))?;
+            Ok((offset.parse()?, id.parse()?))
         })
         .collect()
 }
