@@ -40,6 +40,10 @@ pub const REMOVAL_SOURCE_CLEAN: &str = "capture::removal_source_clean";
 pub const REMOVAL_TOPICS_CLEAN: &str = "capture::removal_topics_clean";
 /// A table that lost its identity stands in the other publication, the log does not say so.
 pub const TABLE_MOVED: &str = "capture::table_moved";
+/// A table changed outside the stream, nobody has been told.
+pub const UNTRACKED_FOUND: &str = "capture::untracked_found";
+/// Its sync is asked for in the catalog, the position topic holds what was known before.
+pub const UNTRACKED_REQUESTED: &str = "capture::untracked_requested";
 /// The source's definitions are read for a schema sync, apply does not have them.
 pub const DEFINITIONS_READ: &str = "capture::definitions_read";
 /// Apply has them.

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::publisher::{Captured, Publisher, Tables};
 use crate::slot::{OpenTransaction, Place, Sequencer};
 use crate::snapshot::{Passed, SyncRequest};
-use crate::watch::Finding;
+use crate::watch::{Finding, Streamed};
 
 /// How often a position that only keepalives moved is recorded, so that a quiet source
 /// does not keep WAL for us (invariant I1).
@@ -69,6 +69,7 @@ pub(crate) struct Stream {
     sent: u64,
     passed: watch::Sender<Passed>,
     status: watch::Sender<Status>,
+    streamed: Streamed,
 }
 
 /// Until a moment that may have passed; other tasks have a turn in any case.
@@ -91,6 +92,7 @@ pub(crate) struct Parts {
     pub(crate) findings: mpsc::Receiver<Finding>,
     pub(crate) passed: watch::Sender<Passed>,
     pub(crate) status: watch::Sender<Status>,
+    pub(crate) streamed: Streamed,
 }
 
 impl Stream {
@@ -120,6 +122,7 @@ impl Stream {
             sent: 0,
             passed: parts.passed,
             status: parts.status,
+            streamed: parts.streamed,
         }
     }
 
@@ -272,6 +275,7 @@ impl Stream {
             Message::Relation(_) => {
                 let given = self.open()?.given();
                 if let Message::Relation(relation) = message {
+                    self.streamed.described(relation.oid);
                     self.tables
                         .described(relation, given, source, registry)
                         .await?;
@@ -282,6 +286,11 @@ impl Stream {
             | Message::Update { relation, .. }
             | Message::Delete { relation, .. } => *relation,
             Message::Truncate { relations, .. } => {
+                let open = self.open()?;
+                for relation in relations {
+                    let xid = open.given().xid;
+                    self.streamed.truncated(*relation, open.commit_lsn, xid);
+                }
                 let Some(position) = self.sequencer.row()? else {
                     return Ok(());
                 };

@@ -27,6 +27,7 @@ mod settings;
 mod status;
 mod supervise;
 mod tables;
+mod untracked;
 mod users;
 
 pub use audit::AuditEntry;
@@ -56,4 +57,5 @@ pub use supervise::{
     supervise,
 };
 pub use tables::{AwaitedTable, RESYNC, TABLES, TableChanges};
+pub use untracked::UntrackedChange;
 pub use users::{User, UserRole};

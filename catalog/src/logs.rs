@@ -3,8 +3,8 @@
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sqlx::Row as _;
 use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
 use crate::{Catalog, Error, Result};
@@ -66,6 +66,25 @@ pub struct LogQuery {
     pub search: Option<String>,
     /// Only those of this level.
     pub level: Option<LogLevel>,
+}
+
+/// Adds an entry inside the transaction of what it tells of.
+pub(crate) async fn insert(
+    connection: &mut PgConnection,
+    mirror_id: Uuid,
+    level: LogLevel,
+    message: &str,
+    details: Value,
+) -> Result<()> {
+    sqlx::query("INSERT INTO bunny.logs (mirror_id, level, message, details) VALUES ($1, $2, $3, $4)")
+        .bind(mirror_id)
+        .bind(level.as_str())
+        .bind(message)
+        .bind(details)
+        .execute(connection)
+        .await
+        .map(|_| ())
+        .map_err(|error| Error::database("writing a mirror's log", error))
 }
 
 impl Catalog {

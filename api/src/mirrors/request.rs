@@ -124,10 +124,6 @@ pub(crate) fn without_effect_yet(config: &MirrorConfig) -> Vec<String> {
         "do_initial_snapshot is false: tables are created from their first events, with their keys only; indexes, foreign keys and other objects must be created at the destination by hand",
     );
     say(
-        config.untracked_changes != defaults.untracked_changes,
-        "untracked_changes is stored; this version does not look for changes outside the stream",
-    );
-    say(
         config.topic_max_bytes.is_some(),
         "topic_max_bytes is stored; this version sets no limit to the topics",
     );

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::drift::Drift;
+use super::marks::Marks;
 use crate::exclusion::Exclusion;
 
 /// A table as the source's catalog showed it. Travels as JSON in the position topic, so
@@ -30,9 +31,26 @@ pub(crate) struct TableFacts {
     pub(crate) drift: Option<Drift>,
     /// Of the table of that oid, which of its columns are excluded.
     pub(crate) exclusion: Exclusion,
+    /// Of the table of that oid; None where nobody looked for them.
+    pub(super) marks: Option<Marks>,
+    /// What changed outside the stream and waits for someone to ask for a sync.
+    pub(super) standing: Option<String>,
 }
 
 impl TableFacts {
+    /// Whether it is the table as `other` says, whenever it was looked at.
+    pub(super) fn same(&self, other: &TableFacts) -> bool {
+        let same_marks = match (&self.marks, &other.marks) {
+            (Some(one), Some(other)) => one.same(other),
+            (one, other) => one == other,
+        };
+        let rest = |facts: &TableFacts| TableFacts {
+            marks: None,
+            ..facts.clone()
+        };
+        same_marks && rest(self) == rest(other)
+    }
+
     /// A record of a table, with what is known of its excluded columns besides.
     pub(crate) fn with_excluded(record: &TableRecord, exclusion: &Exclusion) -> TableRecord {
         let mut facts: TableFacts = serde_json::from_str(&record.facts).unwrap_or_default();
@@ -154,9 +172,13 @@ pub(crate) fn judge(
     };
 
     let place = place(found, look, publications);
+    let unsynced =
+        before.filter(|before| before.oid == found.oid && before.request_id == request_id);
     let mut facts = TableFacts {
         oid: found.oid,
         request_id,
+        marks: Some(Marks::of(found)),
+        standing: unsynced.and_then(|before| before.standing.clone()),
         ..TableFacts::default()
     };
     if let Some((publication, membership)) = place {
@@ -166,9 +188,7 @@ pub(crate) fn judge(
     }
     let insert_only = !found.can_carry_updates() || !facts.carried.updates;
     if insert_only {
-        let same =
-            before.filter(|before| before.oid == facts.oid && before.request_id == request_id);
-        let known = same.and_then(|before| before.drift.as_ref());
+        let known = unsynced.and_then(|before| before.drift.as_ref());
         facts.drift = Some(Drift::after(known, found.changed_rows()));
     }
     let is_first =

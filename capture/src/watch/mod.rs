@@ -7,9 +7,16 @@
 //! together with the new record: the table is ERRORED until it is synced again, the others
 //! go on (invariant I6). A table whose sync has not finished needs none: its next attempt
 //! begins after what happened.
+//!
+//! Rows may also change in ways that the stream does not carry (`untracked`). That needs
+//! nothing in the log: a sync of the table is asked for (`cure`), and begins after them.
 
+mod cure;
 mod drift;
 mod facts;
+mod marks;
+mod streamed;
+mod untracked;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
@@ -27,8 +34,11 @@ use crate::exclusion::Exclusion;
 use crate::publisher::Expected;
 use crate::run::Run;
 use crate::slot::Refusal;
+use crate::snapshot::Passed;
 pub(crate) use facts::TableFacts;
 use facts::{Judged, Publications, judge};
+pub(crate) use streamed::Streamed;
+use untracked::{Found, Inquiry};
 
 /// The design promises to notice within 10 s.
 const INTERVAL: Duration = Duration::from_secs(4);
@@ -93,6 +103,7 @@ pub(crate) struct Watch {
     first: Option<Look>,
     drift_logged: HashMap<TableName, Instant>,
     said: BTreeSet<String>,
+    streamed: Streamed,
 }
 
 impl Watch {
@@ -126,6 +137,7 @@ impl Watch {
             first: None,
             drift_logged: HashMap::new(),
             said: BTreeSet::new(),
+            streamed: Streamed::default(),
         };
         let mut look = watch.look(source, mirror).await?;
         check_publications(mirror, &watch.known, &look)?;
@@ -194,6 +206,11 @@ impl Watch {
         self.exclusions.clone()
     }
 
+    /// Where the stream tells what it meets.
+    pub(crate) fn streamed(&self) -> Streamed {
+        self.streamed.clone()
+    }
+
     /// Records of all tables as they are: for the first transaction of a generation.
     pub(crate) fn first_records(&self, mirror: &Mirror) -> Vec<TableRecord> {
         let Some(look) = &self.first else {
@@ -231,12 +248,14 @@ impl Watch {
         run: &Run,
         source: &Session,
         pending: impl Fn() -> Pending,
+        passed: watch::Receiver<Passed>,
         findings: mpsc::Sender<Finding>,
         view: watch::Sender<View>,
     ) -> Result<()> {
         let mirror = &*run.mirror;
         source.batch(LOCK_TIMEOUT).await?;
         let absent = self.absent(mirror);
+        let mut inquiry = Inquiry::new(self.streamed.clone(), passed);
         let mut is_first = true;
         loop {
             let look = match self.first.take() {
@@ -252,14 +271,22 @@ impl Watch {
                 },
             };
             check_publications(mirror, &self.known, &look)?;
+            let with_marks = look.tables.iter().map(|table| {
+                let known = self.known.get(&table.name);
+                let same = known.filter(|known| known.oid == table.oid);
+                (table, same.and_then(|known| known.marks.as_ref()))
+            });
+            let found = inquiry.of(source, &look, with_marks).await?;
             let pending = pending();
-            let judged = self.judge_all(mirror, &look);
+            let mut judged = self.judge_all(mirror, &look);
             if !is_first {
-                restart_if_copying(&judged, &pending, &absent)?;
+                restart_if_copying(&judged, &found, &pending, &absent)?;
             }
             is_first = false;
+            let held_back = cure::cure(run, &mut judged, found, &pending).await;
             self.show(run, &look, &judged, &view);
-            self.settle(run, &look, judged, &pending, &findings).await?;
+            self.settle(run, &look, judged, &pending, &held_back, &findings)
+                .await?;
             tokio::time::sleep(INTERVAL).await;
         }
     }
@@ -396,15 +423,21 @@ impl Watch {
         look: &Look,
         judged: Vec<(&MirrorTable, Judged)>,
         pending: &Pending,
+        held_back: &BTreeSet<TableName>,
         findings: &mpsc::Sender<Finding>,
     ) -> Result<()> {
         let mirror = &run.mirror;
         let mut known = BTreeMap::new();
         let mut gaps = Vec::new();
         let mut records = Vec::new();
-        for (table, judged) in judged {
+        for (table, mut judged) in judged {
             let name = &table.source;
-            if self.known.get(name) != Some(&judged.facts) {
+            let before = self.known.get(name);
+            // What is not decided is found again by the next look.
+            if let Some(before) = before.filter(|_| held_back.contains(name)) {
+                judged.facts.marks = before.marks.clone();
+            }
+            if before.is_none_or(|before| !before.same(&judged.facts)) {
                 records.push((name.clone(), Some(record(mirror, name, &judged.facts))));
             }
             if let Some(reason) = judged.gap.filter(|_| !pending.contains(name)) {
@@ -415,6 +448,7 @@ impl Watch {
         let forgotten = self.known.keys().filter(|name| !known.contains_key(*name));
         records.extend(forgotten.map(|name| (name.clone(), None)));
         if records.is_empty() && gaps.is_empty() {
+            self.known = known;
             return Ok(());
         }
         for (name, reason) in &gaps {
@@ -469,6 +503,7 @@ impl Watch {
                 now.insert_only.push(table.source.clone());
             }
             now.messages.extend(judged.problem.clone());
+            now.messages.extend(judged.facts.standing.clone());
             let Some(drift) = judged.facts.drift.as_ref() else {
                 continue;
             };
@@ -551,6 +586,7 @@ fn check_publications(
 /// next attempt, which begins with the next run.
 fn restart_if_copying(
     judged: &[(&MirrorTable, Judged)],
+    found: &Found,
     pending: &Pending,
     absent: &BTreeSet<TableName>,
 ) -> Result<()> {
@@ -562,6 +598,12 @@ fn restart_if_copying(
         if let Some(reason) = &judged.gap {
             return Err(Error::transient(format!(
                 "copying table {name} begins anew: {reason}"
+            )));
+        }
+        if let Some(untracked) = found.untracked.get(name) {
+            return Err(Error::transient(format!(
+                "copying table {name} begins anew: the source table {}",
+                untracked.said()
             )));
         }
         if absent.contains(name) && judged.facts.oid != 0 {

@@ -107,6 +107,8 @@ pub struct TableLook {
     pub identity_key: Vec<String>,
     /// The tables that hold its rows: itself, or its leaves.
     pub held: Vec<HeldLook>,
+    /// Transactions below this number (64 bits) had ended when it was looked at.
+    pub horizon: i64,
 }
 
 impl TableLook {
@@ -128,19 +130,22 @@ impl TableLook {
 pub struct HeldLook {
     /// `pg_class.oid`.
     pub oid: u32,
+    /// Its name.
+    pub name: TableName,
     /// `pg_class.relfilenode`: changes with every rewrite and truncate.
     pub filenode: u32,
-    /// `xmin` of its `pg_inherits` row; empty for a table that is no partition.
+    /// `xmin` of its `pg_class` row: of the transaction that gave it the file, mostly.
+    pub filenode_by: String,
+    /// `xmin` of the `pg_inherits` rows between it and its root; empty for a table that is no
+    /// partition.
     pub attached: String,
-    /// `xmin` of its first column: of the transaction that created it, mostly.
-    pub created: String,
     /// All `xmin` of its `pg_attribute` rows, hashed.
     pub columns: String,
+    /// The columns whose older rows are filled from `attmissingval`, each with the oid of its
+    /// default. A VACUUM FULL touches just these.
+    pub missing: String,
     /// It has rows, as far as the statistics know.
     pub has_rows: bool,
-    /// Nobody has counted its rows since it was last emptied or created
-    /// (`pg_class.reltuples` is −1).
-    pub is_fresh: bool,
     /// Rows updated (`n_tup_upd`).
     pub updates: i64,
     /// Rows deleted (`n_tup_del`).
@@ -159,9 +164,9 @@ const TABLES: &str = "
     ), tree AS (
         SELECT oid AS root, oid, relkind, ''::text AS attached FROM root
         UNION ALL
-        SELECT tree.root, c.oid, c.relkind, i.xmin::text
+        SELECT tree.root, c.oid, c.relkind, concat_ws(' ', nullif(tree.attached, ''), i.xmin::text)
         FROM tree
-        JOIN pg_inherits i ON i.inhparent = tree.oid
+        JOIN pg_inherits i ON i.inhparent = tree.oid AND NOT i.inhdetachpending
         JOIN pg_class c ON c.oid = i.inhrelid AND c.relkind IN ('r', 'p')
         WHERE tree.relkind = 'p'
     ), identities AS (
@@ -190,23 +195,27 @@ const TABLES: &str = "
         SELECT tree.root, jsonb_agg(jsonb_build_object(
             'look', jsonb_build_object(
                 'oid', c.oid::int8,
+                'name', jsonb_build_object('schema', n.nspname, 'name', c.relname),
                 'filenode', c.relfilenode::int8,
+                'filenode_by', c.xmin::text,
                 'attached', tree.attached,
-                'created', coalesce(a.created, ''),
                 'columns', coalesce(a.columns, ''),
+                'missing', coalesce(a.missing, ''),
                 'has_rows', c.reltuples > 0 OR c.relpages > 0
                             OR pg_stat_get_live_tuples(c.oid) > 0,
-                'is_fresh', c.reltuples < 0,
                 'updates', pg_stat_get_tuples_updated(c.oid),
                 'deletes', pg_stat_get_tuples_deleted(c.oid)),
             'identity', i.identity) ORDER BY c.oid) AS held
         FROM tree
         JOIN pg_class c ON c.oid = tree.oid
+        JOIN pg_namespace n ON n.oid = c.relnamespace
         JOIN identities i ON i.oid = tree.oid
         LEFT JOIN LATERAL (
-            SELECT md5(string_agg(attnum || ':' || xmin, ',' ORDER BY attnum)) AS columns,
-                   min(xmin::text) FILTER (WHERE attnum = 1) AS created
-            FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0) a ON true
+            SELECT left(md5(string_agg(attnum || ':' || a.xmin, ',' ORDER BY attnum)), 16) AS columns,
+                   string_agg(attnum || ':' || coalesce(d.oid, 0), ' ' ORDER BY attnum) FILTER (WHERE atthasmissing) AS missing
+            FROM pg_attribute a
+            LEFT JOIN pg_attrdef d ON a.atthasmissing AND d.adrelid = a.attrelid AND d.adnum = a.attnum
+            WHERE attrelid = c.oid AND attnum > 0) a ON true
         WHERE tree.relkind = 'r'
         GROUP BY tree.root
     )
@@ -216,6 +225,7 @@ const TABLES: &str = "
         'oid', root.oid::int8,
         'kind', CASE root.relkind WHEN 'p' THEN 'partitioned' ELSE 'ordinary' END,
         'identity', i.identity,
+        'horizon', pg_snapshot_xmin(pg_current_snapshot())::text::int8,
         'held', coalesce(held.held, '[]'))
     FROM root
     JOIN identities i ON i.oid = root.oid
@@ -266,6 +276,7 @@ struct RawTable {
     oid: u32,
     kind: TableKind,
     identity: RawIdentity,
+    horizon: i64,
     held: Vec<RawHeld>,
 }
 
@@ -294,6 +305,7 @@ impl RawTable {
             replica_identity,
             identity_key,
             held,
+            horizon: self.horizon,
         }
     }
 }

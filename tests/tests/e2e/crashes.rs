@@ -270,6 +270,7 @@ fn every_crash_point_is_in_a_suite() -> Result<()> {
         &crate::swap::APPLY_SWAP,
         &crate::generations::APPLY_GENERATION,
         &crate::parked::APPLY_PARKED,
+        &crate::untracked::CAPTURE_UNTRACKED,
     ];
     let covered: BTreeSet<&str> = suites
         .concat()

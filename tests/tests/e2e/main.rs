@@ -36,3 +36,4 @@ mod tables;
 mod tail;
 mod tls;
 mod types;
+mod untracked;

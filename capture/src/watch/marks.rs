@@ -1,0 +1,197 @@
+//! Marks that changes outside the stream leave on the tables that hold a mapped table's
+//! rows, and what they may mean. Pure; `untracked` finds out what they do mean.
+
+use std::collections::BTreeMap;
+
+use bunny_postgres::introspect::{HeldLook, TableKind, TableLook};
+use serde::{Deserialize, Serialize};
+
+/// What is remembered of the tables that hold the rows. Travels in the position topic.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Marks {
+    /// Transactions below this number (64 bits) had ended when the marks were seen.
+    pub(super) horizon: i64,
+    /// By oid: the table itself, or its leaves.
+    pub(super) held: BTreeMap<u32, Mark>,
+}
+
+/// One of them. Short names: a table may have thousands.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Mark {
+    #[serde(rename = "n")]
+    pub(super) name: String,
+    #[serde(rename = "f")]
+    pub(super) filenode: u32,
+    #[serde(rename = "a")]
+    pub(super) attached: String,
+    #[serde(rename = "c")]
+    pub(super) columns: String,
+    #[serde(rename = "m")]
+    pub(super) missing: String,
+}
+
+/// Something that may have changed rows outside the stream.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Sign<'a> {
+    /// Another file, and columns were altered: a rewrite, or not.
+    Rewritten {
+        now: &'a HeldLook,
+        /// The columns that a mere copy of the rows touches, see [`HeldLook::missing`].
+        missing: &'a str,
+    },
+    /// A leaf has another file: truncated, or copied as it was.
+    NewFile { now: &'a HeldLook },
+    /// A leaf is new.
+    Attached { now: &'a HeldLook },
+    /// A leaf was taken out and put back.
+    PutBack { now: &'a HeldLook },
+    /// A leaf is no leaf any more.
+    Gone { oid: u32, name: &'a str },
+}
+
+impl Marks {
+    pub(super) fn of(found: &TableLook) -> Marks {
+        let mark = |held: &HeldLook| {
+            let mark = Mark {
+                name: held.name.to_string(),
+                filenode: held.filenode,
+                attached: held.attached.clone(),
+                columns: held.columns.clone(),
+                missing: held.missing.clone(),
+            };
+            (held.oid, mark)
+        };
+        Marks {
+            horizon: found.horizon,
+            held: found.held.iter().map(mark).collect(),
+        }
+    }
+
+    /// Whether the same is there, whenever it was seen.
+    pub(super) fn same(&self, other: &Marks) -> bool {
+        self.held == other.held
+    }
+
+    /// What speaks for a change outside the stream since these marks were seen.
+    pub(super) fn signs<'a>(&'a self, found: &'a TableLook) -> Vec<Sign<'a>> {
+        let is_root = found.kind == TableKind::Partitioned;
+        let mut signs = Vec::new();
+        for now in &found.held {
+            let Some(before) = self.held.get(&now.oid) else {
+                if is_root {
+                    signs.push(Sign::Attached { now });
+                }
+                continue;
+            };
+            if before.attached != now.attached {
+                signs.push(Sign::PutBack { now });
+            } else if before.filenode != now.filenode && before.columns != now.columns {
+                signs.push(Sign::Rewritten {
+                    now,
+                    missing: &before.missing,
+                });
+            } else if before.filenode != now.filenode && is_root {
+                signs.push(Sign::NewFile { now });
+            }
+        }
+        let is_there = |oid: &u32| found.held.iter().any(|held| held.oid == *oid);
+        for (oid, before) in self.held.iter().filter(|(oid, _)| !is_there(oid)) {
+            if is_root {
+                signs.push(Sign::Gone {
+                    oid: *oid,
+                    name: &before.name,
+                });
+            }
+        }
+        signs
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bunny_postgres::TableName;
+    use bunny_postgres::introspect::ReplicaIdentity;
+
+    use super::*;
+
+    fn leaf(oid: u32) -> HeldLook {
+        HeldLook {
+            oid,
+            name: TableName::new("public", format!("leaf_{oid}")),
+            filenode: oid,
+            filenode_by: "5".into(),
+            attached: "6".into(),
+            columns: "x".into(),
+            missing: String::new(),
+            has_rows: true,
+            updates: 0,
+            deletes: 0,
+        }
+    }
+
+    fn look(kind: TableKind, held: Vec<HeldLook>) -> TableLook {
+        TableLook {
+            name: TableName::new("public", "t"),
+            oid: 1,
+            kind,
+            replica_identity: ReplicaIdentity::Default,
+            identity_key: vec!["id".into()],
+            held,
+            horizon: 7,
+        }
+    }
+
+    fn signs_after(kind: TableKind, change: impl FnOnce(&mut Vec<HeldLook>)) -> Vec<String> {
+        let before = Marks::of(&look(kind, vec![leaf(1), leaf(2)]));
+        let mut held = vec![leaf(1), leaf(2)];
+        change(&mut held);
+        let now = look(kind, held);
+        let name = |sign: &Sign<'_>| match sign {
+            Sign::Rewritten { now, .. } => format!("rewritten {}", now.oid),
+            Sign::NewFile { now } => format!("new file {}", now.oid),
+            Sign::Attached { now } => format!("attached {}", now.oid),
+            Sign::PutBack { now } => format!("put back {}", now.oid),
+            Sign::Gone { oid, .. } => format!("gone {oid}"),
+        };
+        before.signs(&now).iter().map(name).collect()
+    }
+
+    #[test]
+    fn each_kind_of_change_leaves_its_own_sign() {
+        type Change = fn(&mut Vec<HeldLook>);
+        let cases: [(&str, Change); 7] = [
+            ("", |_| {}),
+            ("", |held| held[0].has_rows = false),
+            ("new file 1", |held| held[0].filenode = 9),
+            ("", |held| held[0].columns = "y".into()),
+            ("rewritten 1", |held| {
+                held[0].filenode = 9;
+                held[0].columns = "y".into();
+            }),
+            ("put back 2", |held| held[1].attached = "8".into()),
+            ("attached 3,gone 1", |held| held[0] = leaf(3)),
+        ];
+        for (expected, change) in cases {
+            assert_eq!(
+                signs_after(TableKind::Partitioned, change).join(","),
+                expected
+            );
+        }
+    }
+
+    #[test]
+    fn a_plain_table_with_another_file_is_in_the_stream() {
+        let truncated = |held: &mut Vec<HeldLook>| held[0].filenode = 9;
+        assert!(signs_after(TableKind::Ordinary, truncated).is_empty());
+        let rewritten = |held: &mut Vec<HeldLook>| {
+            held[0].filenode = 9;
+            held[0].columns = "y".into();
+        };
+        assert_eq!(
+            signs_after(TableKind::Ordinary, rewritten),
+            ["rewritten 1"]
+        );
+    }
+}

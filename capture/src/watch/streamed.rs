@@ -1,0 +1,74 @@
+//! What the stream of this session has met that explains what a look sees.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bunny_postgres::Lsn;
+
+/// So many TRUNCATEs are remembered; of more, some will not be recognised.
+const TRUNCATES_MAX: usize = 10_000;
+
+/// Shared by the stream, which tells, and the watch, which asks once the stream has come to
+/// where it looked.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Streamed {
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Relations of which a change was met: the walsender describes each before its first.
+    /// A leaf is described besides its root.
+    relations: HashSet<u32>,
+    truncates: Vec<Truncate>,
+}
+
+/// A TRUNCATE of a mapped table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Truncate {
+    relation: u32,
+    commit_lsn: Lsn,
+    xid: u32,
+}
+
+impl Streamed {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A relation was described.
+    pub(crate) fn described(&self, relation: u32) {
+        self.inner().relations.insert(relation);
+    }
+
+    /// A table was truncated.
+    pub(crate) fn truncated(&self, relation: u32, commit_lsn: Lsn, xid: u32) {
+        let mut inner = self.inner();
+        if inner.truncates.len() >= TRUNCATES_MAX {
+            inner.truncates.clear();
+        }
+        inner.truncates.push(Truncate {
+            relation,
+            commit_lsn,
+            xid,
+        });
+    }
+
+    /// Whether a change of that table has been met.
+    pub(super) fn has_met(&self, relation: u32) -> bool {
+        self.inner().relations.contains(&relation)
+    }
+
+    /// The transactions that truncated the table and ended at or after `since`.
+    pub(super) fn truncates_of(&self, relation: u32, since: Lsn) -> Vec<u32> {
+        let inner = self.inner();
+        let of = inner.truncates.iter();
+        let of = of.filter(|one| one.relation == relation && one.commit_lsn >= since);
+        of.map(|truncate| truncate.xid).collect()
+    }
+
+    /// What was committed before `lsn` explains nothing that is seen from now on.
+    pub(super) fn forget_before(&self, lsn: Lsn) {
+        self.inner().truncates.retain(|t| t.commit_lsn >= lsn);
+    }
+}

@@ -1,0 +1,375 @@
+//! Changes of rows that the stream does not carry: rewrites by ALTER TABLE, and partitions
+//! that are truncated, attached, detached or dropped by themselves.
+//!
+//! A sign (`marks`) becomes such a change unless it is proved that it changed no row. What
+//! proves it: rows of before that are still there, a TRUNCATE of the root in the stream, a
+//! partition that was empty when this session looked and of which the stream has met no
+//! change. Where nothing proves it, rows count as changed: a copy too many costs time, a
+//! copy too few is a difference nobody sees.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bunny_postgres::introspect::{HeldLook, Look, TableKind, TableLook};
+use bunny_postgres::{Lsn, Session, TableName};
+use tokio::sync::watch;
+use tokio_postgres::error::SqlState;
+
+use super::marks::{Marks, Sign};
+use super::streamed::Streamed;
+use crate::error::{Error, Result};
+use crate::snapshot::{self, Passed};
+
+/// So many partitions or columns are named in a sentence.
+const NAMED_MAX: usize = 5;
+
+/// Columns altered at or after the horizon (64 bits; all of them if it is too old to be
+/// compared), and whether the table was only copied as far as they show.
+const TOUCHED: &str = "
+    SELECT a.attnum, a.attname::text, a.attisdropped, a.atthasmissing, coalesce(d.oid, 0)::oid
+    FROM pg_attribute a
+    LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+    WHERE a.attrelid = $1 AND a.attnum > 0
+      AND (age(a.xmin) <= age($2::text::xid)
+           OR pg_snapshot_xmin(pg_current_snapshot())::text::int8 - $3 > 2000000000)
+    ORDER BY a.attnum";
+
+/// The partition and its ancestors as they were attached; rows that were there before are
+/// those of an older transaction, or of an earlier command of the same. The number of a
+/// transaction wraps: one that seems to come is older than all.
+const ROWS_BEFORE_ATTACHED: &str = "
+    WITH RECURSIVE above AS (
+        SELECT inhparent, xmin AS by, cmin::text::int8 AS command FROM pg_inherits WHERE inhrelid = $1
+        UNION ALL
+        SELECT i.inhparent, i.xmin, i.cmin::text::int8 FROM above JOIN pg_inherits i ON i.inhrelid = above.inhparent
+    ), attached AS (
+        SELECT by, command FROM above ORDER BY age(by), command DESC LIMIT 1
+    )
+    SELECT EXISTS (SELECT FROM ONLY {table} row_ WHERE age(row_.xmin) > age(attached.by) OR age(row_.xmin) < 0
+                   OR row_.xmin = attached.by AND row_.cmin::text::int8 <= attached.command)
+    FROM attached";
+
+/// Rows of transactions that had ended before the horizon.
+const ROWS_BEFORE_HORIZON: &str = "
+    SELECT EXISTS (SELECT FROM ONLY {table} WHERE age(xmin) > age($1::text::xid))
+       AND pg_snapshot_xmin(pg_current_snapshot())::text::int8 - $2 < 2000000000";
+
+/// Of the leaves that still have the file of the look: those without a page.
+const EMPTY: &str = "
+    SELECT held FROM unnest($1::oid[], $2::oid[]) wanted (held, filenode)
+    WHERE pg_relation_filenode(held) = filenode AND pg_relation_size(held) = 0 AND pg_relation_filenode(held) = filenode";
+
+/// What happened to a table, in words.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Untracked {
+    /// Columns whose values may be others.
+    rewritten: BTreeSet<String>,
+    attached: Vec<String>,
+    gone: Vec<String>,
+    truncated: Vec<String>,
+}
+
+impl Untracked {
+    fn is_nothing(&self) -> bool {
+        *self == Untracked::default()
+    }
+
+    /// The table's definition may have changed with its rows.
+    pub(super) fn is_rewrite(&self) -> bool {
+        !self.rewritten.is_empty()
+    }
+
+    /// A sentence without its subject, the table.
+    pub(super) fn said(&self) -> String {
+        let rewritten: Vec<String> = self.rewritten.iter().cloned().collect();
+        let kinds = [
+            (
+                &rewritten,
+                "was rewritten by ALTER TABLE (a default that differs from row to row, a type changed with USING), which changed column",
+            ),
+            (&self.attached, "got with its rows the partition"),
+            (&self.gone, "lost by DETACH or DROP the partition"),
+            (&self.truncated, "lost by TRUNCATE the rows of only the partition"),
+        ];
+        let sentences: Vec<String> = kinds
+            .iter()
+            .filter(|(names, _)| !names.is_empty())
+            .map(|(names, what)| format!("{what} {}", listed(names)))
+            .collect();
+        sentences.join(" and ")
+    }
+}
+
+fn listed(names: &[String]) -> String {
+    let shown = names.iter().take(NAMED_MAX).cloned().collect::<Vec<_>>();
+    match names.len().saturating_sub(NAMED_MAX) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+/// What a look leads to.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) untracked: BTreeMap<TableName, Untracked>,
+    /// Nothing can be said of these yet: the next look tries again.
+    pub(super) undecided: BTreeSet<TableName>,
+}
+
+/// What this run knows besides the marks.
+pub(super) struct Inquiry {
+    streamed: Streamed,
+    passed: watch::Receiver<Passed>,
+    /// Leaves that had no row at a look of this run, with the file they had.
+    empty: BTreeMap<u32, u32>,
+    /// Where the look before was.
+    since: Lsn,
+}
+
+impl Inquiry {
+    pub(super) fn new(streamed: Streamed, passed: watch::Receiver<Passed>) -> Inquiry {
+        Inquiry {
+            streamed,
+            passed,
+            empty: BTreeMap::new(),
+            since: Lsn::default(),
+        }
+    }
+
+    /// What happened outside the stream since the marks `before` were seen.
+    ///
+    /// # Errors
+    /// The source cannot be asked, or the stream has ended.
+    pub(super) async fn of<'a>(
+        &mut self,
+        source: &Session,
+        look: &Look,
+        before: impl Iterator<Item = (&'a TableLook, Option<&'a Marks>)>,
+    ) -> Result<Found> {
+        let mut found = Found::default();
+        let mut partitions = Vec::new();
+        for (table, marks) in before {
+            let signs = marks.map_or_else(Vec::new, |marks| marks.signs(table));
+            let horizon = marks.map_or(0, |marks| marks.horizon);
+            let mut untracked = Untracked::default();
+            for sign in &signs {
+                match self.judge(source, look, table, horizon, sign, &mut untracked).await {
+                    Ok(()) => {}
+                    Err(error) if is_for_later(&error) => {
+                        tracing::info!(%error, table = %table.name, "what happened to a table is found out later");
+                        found.undecided.insert(table.name.clone());
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            if !untracked.is_nothing() {
+                found.untracked.insert(table.name.clone(), untracked);
+            }
+            if table.kind == TableKind::Partitioned {
+                partitions.extend(&table.held);
+            }
+        }
+        self.remember_empty(source, &partitions).await?;
+        if found.undecided.is_empty() {
+            self.streamed.forget_before(look.lsn);
+            self.since = look.lsn;
+        }
+        Ok(found)
+    }
+
+    async fn judge(
+        &mut self,
+        source: &Session,
+        look: &Look,
+        table: &TableLook,
+        horizon: i64,
+        sign: &Sign<'_>,
+        untracked: &mut Untracked,
+    ) -> Result<()> {
+        match sign {
+            Sign::Rewritten { now, missing } => {
+                let columns = touched(source, now.oid, horizon, missing).await?;
+                if columns.is_empty() && table.kind == TableKind::Partitioned {
+                    let sign = Sign::NewFile { now };
+                    return Box::pin(self.judge(source, look, table, horizon, &sign, untracked))
+                        .await;
+                }
+                untracked.rewritten.extend(columns);
+            }
+            Sign::NewFile { now } => {
+                let is_the_same = has_rows(
+                    source,
+                    ROWS_BEFORE_HORIZON,
+                    now,
+                    &[&low(horizon), &horizon],
+                )
+                .await?;
+                if is_the_same == Some(true) {
+                    return Ok(());
+                }
+                self.wait_for_stream(look).await?;
+                if self.was_truncated_with_root(table, now) || self.was_empty(now.oid) {
+                    return Ok(());
+                }
+                untracked.truncated.push(now.name.to_string());
+            }
+            Sign::Attached { now } => {
+                if has_rows(source, ROWS_BEFORE_ATTACHED, now, &[&now.oid]).await? != Some(false) {
+                    untracked.attached.push(now.name.to_string());
+                }
+            }
+            Sign::PutBack { now } => {
+                self.wait_for_stream(look).await?;
+                let had_rows = has_rows(source, ROWS_BEFORE_ATTACHED, now, &[&now.oid]).await?;
+                if had_rows != Some(false) || !self.was_empty(now.oid) {
+                    untracked.attached.push(now.name.to_string());
+                }
+            }
+            Sign::Gone { oid, name } => {
+                self.wait_for_stream(look).await?;
+                if !self.was_empty(*oid) {
+                    untracked.gone.push((*name).to_owned());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What the stream has met is of use once it has come to where was looked.
+    async fn wait_for_stream(&mut self, look: &Look) -> Result<()> {
+        snapshot::passed(&mut self.passed, look.lsn).await?;
+        Ok(())
+    }
+
+    /// The file is from a transaction that the stream says truncated the root. In a
+    /// subtransaction its number is another one; then all leaves have their files from there.
+    fn was_truncated_with_root(&self, table: &TableLook, leaf: &HeldLook) -> bool {
+        let truncates = self.streamed.truncates_of(table.oid, self.since);
+        let by_it = |xid: &u32| leaf.filenode_by == xid.to_string();
+        let is_from_one = || {
+            let mut held = table.held.iter();
+            held.all(|other| other.filenode_by == leaf.filenode_by)
+        };
+        truncates.iter().any(by_it) || (!truncates.is_empty() && is_from_one())
+    }
+
+    /// It had no row at a look of this run, and the stream has met none since.
+    fn was_empty(&self, leaf: u32) -> bool {
+        self.empty.contains_key(&leaf) && !self.streamed.has_met(leaf)
+    }
+
+    /// Asks for the size only of those that the statistics think empty, and once a file.
+    async fn remember_empty(&mut self, source: &Session, leaves: &[&HeldLook]) -> Result<()> {
+        let seems_empty = |leaf: &&&HeldLook| !leaf.has_rows;
+        let known: BTreeMap<u32, u32> = leaves
+            .iter()
+            .filter(seems_empty)
+            .filter(|leaf| self.empty.get(&leaf.oid) == Some(&leaf.filenode))
+            .map(|leaf| (leaf.oid, leaf.filenode))
+            .collect();
+        self.empty = known;
+        let (unknown, files): (Vec<u32>, Vec<u32>) = leaves
+            .iter()
+            .filter(seems_empty)
+            .filter(|leaf| !self.empty.contains_key(&leaf.oid) && !self.streamed.has_met(leaf.oid))
+            .map(|leaf| (leaf.oid, leaf.filenode))
+            .unzip();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let rows = match source.query(EMPTY, &[&unknown, &files]).await {
+            Ok(rows) => rows,
+            // Somebody has one of them locked: not known is as good as not empty.
+            Err(error) if error.code().is_some() => return Ok(()),
+            Err(error) => return Err(failed(error)),
+        };
+        let empty: BTreeSet<u32> = rows.iter().map(|row| row.get(0)).collect();
+        let found = leaves.iter().filter(|leaf| empty.contains(&leaf.oid));
+        self.empty.extend(found.map(|leaf| (leaf.oid, leaf.filenode)));
+        Ok(())
+    }
+}
+
+/// The lower 32 bits, as `xid` takes them.
+fn low(horizon: i64) -> String {
+    (horizon & i64::from(u32::MAX)).to_string()
+}
+
+/// A lock that is not to be had, or a partition that is gone by now: another look says more.
+fn is_for_later(error: &Error) -> bool {
+    let code = match error {
+        Error::Query { error, .. } => error.code(),
+        _ => None,
+    };
+    code.is_some_and(|code| {
+        *code == SqlState::LOCK_NOT_AVAILABLE || *code == SqlState::UNDEFINED_TABLE
+    })
+}
+
+/// Names of columns that were altered and may hold other values than before. Not those
+/// that were dropped; nor those that a copy of the rows as they are has only given the values
+/// they had without being written.
+async fn touched(
+    source: &Session,
+    table: u32,
+    horizon: i64,
+    missing: &str,
+) -> Result<Vec<String>> {
+    let rows = source
+        .query(TOUCHED, &[&table, &low(horizon), &horizon])
+        .await
+        .map_err(failed)?;
+    let mut names = Vec::new();
+    for row in rows {
+        let (attnum, name): (i16, String) = (row.get(0), row.get(1));
+        let (is_dropped, has_missing): (bool, bool) = (row.get(2), row.get(3));
+        let default: u32 = row.get(4);
+        let was_filled = default != 0
+            && missing
+                .split(' ')
+                .any(|one| one == format!("{attnum}:{default}"));
+        if !(is_dropped || was_filled && !has_missing) {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+/// None: it must not be read.
+async fn has_rows(
+    source: &Session,
+    question: &str,
+    leaf: &HeldLook,
+    params: &[&(dyn tokio_postgres::types::ToSql + Sync)],
+) -> Result<Option<bool>> {
+    let sql = question.replace("{table}", &leaf.name.quoted());
+    match source.query(&*sql, params).await {
+        Ok(rows) => Ok(rows.first().map(|row| row.get(0))),
+        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Ok(None),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+fn failed(error: tokio_postgres::Error) -> Error {
+    Error::Query {
+        doing: "finding out what changed outside the stream",
+        error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_what_happened_and_names_the_first() {
+        let untracked = Untracked {
+            rewritten: ["a".to_owned()].into(),
+            gone: (1..8).map(|n| format!("p{n}")).collect(),
+            ..Untracked::default()
+        };
+        let said = untracked.said();
+        assert!(said.contains("changed column a and lost"), "{said}");
+        assert!(said.ends_with("p5 and 2 more"), "{said}");
+        assert!(untracked.is_rewrite() && !untracked.is_nothing());
+    }
+}
