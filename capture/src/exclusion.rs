@@ -84,6 +84,13 @@ impl Exclusion {
         }
     }
 
+    /// Whether the column of that number is known to be excluded.
+    pub(crate) fn excludes(&self, attnum: i16) -> bool {
+        self.numbers
+            .values()
+            .any(|numbers| numbers.contains(&attnum))
+    }
+
     /// Adds the numbers that `other` knows; true if there were any.
     pub(crate) fn add_numbers(&mut self, other: &Exclusion) -> bool {
         let before = self.numbers.clone();

@@ -76,15 +76,17 @@ pub(crate) async fn insert(
     message: &str,
     details: Value,
 ) -> Result<()> {
-    sqlx::query("INSERT INTO bunny.logs (mirror_id, level, message, details) VALUES ($1, $2, $3, $4)")
-        .bind(mirror_id)
-        .bind(level.as_str())
-        .bind(message)
-        .bind(details)
-        .execute(connection)
-        .await
-        .map(|_| ())
-        .map_err(|error| Error::database("writing a mirror's log", error))
+    sqlx::query(
+        "INSERT INTO bunny.logs (mirror_id, level, message, details) VALUES ($1, $2, $3, $4)",
+    )
+    .bind(mirror_id)
+    .bind(level.as_str())
+    .bind(message)
+    .bind(details)
+    .execute(connection)
+    .await
+    .map(|_| ())
+    .map_err(|error| Error::database("writing a mirror's log", error))
 }
 
 impl Catalog {

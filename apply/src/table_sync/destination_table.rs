@@ -10,6 +10,7 @@ use bunny_postgres::{ColumnDefinition, TableDefinition, TableName, quote_ident};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, GenericClient};
 
+use super::generated;
 use crate::error::{Error, Result};
 use crate::schema::foundations;
 use crate::schema::table::{self as create_table, Place, TablePlan};
@@ -32,6 +33,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) may_extend: bool,
     /// Rows that are not ours stay, so no column may change its type.
     pub(crate) keeps_rows: bool,
+    /// The source's table at the point of the sync before, if there was one.
+    pub(crate) former: Option<&'a TableDefinition>,
 }
 
 /// What was found or done.
@@ -142,6 +145,9 @@ async fn check(client: &Client, oid: u32, wanted: Wanted<'_>) -> Result<Ensured>
         }));
     }
     left_out.extend(fits.wider);
+    if wanted.may_extend && !wanted.keeps_rows {
+        left_out.extend(generated::follow(client, wanted, &present).await?);
+    }
     Ok(Ensured {
         created: false,
         left_out,
@@ -331,7 +337,11 @@ async fn check_types(
 }
 
 /// Runs a plan and returns what is left out of it, refused objects included.
-async fn run(client: &Client, plan: &TablePlan, destination: &TableName) -> Result<Vec<String>> {
+pub(super) async fn run(
+    client: &Client,
+    plan: &TablePlan,
+    destination: &TableName,
+) -> Result<Vec<String>> {
     for statement in &plan.statements {
         client
             .batch_execute(statement)

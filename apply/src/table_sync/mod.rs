@@ -21,6 +21,7 @@ mod board;
 pub(crate) mod chunk_copy;
 pub(crate) mod destination_table;
 mod finishing;
+mod generated;
 mod lane;
 mod loader;
 mod outcome;

@@ -124,6 +124,10 @@ async fn write(
     } else {
         Vec::new()
     };
+    let former: Option<TableDefinition> = table
+        .definition
+        .clone()
+        .and_then(|former| serde_json::from_value(former).ok());
     let ensured = destination_table::ensure(
         client,
         Wanted {
@@ -134,6 +138,7 @@ async fn write(
             may_create: config.create_destination_tables,
             may_extend: is_ours && config.schema_changes != SchemaChanges::Manual,
             keeps_rows: kept_rows,
+            former: former.as_ref(),
         },
     )
     .await?;
@@ -179,6 +184,7 @@ async fn write_beside(
             may_create: false,
             may_extend: false,
             keeps_rows: true,
+            former: None,
         },
     )
     .await

@@ -189,9 +189,6 @@ mod tests {
             held[0].filenode = 9;
             held[0].columns = "y".into();
         };
-        assert_eq!(
-            signs_after(TableKind::Ordinary, rewritten),
-            ["rewritten 1"]
-        );
+        assert_eq!(signs_after(TableKind::Ordinary, rewritten), ["rewritten 1"]);
     }
 }

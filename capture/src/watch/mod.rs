@@ -38,7 +38,7 @@ use crate::snapshot::Passed;
 pub(crate) use facts::TableFacts;
 use facts::{Judged, Publications, judge};
 pub(crate) use streamed::Streamed;
-use untracked::{Found, Inquiry};
+use untracked::{Found, Inquiry, Subject};
 
 /// The design promises to notice within 10 s.
 const INTERVAL: Duration = Duration::from_secs(4);
@@ -271,12 +271,16 @@ impl Watch {
                 },
             };
             check_publications(mirror, &self.known, &look)?;
-            let with_marks = look.tables.iter().map(|table| {
+            let subjects = look.tables.iter().map(|table| {
                 let known = self.known.get(&table.name);
                 let same = known.filter(|known| known.oid == table.oid);
-                (table, same.and_then(|known| known.marks.as_ref()))
+                Subject {
+                    table,
+                    marks: same.and_then(|known| known.marks.as_ref()),
+                    exclusion: self.exclusion(&table.name, table.oid),
+                }
             });
-            let found = inquiry.of(source, &look, with_marks).await?;
+            let found = inquiry.of(source, &look, subjects).await?;
             let pending = pending();
             let mut judged = self.judge_all(mirror, &look);
             if !is_first {

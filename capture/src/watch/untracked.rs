@@ -17,6 +17,7 @@ use tokio_postgres::error::SqlState;
 use super::marks::{Marks, Sign};
 use super::streamed::Streamed;
 use crate::error::{Error, Result};
+use crate::exclusion::Exclusion;
 use crate::snapshot::{self, Passed};
 
 /// So many partitions or columns are named in a sentence.
@@ -88,7 +89,10 @@ impl Untracked {
             ),
             (&self.attached, "got with its rows the partition"),
             (&self.gone, "lost by DETACH or DROP the partition"),
-            (&self.truncated, "lost by TRUNCATE the rows of only the partition"),
+            (
+                &self.truncated,
+                "lost by TRUNCATE the rows of only the partition",
+            ),
         ];
         let sentences: Vec<String> = kinds
             .iter()
@@ -113,6 +117,14 @@ pub(super) struct Found {
     pub(super) untracked: BTreeMap<TableName, Untracked>,
     /// Nothing can be said of these yet: the next look tries again.
     pub(super) undecided: BTreeSet<TableName>,
+}
+
+/// A table that is looked at.
+pub(super) struct Subject<'a> {
+    pub(super) table: &'a TableLook,
+    /// As they were before; None where nobody looked.
+    pub(super) marks: Option<&'a Marks>,
+    pub(super) exclusion: Exclusion,
 }
 
 /// What this run knows besides the marks.
@@ -143,16 +155,19 @@ impl Inquiry {
         &mut self,
         source: &Session,
         look: &Look,
-        before: impl Iterator<Item = (&'a TableLook, Option<&'a Marks>)>,
+        subjects: impl Iterator<Item = Subject<'a>>,
     ) -> Result<Found> {
         let mut found = Found::default();
         let mut partitions = Vec::new();
-        for (table, marks) in before {
+        for subject in subjects {
+            let Subject { table, marks, .. } = subject;
             let signs = marks.map_or_else(Vec::new, |marks| marks.signs(table));
-            let horizon = marks.map_or(0, |marks| marks.horizon);
             let mut untracked = Untracked::default();
             for sign in &signs {
-                match self.judge(source, look, table, horizon, sign, &mut untracked).await {
+                match self
+                    .judge(source, look, &subject, sign, &mut untracked)
+                    .await
+                {
                     Ok(()) => {}
                     Err(error) if is_for_later(&error) => {
                         tracing::info!(%error, table = %table.name, "what happened to a table is found out later");
@@ -180,29 +195,27 @@ impl Inquiry {
         &mut self,
         source: &Session,
         look: &Look,
-        table: &TableLook,
-        horizon: i64,
+        subject: &Subject<'_>,
         sign: &Sign<'_>,
         untracked: &mut Untracked,
     ) -> Result<()> {
+        let table = subject.table;
+        let horizon = subject.marks.map_or(0, |marks| marks.horizon);
         match sign {
             Sign::Rewritten { now, missing } => {
-                let columns = touched(source, now.oid, horizon, missing).await?;
+                // The columns of a leaf may have other numbers than those of its root.
+                let is_excluded =
+                    |attnum| now.oid == table.oid && subject.exclusion.excludes(attnum);
+                let columns = touched(source, now.oid, horizon, missing, is_excluded).await?;
                 if columns.is_empty() && table.kind == TableKind::Partitioned {
                     let sign = Sign::NewFile { now };
-                    return Box::pin(self.judge(source, look, table, horizon, &sign, untracked))
-                        .await;
+                    return Box::pin(self.judge(source, look, subject, &sign, untracked)).await;
                 }
                 untracked.rewritten.extend(columns);
             }
             Sign::NewFile { now } => {
-                let is_the_same = has_rows(
-                    source,
-                    ROWS_BEFORE_HORIZON,
-                    now,
-                    &[&low(horizon), &horizon],
-                )
-                .await?;
+                let is_the_same =
+                    has_rows(source, ROWS_BEFORE_HORIZON, now, &[&low(horizon), &horizon]).await?;
                 if is_the_same == Some(true) {
                     return Ok(());
                 }
@@ -284,7 +297,8 @@ impl Inquiry {
         };
         let empty: BTreeSet<u32> = rows.iter().map(|row| row.get(0)).collect();
         let found = leaves.iter().filter(|leaf| empty.contains(&leaf.oid));
-        self.empty.extend(found.map(|leaf| (leaf.oid, leaf.filenode)));
+        self.empty
+            .extend(found.map(|leaf| (leaf.oid, leaf.filenode)));
         Ok(())
     }
 }
@@ -306,13 +320,14 @@ fn is_for_later(error: &Error) -> bool {
 }
 
 /// Names of columns that were altered and may hold other values than before. Not those
-/// that were dropped; nor those that a copy of the rows as they are has only given the values
+/// that were dropped or stay at the source; nor those that a copy of the rows as they are has only given the values
 /// they had without being written.
 async fn touched(
     source: &Session,
     table: u32,
     horizon: i64,
     missing: &str,
+    is_excluded: impl Fn(i16) -> bool,
 ) -> Result<Vec<String>> {
     let rows = source
         .query(TOUCHED, &[&table, &low(horizon), &horizon])
@@ -327,7 +342,7 @@ async fn touched(
             && missing
                 .split(' ')
                 .any(|one| one == format!("{attnum}:{default}"));
-        if !(is_dropped || was_filled && !has_missing) {
+        if !(is_dropped || is_excluded(attnum) || was_filled && !has_missing) {
             names.push(name);
         }
     }

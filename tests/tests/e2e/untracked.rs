@@ -53,9 +53,10 @@ const TABLES: [&str; 4] = [
 ];
 
 /// Each with the table it changes, unseen.
-const CHANGES: [(&str, &str); 9] = [
+const CHANGES: [(&str, &str); 10] = [
     ("tokens", "ALTER TABLE tokens ADD token uuid DEFAULT gen_random_uuid()"),
     ("doubled", "ALTER TABLE doubled ALTER n TYPE int USING n * 2"),
+    ("doubled", "ALTER TABLE doubled ADD length int GENERATED ALWAYS AS (length(v)) STORED"),
     ("doubled", "ALTER TABLE doubled ALTER n TYPE text USING 'n' || n"),
     ("parts", "TRUNCATE parts_1"),
     (
@@ -192,7 +193,7 @@ async fn unseen_changes_are_noticed_and_come_by_a_sync() -> Result<()> {
         .stage
         .assert_converges(&mirror, &load::pairs())
         .await?;
-    for (table, times) in [("tokens", 1), ("doubled", 2), ("parts", 6), ("quiet", 0)] {
+    for (table, times) in [("tokens", 1), ("doubled", 3), ("parts", 6), ("quiet", 0)] {
         assert_eq!(asked(&scene.stage, table, "true").await?, times, "{table}");
     }
     for said in [
@@ -279,10 +280,16 @@ async fn where_no_sync_is_allowed_it_is_said() -> Result<()> {
                 messages.contains("was rewritten by ALTER TABLE") && messages.contains("resync")
             })
             .await?;
-        assert_eq!(log_lines(&scene.stage, &format!("public.{name} was rewritten")).await?, 1);
+        assert_eq!(
+            log_lines(&scene.stage, &format!("public.{name} was rewritten")).await?,
+            1
+        );
         assert_eq!(asked(&scene.stage, name, "true").await?, 0);
         // The stream goes on.
-        scene.source.run(&format!("UPDATE {name} SET n = 0 WHERE id = 1")).await?;
+        scene
+            .source
+            .run(&format!("UPDATE {name} SET n = 0 WHERE id = 1"))
+            .await?;
         let resync = format!("/v1/mirrors/{name}/resync/public.{name}");
         if *name != "followed" {
             scene.api.post(&resync, json!({})).await?.expect(202)?;
@@ -338,7 +345,9 @@ async fn deaths_between_noticing_and_cure_lose_nothing() -> Result<()> {
         apply.restart_to_crash(point, *pass)?;
         run_all(
             &source,
-            &[&format!("ALTER TABLE doubled ALTER n TYPE int USING n + {index}")],
+            &[&format!(
+                "ALTER TABLE doubled ALTER n TYPE int USING n + {index}"
+            )],
         )
         .await?;
         apply.wait_crash_point(point, CONVERGE).await?;
