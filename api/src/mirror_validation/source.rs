@@ -226,7 +226,16 @@ fn table(
             "source_persistence",
             format!("table {name} on source peer '{peer}' is temporary; leave it out"),
         ),
-        _ => {}
+        _ => {
+            // Of a root, the definition tells what its leaves are.
+            let definition = found.definition.as_ref();
+            if definition.is_some_and(|definition| definition.persistence == 'u') {
+                findings.refuse(
+                    "source_persistence",
+                    format!("a partition of table {name} on source peer '{peer}' is unlogged, so its changes are not in the WAL; run ALTER TABLE … SET LOGGED on it or leave the table out"),
+                );
+            }
+        }
     }
     privileges(request, source, mapping, found, findings);
     if let Some(definition) = &found.definition {

@@ -31,6 +31,8 @@ pub(crate) struct TableFacts {
     pub(crate) drift: Option<Drift>,
     /// Of the table of that oid, which of its columns are excluded.
     pub(crate) exclusion: Exclusion,
+    /// A partition of it is UNLOGGED: changes there are in no stream.
+    pub(super) unlogged: bool,
     /// Of the table of that oid; None where nobody looked for them.
     pub(super) marks: Option<Marks>,
     /// What changed outside the stream and waits for someone to ask for a sync.
@@ -177,6 +179,7 @@ pub(crate) fn judge(
     let mut facts = TableFacts {
         oid: found.oid,
         request_id,
+        unlogged: found.held.iter().any(|held| !held.is_logged),
         marks: Some(Marks::of(found)),
         standing: unsynced.and_then(|before| before.standing.clone()),
         ..TableFacts::default()
@@ -241,6 +244,9 @@ fn gap(
             "the source table {name} is another one than before (dropped and created again, or another was given its name); sync it again"
         ));
     }
+    if now.unlogged && !before.unlogged {
+        return Some(unlogged(found));
+    }
     if before.publication == 0 {
         return None;
     }
@@ -267,6 +273,16 @@ fn gap(
     })
 }
 
+fn unlogged(found: &TableLook) -> String {
+    let unlogged = found.held.iter().filter(|held| !held.is_logged);
+    let names: Vec<String> = unlogged.map(|held| held.name.to_string()).collect();
+    format!(
+        "the source table {} has rows that are UNLOGGED, whose changes nobody captures (in {}); ALTER TABLE … SET LOGGED and sync the table again",
+        found.name,
+        names.join(", ")
+    )
+}
+
 fn problem(
     table: &MirrorTable,
     now: &TableFacts,
@@ -288,6 +304,9 @@ fn problem(
         return Some(format!(
             "the source table {name} is not in the mirror's publication, its changes are not captured; {cure}"
         ));
+    }
+    if now.unlogged {
+        return Some(unlogged(found));
     }
     let wanted = Carried {
         inserts: true,

@@ -125,6 +125,7 @@ mod tests {
             attached: "6".into(),
             columns: "x".into(),
             missing: String::new(),
+            is_logged: true,
             has_rows: true,
             updates: 0,
             deletes: 0,

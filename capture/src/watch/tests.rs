@@ -43,6 +43,7 @@ fn sound() -> Look {
                 attached: String::new(),
                 columns: "x".into(),
                 missing: String::new(),
+                is_logged: true,
                 has_rows: true,
                 updates: 10,
                 deletes: 0,
@@ -126,7 +127,8 @@ fn an_identity_lost_is_moved_first_and_a_gap_then() {
 #[test]
 fn tables_gone_renamed_recreated_or_taken_out_miss_changes() {
     type Change = fn(&mut Look);
-    let cases: [(&str, Change); 7] = [
+    let cases: [(&str, Change); 8] = [
+        ("UNLOGGED", |look| look.tables[0].held[0].is_logged = false),
         ("is gone", |look| look.tables.clear()),
         ("renamed to public.other", |look| {
             look.tables.clear();

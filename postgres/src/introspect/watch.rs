@@ -144,6 +144,8 @@ pub struct HeldLook {
     /// The columns whose older rows are filled from `attmissingval`, each with the oid of its
     /// default. A VACUUM FULL touches just these.
     pub missing: String,
+    /// Its changes are in WAL (`pg_class.relpersistence`).
+    pub is_logged: bool,
     /// It has rows, as far as the statistics know.
     pub has_rows: bool,
     /// Rows updated (`n_tup_upd`).
@@ -201,6 +203,7 @@ const TABLES: &str = "
                 'attached', tree.attached,
                 'columns', coalesce(a.columns, ''),
                 'missing', coalesce(a.missing, ''),
+                'is_logged', c.relpersistence = 'p',
                 'has_rows', c.reltuples > 0 OR c.relpages > 0
                             OR pg_stat_get_live_tuples(c.oid) > 0,
                 'updates', pg_stat_get_tuples_updated(c.oid),

@@ -50,11 +50,13 @@ const CREATE: &str = "
     CREATE TABLE swapped_a (id int PRIMARY KEY, v text);
     CREATE TABLE swapped_b (id int PRIMARY KEY, v text);
     CREATE TABLE dropped (id int PRIMARY KEY, v text);
+    CREATE TABLE unlogged (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+    CREATE TABLE unlogged_1 PARTITION OF unlogged FOR VALUES FROM (0) TO (10);
     INSERT INTO sound SELECT g, 'v' FROM generate_series(1, 50) g;
     INSERT INTO log SELECT 'v' FROM generate_series(1, 50) g;
     INSERT INTO unkeyed SELECT g, 'v' FROM generate_series(1, 50) g;
     INSERT INTO renamed SELECT g, 'v' FROM generate_series(1, 50) g;";
-const TABLES: [&str; 9] = [
+const TABLES: [&str; 10] = [
     "public.sound",
     "public.log",
     "public.unkeyed",
@@ -64,6 +66,7 @@ const TABLES: [&str; 9] = [
     "public.swapped_a",
     "public.swapped_b",
     "public.dropped",
+    "public.unlogged",
 ];
 const STAY: [&str; 2] = ["public.sound", "public.log"];
 
@@ -118,6 +121,12 @@ async fn tables_that_change_hands_stop_by_themselves() -> Result<()> {
         .run(&format!("ALTER PUBLICATION \"{publication}\" DROP TABLE put_back; INSERT INTO put_back VALUES (2, 'missed'); ALTER PUBLICATION \"{publication}\" ADD TABLE put_back;"))
         .await?;
     wait_errored(&mirror, "put_back", "put back").await?;
+
+    scene
+        .source
+        .run("ALTER TABLE unlogged_1 SET UNLOGGED; INSERT INTO unlogged VALUES (1, 'missed');")
+        .await?;
+    wait_errored(&mirror, "unlogged", "public.unlogged_1").await?;
 
     // Rows changed that nobody captures are counted.
     scene.source.run("DELETE FROM log WHERE ctid = (SELECT min(ctid) FROM log); INSERT INTO log VALUES ('gone again'); DELETE FROM log WHERE v = 'gone again';").await?;

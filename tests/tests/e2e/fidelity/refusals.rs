@@ -47,6 +47,12 @@ pub const REFUSALS: &[Refusal] = &[
         "`ALTER TABLE … SET LOGGED`",
     ),
     refusal(
+        "unlogged partitions",
+        "CREATE TABLE t (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE t_1 PARTITION OF t FOR VALUES FROM (0) TO (10); CREATE UNLOGGED TABLE t_2 PARTITION OF t FOR VALUES FROM (10) TO (20)",
+        &["partition of table public.t", "is unlogged", "SET LOGGED"],
+        "as above",
+    ),
+    refusal(
         "temporary tables",
         "",
         &["public.t", "does not exist"],
