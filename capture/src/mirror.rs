@@ -148,7 +148,7 @@ async fn capture(run: &Run, source: Session) -> Result<Finished> {
         ended = rounds::run(run, rounds, recorder, passed_seen) => ended?,
         ended = Box::pin(definitions::run(run, exclusions, passed_by)) => ended?,
         ended = report::run(run, &report_session, reporting) => ended?,
-        ended = watch.run(run, &watch_session, || syncs.pending(), passed_looks, finding_sender, view) => ended?,
+        ended = watch.run(run, &watch_session, syncs, passed_looks, finding_sender, view) => ended?,
     }
     Ok(Finished::Idle)
 }

@@ -288,6 +288,15 @@ impl SyncView {
             .collect()
     }
 
+    /// Those of them that are being copied or will be, without anyone's doing.
+    pub(crate) fn copying(&self) -> Pending {
+        let tables = self.tables().into_iter();
+        tables
+            .filter(|table| !table.finished && table.refused.is_none())
+            .map(|table| table.source)
+            .collect()
+    }
+
     /// What a round waits for, in words.
     pub(crate) fn messages(&self) -> Vec<String> {
         let tables = self.progress.tables().into_iter().filter_map(|table| {

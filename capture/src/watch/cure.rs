@@ -25,30 +25,53 @@ enum Cure {
     Say(&'static str),
 }
 
-/// Sees to what was found. A table whose sync has not finished needs nothing: the sync is
-/// begun after this. Returns the tables that nothing could be done about yet.
+/// The tables whose sync has not finished.
+pub(super) struct Unfinished {
+    /// All of them.
+    pub(super) pending: Pending,
+    /// Those that are being copied, or about to be.
+    pub(super) copying: Pending,
+    /// No copy has begun before what was found was looked at.
+    pub(super) is_first_look: bool,
+}
+
+/// Sees to what was found. Returns the tables that nothing could be done about yet: those are
+/// found again.
 pub(super) async fn cure(
     run: &Run,
     judged: &mut [(&MirrorTable, Judged)],
     found: Found,
-    pending: &Pending,
+    unfinished: &Unfinished,
 ) -> BTreeSet<TableName> {
     let mirror = &run.mirror;
     let mut held_back = found.undecided;
     let mut wanted = Vec::new();
-    for (table, judged) in judged {
+    for (table, judged) in judged.iter_mut() {
         let name = &table.source;
         let Some(untracked) = found.untracked.get(name) else {
             continue;
         };
-        if judged.gap.is_some() || pending.contains(name) || held_back.contains(name) {
+        if judged.gap.is_some() || held_back.contains(name) {
             continue;
         }
         let reason = format!(
             "the source table {name} {}, which no change event carries",
             untracked.said()
         );
+        if unfinished.pending.contains(name) {
+            // A copy that begins later has it; one under way may not.
+            if unfinished.copying.contains(name) && !unfinished.is_first_look {
+                judged.waiting = Some(waiting(&reason));
+                held_back.insert(name.clone());
+            }
+            continue;
+        }
         match cure_of(mirror, table, untracked) {
+            // Both roles begin anew for a sync, and with them every copy under way.
+            Cure::Sync(_) if !unfinished.copying.is_empty() => {
+                judged.waiting = Some(waiting(&reason));
+                held_back.insert(name.clone());
+            }
             Cure::Sync(strategy) => wanted.push(UntrackedChange {
                 table: name.clone(),
                 request_id: table.request_id,
@@ -69,24 +92,43 @@ pub(super) async fn cure(
         return held_back;
     }
     crash_point(UNTRACKED_FOUND);
+    let asked = ask(run, &wanted).await;
+    for change in wanted {
+        if asked.contains(&change.table) {
+            continue;
+        }
+        let mut judged = judged.iter_mut();
+        if let Some((_, judged)) = judged.find(|(table, _)| table.source == change.table) {
+            judged.waiting = Some(waiting(&change.reason));
+        }
+        held_back.insert(change.table);
+    }
+    held_back
+}
+
+fn waiting(reason: &str) -> String {
+    format!("{reason}; it is synced again when the copies and commands under way have ended")
+}
+
+/// Returns the tables that will be synced.
+async fn ask(run: &Run, wanted: &[UntrackedChange]) -> Vec<TableName> {
+    let mirror = &run.mirror;
     let catalog = &run.options.catalog;
     let asked = catalog
-        .resync_untracked(&mirror.name, mirror.generation, &wanted)
+        .resync_untracked(&mirror.name, mirror.generation, wanted)
         .await;
-    let asked = match asked {
-        Ok(asked) => asked,
+    match asked {
+        Ok(asked) if asked.is_empty() => asked,
+        Ok(asked) => {
+            tracing::info!(mirror = %mirror.name, tables = ?asked, "tables changed outside the stream are synced again");
+            crash_point(UNTRACKED_REQUESTED);
+            asked
+        }
         Err(error) => {
             tracing::warn!(mirror = %mirror.name, %error, "a sync of tables changed outside the stream is asked for later");
             Vec::new()
         }
-    };
-    if !asked.is_empty() {
-        tracing::info!(mirror = %mirror.name, tables = ?asked, "tables changed outside the stream are synced again");
-        crash_point(UNTRACKED_REQUESTED);
     }
-    let names = wanted.into_iter().map(|change| change.table);
-    held_back.extend(names.filter(|name| !asked.contains(name)));
-    held_back
 }
 
 /// Pure.

@@ -129,6 +129,8 @@ pub(crate) struct Judged {
     pub(crate) facts: TableFacts,
     /// Changes may have been missed, for this reason: the table must not go on.
     pub(crate) gap: Option<String>,
+    /// What will be seen to later.
+    pub(crate) waiting: Option<String>,
     /// What is wrong now, and what to do.
     pub(crate) problem: Option<String>,
     /// Its updates and deletes are not captured.
@@ -202,6 +204,7 @@ pub(crate) fn judge(
         insert_only,
         to_be_moved: is_first && publications.insert_only.is_some() && !found.can_carry_updates(),
         facts,
+        waiting: None,
     }
 }
 

@@ -32,13 +32,15 @@ use crate::crash_points::{TABLE_MOVED, crash_point};
 use crate::error::{Error, Result};
 use crate::exclusion::Exclusion;
 use crate::publisher::Expected;
+use crate::rounds::SyncView;
 use crate::run::Run;
 use crate::slot::Refusal;
 use crate::snapshot::Passed;
+use cure::Unfinished;
 pub(crate) use facts::TableFacts;
 use facts::{Judged, Publications, judge};
 pub(crate) use streamed::Streamed;
-use untracked::{Found, Inquiry, Subject};
+use untracked::{Inquiry, Subject};
 
 /// The design promises to notice within 10 s.
 const INTERVAL: Duration = Duration::from_secs(4);
@@ -247,7 +249,7 @@ impl Watch {
         mut self,
         run: &Run,
         source: &Session,
-        pending: impl Fn() -> Pending,
+        syncs: SyncView,
         passed: watch::Receiver<Passed>,
         findings: mpsc::Sender<Finding>,
         view: watch::Sender<View>,
@@ -281,15 +283,23 @@ impl Watch {
                 }
             });
             let found = inquiry.of(source, &look, subjects).await?;
-            let pending = pending();
+            let pending = syncs.pending();
             let mut judged = self.judge_all(mirror, &look);
             if !is_first {
-                restart_if_copying(&judged, &found, &pending, &absent)?;
+                restart_if_copying(&judged, &pending, &absent)?;
             }
+            let mut copying = syncs.copying();
+            copying.retain(|name| !absent.contains(name));
+            let unfinished = Unfinished {
+                pending,
+                copying,
+                is_first_look: is_first,
+            };
             is_first = false;
-            let held_back = cure::cure(run, &mut judged, found, &pending).await;
+            let held_back = cure::cure(run, &mut judged, found, &unfinished).await;
             self.show(run, &look, &judged, &view);
-            self.settle(run, &look, judged, &pending, &held_back, &findings)
+            let pending = &unfinished.pending;
+            self.settle(run, &look, judged, pending, &held_back, &findings)
                 .await?;
             tokio::time::sleep(INTERVAL).await;
         }
@@ -508,6 +518,7 @@ impl Watch {
             }
             now.messages.extend(judged.problem.clone());
             now.messages.extend(judged.facts.standing.clone());
+            now.messages.extend(judged.waiting.clone());
             let Some(drift) = judged.facts.drift.as_ref() else {
                 continue;
             };
@@ -590,7 +601,6 @@ fn check_publications(
 /// next attempt, which begins with the next run.
 fn restart_if_copying(
     judged: &[(&MirrorTable, Judged)],
-    found: &Found,
     pending: &Pending,
     absent: &BTreeSet<TableName>,
 ) -> Result<()> {
@@ -602,12 +612,6 @@ fn restart_if_copying(
         if let Some(reason) = &judged.gap {
             return Err(Error::transient(format!(
                 "copying table {name} begins anew: {reason}"
-            )));
-        }
-        if let Some(untracked) = found.untracked.get(name) {
-            return Err(Error::transient(format!(
-                "copying table {name} begins anew: the source table {}",
-                untracked.said()
             )));
         }
         if absent.contains(name) && judged.facts.oid != 0 {
