@@ -7,6 +7,7 @@ use bunny_tests::services::repository;
 
 use super::refusals::REFUSALS;
 use super::{row_cases, values};
+use crate::untracked::UNSEEN;
 
 const HEAD: &str = "\
 # Fidelity
@@ -33,6 +34,13 @@ const ROWS: &str = "
 ## Rows
 
 Each line is a kind of table or transaction, compared after every change.
+";
+
+const UNSEEN_HEAD: &str = "
+## Changes that no event carries
+
+Noticed at the source and brought over by a sync of the table (docs/adr/0026), under writes.
+
 ";
 
 const REFUSED: &str = "
@@ -106,8 +114,18 @@ fn document() -> String {
             let _ = writeln!(page, "- {}{since}", case.name);
         }
         if group.title == "Transactions" {
-            page.push_str("- 2,000 transactions interleaved over 64 connections\n");
+            page.push_str(
+                "- 2,000 transactions interleaved over 64 connections\n- one transaction of 1,000,000 rows, in the full tier\n",
+            );
         }
+    }
+    page.push_str(UNSEEN_HEAD);
+    for unseen in UNSEEN {
+        let since = match unseen.since {
+            15.. => format!(" (PostgreSQL {} and later)", unseen.since),
+            _ => String::new(),
+        };
+        let _ = writeln!(page, "- {}{since}", unseen.name);
     }
     page.push_str(REFUSED);
     for refusal in REFUSALS {

@@ -60,7 +60,7 @@ async fn set_for_database(session: &Session, settings: &[&str]) -> Result<()> {
 }
 
 /// Major version of a server.
-async fn major(session: &Session) -> Result<u32> {
+pub async fn major(session: &Session) -> Result<u32> {
     Ok(u32::try_from(
         session
             .number("SELECT current_setting('server_version_num')::int / 10000")

@@ -351,7 +351,7 @@ const KEYS: &[RowCase] = &[
 
 const PARTITIONS: &[RowCase] = &[
     case(
-        "partitioned by range, with sub-partitions, into a plain table",
+        "partitioned by range, with sub-partitions by hash, into a plain table; rows that move, partitions that come",
         &["t"],
         "CREATE TABLE t (id int, day date, v text, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
          CREATE TABLE t_1 PARTITION OF t FOR VALUES FROM ('2000-01-01') TO ('2001-01-01') PARTITION BY HASH (id);
@@ -373,6 +373,17 @@ const PARTITIONS: &[RowCase] = &[
         &["UPDATE t SET kind = 'a' WHERE id < 10; UPDATE t SET v = 'w' WHERE id > 20; DELETE FROM t WHERE id = 11; INSERT INTO t VALUES (100, 'c', NULL);"],
     )
     .destination("CREATE TABLE t (id int, kind text, v text, PRIMARY KEY (id, kind)) PARTITION BY LIST (kind); CREATE TABLE t_ab PARTITION OF t FOR VALUES IN ('a', 'b'); CREATE TABLE t_c PARTITION OF t FOR VALUES IN ('c');"),
+    case(
+        "partitioned by hash, rows that move in one transaction",
+        &["t"],
+        "CREATE TABLE t (id int PRIMARY KEY, v text, big text) PARTITION BY HASH (id); CREATE TABLE t_0 PARTITION OF t FOR VALUES WITH (MODULUS 3, REMAINDER 0);
+         CREATE TABLE t_1 PARTITION OF t FOR VALUES WITH (MODULUS 3, REMAINDER 1); CREATE TABLE t_2 PARTITION OF t FOR VALUES WITH (MODULUS 3, REMAINDER 2);
+         ALTER TABLE t ALTER big SET STORAGE EXTERNAL; INSERT INTO t SELECT g, 'v' || g, repeat('b' || g, 3000) FROM generate_series(1, 60) g;",
+        &[
+            "BEGIN; UPDATE t SET id = id + 1000 WHERE id <= 20; UPDATE t SET v = 'w' WHERE id > 1010; UPDATE t SET id = id - 1000 WHERE id > 1015; COMMIT;",
+            "BEGIN; SAVEPOINT s; UPDATE t SET id = id + 5000; ROLLBACK TO s; UPDATE t SET big = 'small' WHERE id % 7 = 0; DELETE FROM t WHERE id % 11 = 0; COMMIT;",
+        ],
+    ),
     case(
         "partitions without a key",
         &["t"],
