@@ -38,6 +38,7 @@ pub(super) async fn if_missing(
         may_create: true,
         may_extend: false,
         keeps_rows: false,
+        former: None,
     };
     destination_table::ensure(client, wanted).await?;
     tracing::info!(table = %version.source, %destination, "created the destination table from the first event");

@@ -1,6 +1,8 @@
 //! Commands that get in each other's way, and what they leave behind.
 
-use bunny_catalog::{NewReplay, RESYNC, ResyncStrategy, SYNC_SCHEMA, SourceDefinitions};
+use bunny_catalog::{
+    NewReplay, RESYNC, ResyncStrategy, SYNC_SCHEMA, SourceDefinitions, UntrackedChange,
+};
 use bunny_postgres::Lsn;
 use uuid::Uuid;
 
@@ -79,5 +81,62 @@ async fn a_schema_sync_keeps_copies_waiting_and_leaves_nothing() {
         matches!(refused, Err(Error::Conflict { .. })),
         "{refused:?}"
     );
+    database.drop().await;
+}
+
+#[tokio::test]
+#[ignore = "needs a server"]
+async fn a_change_outside_the_stream_asks_once_and_waits_for_others() {
+    let database = Database::new().await;
+    let catalog = database.migrated().await;
+    let made = catalog.create_mirror(&mirror("m", "t")).await.unwrap();
+    let table = made.tables[0].clone();
+    let change = UntrackedChange {
+        table: table.source.clone(),
+        request_id: table.request_id,
+        strategy: ResyncStrategy::Truncate,
+        reason: "rows were rewritten".into(),
+    };
+    let ask = async || {
+        let changes = std::slice::from_ref(&change);
+        let asked = catalog
+            .resync_untracked("m", made.generation, changes)
+            .await;
+        asked.unwrap()
+    };
+    let request = async || catalog.get_mirror("m").await.unwrap().tables[0].request_id;
+
+    let sync_schema = catalog.request_sync_schema("m", None, "admin").await;
+    assert_eq!(ask().await, [], "the schema is being synced");
+    assert_eq!(request().await, table.request_id);
+    let why = "the test says so";
+    catalog
+        .fail_command(sync_schema.unwrap(), why)
+        .await
+        .unwrap();
+
+    let version = catalog.get_mirror("m").await.unwrap().version;
+    assert_eq!(ask().await, [table.source.clone()]);
+    let asked = catalog.get_mirror("m").await.unwrap();
+    assert_ne!(asked.tables[0].request_id, table.request_id);
+    assert_eq!(asked.version, version + 1);
+    let commands = catalog.open_commands(made.id).await.unwrap();
+    let resyncs = commands.iter().filter(|command| command.kind == RESYNC);
+    assert_eq!(resyncs.count(), 1);
+    let (log, _) = catalog
+        .list_logs(
+            made.id,
+            &LogQuery {
+                limit: 9,
+                ..LogQuery::default()
+            },
+        )
+        .await
+        .unwrap();
+    assert!(log.iter().any(|line| line.message.contains("rewritten")));
+
+    // Noticed again by one that died in between: what is wanted now is newer.
+    assert_eq!(ask().await, [table.source]);
+    assert_eq!(request().await, asked.tables[0].request_id);
     database.drop().await;
 }
