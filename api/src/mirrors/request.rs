@@ -112,7 +112,6 @@ fn not_available(source_mirror: Option<&str>) -> Result<()> {
 
 /// What is accepted and stored but has no effect yet, a sentence each for the mirror's log.
 pub(crate) fn without_effect_yet(config: &MirrorConfig) -> Vec<String> {
-    let defaults = MirrorConfig::default();
     let mut sentences = Vec::new();
     let mut say = |concerns: bool, sentence: &str| {
         if concerns {

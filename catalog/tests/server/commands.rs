@@ -116,7 +116,7 @@ async fn a_change_outside_the_stream_asks_once_and_waits_for_others() {
         .unwrap();
 
     let version = catalog.get_mirror("m").await.unwrap().version;
-    assert_eq!(ask().await, [table.source.clone()]);
+    assert_eq!(ask().await, std::slice::from_ref(&table.source));
     let asked = catalog.get_mirror("m").await.unwrap();
     assert_ne!(asked.tables[0].request_id, table.request_id);
     assert_eq!(asked.version, version + 1);
