@@ -110,8 +110,6 @@ mod tests {
             let given = slug(name, |_| false);
             assert!(slugs(name).contains(&given), "{given}");
             assert!(slugs(&given).contains(&given), "{given}");
-            let another = slug(name, |taken| taken == given);
-            assert!(given.len() > SLUG_LENGTH_MAX - 10 || slugs(name).contains(&another));
         }
     }
 
