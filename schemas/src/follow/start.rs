@@ -171,7 +171,10 @@ mod tests {
             low in 0_i64..50,
             end in 150_i64..220,
         ) {
-            let held = |from: i64| offsets.range(from.max(low)..end).next().copied();
+            let held = |from: i64| {
+                let in_reach = |offset: &i64| (from.max(low)..end).contains(offset);
+                offsets.iter().copied().find(in_reach)
+            };
             let wanted = held(met_from).unwrap_or(end);
             let mut looks = 0;
             let found = search(low, end, |from| {
