@@ -194,15 +194,18 @@ impl Catalog {
         version: i64,
     ) -> Result<()> {
         sqlx::query(
-            "UPDATE bunny.commands c
+            // Counted in the row that is updated: both roles may start at once, and what a
+            // subquery saw before it waited for the other's step would leave the command open.
+            "UPDATE bunny.commands
              SET steps = steps || to_jsonb($2::text),
-                 state = CASE WHEN ended THEN 'done' ELSE 'running' END,
+                 state = CASE WHEN jsonb_array_length(steps) + 1
+                           >= (SELECT count(*) FROM jsonb_object_keys(args -> 'versions'))
+                         THEN 'done' ELSE 'running' END,
                  updated_at = clock_timestamp(),
-                 finished_at = CASE WHEN ended THEN clock_timestamp() END
-             FROM (SELECT id, jsonb_array_length(steps) + 1
-                       >= (SELECT count(*) FROM jsonb_object_keys(args -> 'versions')) AS ended
-                   FROM bunny.commands WHERE mirror_id = $1 AND kind = 'retry') AS seen
-             WHERE c.id = seen.id AND state IN ('pending', 'running')
+                 finished_at = CASE WHEN jsonb_array_length(steps) + 1
+                                 >= (SELECT count(*) FROM jsonb_object_keys(args -> 'versions'))
+                               THEN clock_timestamp() END
+             WHERE mirror_id = $1 AND kind = 'retry' AND state IN ('pending', 'running')
                AND (args -> 'versions' ->> $4)::bigint <= $3 AND NOT steps ? $2",
         )
         .bind(mirror_id)

@@ -248,6 +248,56 @@ async fn failures_are_shown_retried_held_and_forgotten() {
     database.drop().await;
 }
 
+/// Whoever writes its part second must see the first's.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a server"]
+async fn a_retry_ends_when_both_roles_start_at_the_same_moment() {
+    let database = Database::new().await;
+    let catalog = database.migrated().await;
+    catalog.create_mirror(&mirror("m", "t")).await.unwrap();
+    let command = catalog.request_retry("m", None, "admin").await.unwrap();
+    let url = server_url();
+    let (server, _) = url.rsplit_once('/').unwrap();
+    let mut other = PgConnection::connect(&format!("{server}/{}", database.name))
+        .await
+        .unwrap();
+    other
+        .execute("BEGIN; SELECT FROM bunny.commands WHERE kind = 'retry' FOR UPDATE")
+        .await
+        .unwrap();
+
+    let idle = |_mirror: Mirror, context: MirrorContext| async move {
+        context.cancel.cancelled().await;
+        Ok(Finished::Idle)
+    };
+    let (stop_capture, capture) = worker(catalog.clone(), Role::Capture, "one", idle);
+    let (stop_apply, apply) = worker(catalog.clone(), Role::Apply, "two", idle);
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let deadline = Instant::now() + Duration::from_secs(15);
+    while sqlx::query_scalar::<_, i64>(waiting)
+        .fetch_one(&mut other)
+        .await
+        .unwrap()
+        < 2
+    {
+        assert!(Instant::now() < deadline, "both roles start");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    other.execute("COMMIT").await.unwrap();
+    other.close().await.unwrap();
+    eventually("the retry ends", || async {
+        let command = catalog.get_command(command).await.unwrap();
+        command.state == CommandState::Done && command.steps.len() == 2
+    })
+    .await;
+    for (stop, running) in [(stop_capture, capture), (stop_apply, apply)] {
+        stop.cancel();
+        running.await.unwrap();
+    }
+    database.drop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs a server"]
 async fn a_deleted_mirror_goes_when_both_sides_are_gone() {
