@@ -67,7 +67,8 @@ async fn capture(run: &Run, source: Session) -> Result<Finished> {
     let mut publisher = Publisher::open(kafka, topics, &registry, &mirror.slug).await?;
     let positions = reader::read_positions(kafka, topics, &mirror.slug).await?;
     let pending = rounds::pending(mirror, &positions.syncs);
-    let watch = Watch::begin(&source, mirror, &positions.tables, &pending).await?;
+    let taken_out = run.options.catalog.tables_taken_out(mirror.id).await?;
+    let watch = Watch::begin(&source, mirror, &positions.tables, &pending, taken_out).await?;
     let mut replication = Replication::connect(
         &run.peer,
         &run.application_name,

@@ -1,5 +1,7 @@
 //! Commands: every control action as a durable row, kept after its mirror.
 
+use std::collections::BTreeSet;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -262,6 +264,21 @@ impl Catalog {
         .await
         .map_err(|error| Error::database("reading a command", error))?;
         row.as_ref().map(command_from).transpose()
+    }
+
+    /// Every source table that was ever taken out of a mirror, as [`bunny_postgres::TableName`]
+    /// writes it; it may have come back since.
+    pub async fn tables_taken_out(&self, mirror_id: Uuid) -> Result<BTreeSet<String>> {
+        let names: Vec<String> = sqlx::query_scalar(
+            "SELECT DISTINCT removed.name
+             FROM bunny.commands, jsonb_array_elements_text(args -> 'removed') AS removed (name)
+             WHERE mirror_id = $1 AND kind = 'tables'",
+        )
+        .bind(mirror_id)
+        .fetch_all(self.pool())
+        .await
+        .map_err(|error| Error::database("looking for tables taken out of a mirror", error))?;
+        Ok(names.into_iter().collect())
     }
 
     /// One command. [`Error::NotFound`] if there is none.

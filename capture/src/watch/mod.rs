@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use bunny_catalog::{LogLevel, Mirror, MirrorTable};
-use bunny_postgres::introspect::{self, Look};
+use bunny_postgres::introspect::{self, Look, Member};
 use bunny_postgres::{Lsn, Session, TableName, quote_ident};
 use bunny_schemas::control::TableRecord;
 use serde_json::json;
@@ -106,6 +106,9 @@ pub(crate) struct Watch {
     drift_logged: HashMap<TableName, Instant>,
     said: BTreeSet<String>,
     streamed: Streamed,
+    /// Every table ever taken out of the mirror. One that left before anything was recorded of
+    /// it may still stand in a publication.
+    taken_out: BTreeSet<String>,
 }
 
 impl Watch {
@@ -119,6 +122,7 @@ impl Watch {
         mirror: &Mirror,
         stored: &HashMap<String, TableRecord>,
         pending: &Pending,
+        taken_out: BTreeSet<String>,
     ) -> Result<Watch> {
         source.batch(LOCK_TIMEOUT).await?;
         let known: BTreeMap<TableName, TableFacts> = stored
@@ -140,6 +144,7 @@ impl Watch {
             drift_logged: HashMap::new(),
             said: BTreeSet::new(),
             streamed: Streamed::default(),
+            taken_out,
         };
         let mut look = watch.look(source, mirror).await?;
         check_publications(mirror, &watch.known, &look)?;
@@ -412,19 +417,20 @@ impl Watch {
             }
         }
         let is_mapped = |name: &TableName| mirror.tables.iter().any(|table| table.source == *name);
-        for (name, facts) in self.known.iter().filter(|(name, _)| !is_mapped(name)) {
-            let members = look
-                .members
-                .iter()
-                .filter(|member| member.table == facts.oid);
-            for member in members.filter(|member| member.name == *name) {
-                let publication = look
-                    .publications
-                    .iter()
-                    .find(|found| found.oid == member.publication);
-                if let Some(publication) = publication {
-                    change(&publication.name, false, name);
-                }
+        let was_ours = |member: &Member| {
+            let known = self.known.get(&member.name);
+            known.is_some_and(|facts| facts.oid == member.table)
+                || self.taken_out.contains(&member.name.to_string())
+        };
+        for member in look
+            .members
+            .iter()
+            .filter(|member| !is_mapped(&member.name))
+        {
+            let mut publications = look.publications.iter();
+            let publication = publications.find(|found| found.oid == member.publication);
+            if let Some(publication) = publication.filter(|_| was_ours(member)) {
+                change(&publication.name, false, &member.name);
             }
         }
         changes

@@ -320,3 +320,38 @@ async fn tables_are_emptied_and_loaded_again() -> Result<()> {
     assert_eq!(slots_before, slots_after);
     scene.converge(&load::pairs()).await
 }
+
+/// Capture dies when a table is published and nothing is recorded of it yet; before it is back,
+/// the table has left the mirror.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_left_before_it_was_known_is_not_published() -> Result<()> {
+    let mut scene = scene_of("left_early", &["public.accounts"], |_, _| Ok(())).await?;
+    scene.mirror.wait_running().await?;
+    let source = scene.stage.source.connect().await?;
+    let put = async |tables: &[&str]| -> Result<()> {
+        let mapping = |table: &&str| json!({"source_table": table, "destination_table": table});
+        let list: Vec<Value> = tables.iter().map(mapping).collect();
+        let (path, list) = (
+            "/v1/mirrors/mirror/tables",
+            json!({ "table_mappings": list }),
+        );
+        let answer = scene.api.request(reqwest::Method::PUT, path, Some(list));
+        answer.await?.expect(202).map(drop)
+    };
+    let published = "SELECT count(*) FROM pg_publication_tables WHERE tablename = 'documents'";
+    let point = "capture::table_moved";
+    scene.capture.restart_to_crash(point, 1)?;
+    put(&["public.accounts", "public.documents"]).await?;
+    scene.capture.wait_crash_point(point, CRASH_LIMIT).await?;
+    assert_eq!(source.number(published).await?, 1);
+    put(&["public.accounts"]).await?;
+    scene.capture.restart()?;
+    let deadline = Instant::now() + CONVERGE;
+    while source.number(published).await? > 0 {
+        ensure!(Instant::now() < deadline, "the table is still published");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    scene.load.stop().await;
+    let pairs = TablePair::all(&["public.accounts"]);
+    scene.stage.assert_converges(&scene.mirror, &pairs).await
+}
