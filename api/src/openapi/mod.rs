@@ -124,10 +124,13 @@ fn parameters(path: &str, operation: &Operation) -> Vec<Value> {
 
 fn responses(route: &Route, operation: &Operation) -> Value {
     let error = |what: &str| {
-        json!({
-            "description": what,
-            "content": { "application/json": { "schema": { "$ref": "#/components/schemas/Error" } } },
-        })
+        let mut content =
+            json!({ "application/json": { "schema": { "$ref": "#/components/schemas/Error" } } });
+        // Who may not ask at all is told as everywhere, everything else as registries do.
+        if route.access == Access::Registry {
+            content[operation.content_type] = json!({});
+        }
+        json!({ "description": what, "content": content })
     };
     let mut responses = Map::new();
     let answer = match operation.success {
