@@ -10,9 +10,13 @@ mod failures;
 mod fidelity;
 #[cfg(feature = "full")]
 mod full;
+#[cfg(feature = "full")]
+mod fuzz;
 mod generations;
 mod kills;
 mod lifecycle;
+#[cfg(feature = "full")]
+mod machine;
 mod mirrors;
 mod objects;
 mod oracles;
