@@ -179,6 +179,7 @@ pub(crate) fn report(
             .max(),
         total_rows_synced: reports.iter().map(|table| table.rows_synced).sum(),
         tables: reports,
+        copies_bytes: None,
         messages,
     }
 }

@@ -21,6 +21,7 @@ mod report;
 mod rounds;
 mod run;
 mod service;
+mod size;
 mod slot;
 mod snapshot;
 mod stream;

@@ -23,7 +23,7 @@ use crate::slot::{self, Places};
 use crate::snapshot::SyncRecorder;
 use crate::stream::{Parts, Stream};
 use crate::watch::Watch;
-use crate::{definitions, paused, publication, removal};
+use crate::{definitions, paused, publication, removal, size};
 
 /// Sync records and log lines under way between the tasks of one run.
 const SYNC_REQUESTS_MAX: usize = 16;
@@ -95,6 +95,8 @@ async fn capture(run: &Run, source: Session) -> Result<Finished> {
         positions.position,
     )
     .await?;
+    size::refuse_if_full(run).await?;
+    let sent = publisher.sent();
     tracing::info!(mirror = %mirror.name, from = %record.confirm_lsn, "streaming");
     let wal = replication.start(record.confirm_lsn).await?;
 
@@ -102,6 +104,7 @@ async fn capture(run: &Run, source: Session) -> Result<Finished> {
     let (passed, passed_seen) = tokio::sync::watch::channel(Default::default());
     let (status, status_seen) = tokio::sync::watch::channel(Default::default());
     let (finding_sender, findings) = mpsc::channel(1);
+    let (held, held_seen) = tokio::sync::watch::channel(None);
     let (view, view_seen) = tokio::sync::watch::channel(Default::default());
     let gap_schema_id = registry.register_control(SchemaKind::TableGap).await?;
     let (visibility, waits) = Visibility::new(run.context.cancel.clone());
@@ -138,6 +141,7 @@ async fn capture(run: &Run, source: Session) -> Result<Finished> {
         syncs: rounds.view(),
         watched: view_seen,
         waits,
+        changes_bytes: held_seen,
     };
     // A session of its own: what the report asks must not queue behind the stream's look-ups.
     let report_session = Session::connect(&run.peer, &run.application_name).await?;
@@ -150,6 +154,7 @@ async fn capture(run: &Run, source: Session) -> Result<Finished> {
         ended = Box::pin(definitions::run(run, exclusions, passed_by)) => ended?,
         ended = report::run(run, &report_session, reporting) => ended?,
         ended = watch.run(run, &watch_session, syncs, passed_looks, finding_sender, view) => ended?,
+        ended = size::run(run, sent, held) => ended?,
     }
     Ok(Finished::Idle)
 }

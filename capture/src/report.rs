@@ -24,6 +24,7 @@ pub(crate) struct Reporting {
     pub(crate) watched: watch::Receiver<View>,
     /// What the stream stands still for.
     pub(crate) waits: watch::Receiver<Option<String>>,
+    pub(crate) changes_bytes: watch::Receiver<Option<u64>>,
 }
 
 /// Reports until the run ends. A source that cannot be asked ends it.
@@ -63,6 +64,7 @@ pub(crate) async fn run(run: &Run, source: &Session, reporting: Reporting) -> Re
             events_published: status.events_published,
             syncs,
             insert_only: watched.insert_only,
+            changes_bytes: *reporting.changes_bytes.borrow(),
             messages,
         };
         run.context.reporter.report(&report);

@@ -27,6 +27,7 @@ mod settings;
 mod status;
 mod supervise;
 mod tables;
+mod topic_bytes;
 mod untracked;
 mod users;
 
@@ -57,5 +58,6 @@ pub use supervise::{
     supervise,
 };
 pub use tables::{AwaitedTable, RESYNC, TABLES, TableChanges};
+pub use topic_bytes::TopicBytes;
 pub use untracked::UntrackedChange;
 pub use users::{User, UserRole};

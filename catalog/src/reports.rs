@@ -120,6 +120,8 @@ pub struct CaptureReport {
     pub syncs: Vec<SyncProgress>,
     /// Tables of which only inserts and truncates are captured.
     pub insert_only: Vec<TableName>,
+    /// Bytes of the events that the change topic holds, before compression, once counted.
+    pub changes_bytes: Option<u64>,
     /// What the user should know now, a sentence each.
     pub messages: Vec<String>,
 }
@@ -234,6 +236,8 @@ pub struct ApplyReport {
     pub total_rows_synced: i64,
     /// Every table.
     pub tables: Vec<TableReport>,
+    /// Bytes of COPY text of the finished copies that the snapshot topic holds, once known.
+    pub copies_bytes: Option<u64>,
     /// What the user should know now, a sentence each.
     pub messages: Vec<String>,
 }

@@ -67,6 +67,16 @@ impl Retained {
             && sync.start_offsets.iter().zip(&self.snapshot).all(is_there)
     }
 
+    /// Bytes of COPY text of the copies that are there. Pure.
+    pub fn copies_bytes(&self) -> u64 {
+        let held = self.syncs.iter().filter(|sync| {
+            let mut starts = sync.start_offsets.iter().zip(&self.snapshot);
+            sync.state == SyncState::Finished && starts.all(|(first, low)| first >= low)
+        });
+        held.map(|sync| u64::try_from(sync.bytes).unwrap_or_default())
+            .sum()
+    }
+
     /// The syncs of a table in `generation` that count: not before `since`, where that is
     /// still known. Pure.
     fn of<'a>(

@@ -122,10 +122,6 @@ pub(crate) fn without_effect_yet(config: &MirrorConfig) -> Vec<String> {
         !config.do_initial_snapshot && (config.replicate_indexes || config.replicate_foreign_keys),
         "do_initial_snapshot is false: tables are created from their first events, with their keys only; indexes, foreign keys and other objects must be created at the destination by hand",
     );
-    say(
-        config.topic_max_bytes.is_some(),
-        "topic_max_bytes is stored; this version sets no limit to the topics",
-    );
     sentences
 }
 
@@ -428,12 +424,10 @@ mod tests {
     #[test]
     fn options_without_effect_are_listed() {
         let config = MirrorConfig {
-            topic_max_bytes: Some(1 << 30),
             do_initial_snapshot: false,
             ..MirrorConfig::default()
         };
         let sentences = without_effect_yet(&config).join("\n");
-        assert!(sentences.contains("topic_max_bytes"));
         assert!(sentences.contains("foreign keys"));
         let sentences = without_effect_yet(&MirrorConfig::default()).join("\n");
         assert!(!sentences.contains("foreign keys"));

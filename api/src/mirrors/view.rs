@@ -66,6 +66,7 @@ pub(super) fn full(mirror: &Mirror, reports: &Reports, status: &StatusView) -> V
         "last_lsn": applied.map(|lsn| lsn.to_string()),
         "created_at": time(mirror.created_at),
         "updated_at": time(mirror.updated_at),
+        "topic_bytes": topic_bytes(reports),
         "tables": tables(mirror, reports),
         "config": config(mirror),
         "failures": failures(reports),
@@ -84,6 +85,16 @@ fn config(mirror: &Mirror) -> Value {
         }
     }
     config
+}
+
+/// What the mirror's topics hold, before compression; null while it is not known.
+fn topic_bytes(reports: &Reports) -> Value {
+    let capture = reports.capture.report.as_ref();
+    let apply = reports.apply.report.as_ref();
+    json!({
+        "changes": capture.and_then(|report| report.changes_bytes),
+        "snapshot": apply.and_then(|report| report.copies_bytes),
+    })
 }
 
 /// What each role is stuck at, if it is.

@@ -24,6 +24,8 @@ pub(crate) struct Held {
     retained: Arc<Mutex<Option<Retained>>>,
     /// Failures to trim in a row, and the last of them.
     failures: Arc<Mutex<(u32, String)>>,
+    /// Why the replay window is shorter than asked for, if it is.
+    narrowed: Arc<Mutex<Option<String>>>,
 }
 
 impl Held {
@@ -38,6 +40,11 @@ impl Held {
             None => (0, String::new()),
             Some(error) => (failures.0.saturating_add(1), error.to_string()),
         };
+    }
+
+    /// Whether `topic_max_bytes` leaves less of a window than asked for.
+    pub(super) fn narrowed(&self, why: Option<String>) {
+        *self.narrowed.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
     /// What lasts of the trouble to trim the topics.
@@ -68,6 +75,10 @@ impl Held {
         }
         report.messages.extend(self.warnings(mirror, Utc::now()));
         report.messages.extend(self.trouble());
+        let narrowed = self.narrowed.lock().unwrap_or_else(PoisonError::into_inner);
+        report.messages.extend(narrowed.clone());
+        let retained = self.retained.lock().unwrap_or_else(PoisonError::into_inner);
+        report.copies_bytes = retained.as_ref().map(Retained::copies_bytes);
     }
 
     /// Reads what the topics hold and do not give up.

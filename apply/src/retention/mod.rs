@@ -84,7 +84,10 @@ async fn look(run: &MirrorRun, held: &Held) -> Result<()> {
         return Ok(());
     };
     let wish = run.catalog.get_mirror(&run.mirror.name).await?;
-    let in_window = in_window(run, client, &wish).await?;
+    let in_window = match in_room(run, held, &wish, before.changes.0).await? {
+        Some(in_room) => in_window(run, client, &wish).await?.max(in_room),
+        None => in_window(run, client, &wish).await?,
+    };
     let (floor, tables) = raise(run, client, &progress, &wish, in_window).await?;
     let mut after = before.clone();
     after.changes.0 = after.changes.0.max(floor);
@@ -119,6 +122,25 @@ async fn in_window(run: &MirrorRun, client: &Client, wish: &Mirror) -> Result<i6
         .offset_at(&changes, PARTITION, oldest.timestamp_millis())
         .await?;
     Ok(found)
+}
+
+/// Where the window has to begin so that `topic_max_bytes` leaves room for what comes; none
+/// while there is enough, or no limit.
+async fn in_room(run: &MirrorRun, held: &Held, wish: &Mirror, low: i64) -> Result<Option<i64>> {
+    let Some(max) = wish.config.topic_max_bytes else {
+        held.narrowed(None);
+        return Ok(None);
+    };
+    let topic = run.catalog.topic_bytes(wish.id, wish.generation).await?;
+    let bytes = topic.held(low);
+    let in_room = topic.window(low, max);
+    held.narrowed(in_room.map(|_| {
+        format!(
+            "the change topic holds {bytes} bytes and topic_max_bytes is {max}: what is applied is trimmed before \
+             topic_retention_hours are over; when it is full of what is not applied, capture stops"
+        )
+    }));
+    Ok(in_room)
 }
 
 /// Raises the floor as far as nothing is needed, and gives it with the tables of the mirror.
@@ -218,7 +240,7 @@ fn say_what_goes(run: &MirrorRun, before: &Retained, after: &Retained) {
         let (was, is) = (earliest(before), earliest(after));
         if was.is_some() && is.is_none() {
             let message = format!(
-                "table {} cannot be rebuilt from the topics any more: what its last copy needs is older than topic_retention_hours. POST …/checkpoint makes a new one",
+                "table {} cannot be rebuilt from the topics any more: what its last copy needs is older than topic_retention_hours, or topic_max_bytes left no room for it. POST …/checkpoint makes a new one",
                 table.source
             );
             let details = json!({"table": table.source.to_string()});

@@ -14,6 +14,7 @@ mod tables;
 mod visibility;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bunny_postgres::TableName;
@@ -33,6 +34,7 @@ use crate::crash_points::{
     AFTER_KAFKA_COMMIT, BEFORE_KAFKA_COMMIT, MID_TRANSACTION, crash_point, is_armed,
 };
 use crate::error::{Error, Result};
+use crate::size::Sent;
 
 /// A Kafka transaction is committed when it holds this much, or is this old, or the source
 /// has nothing more to give.
@@ -96,6 +98,7 @@ pub(crate) struct Publisher {
     outbox: Outbox,
     events_max: usize,
     pace: Pace,
+    sent: Sent,
 }
 
 impl Publisher {
@@ -137,6 +140,7 @@ impl Publisher {
                 took: Duration::ZERO,
                 ended: Instant::now(),
             },
+            sent: Sent::default(),
         };
         publisher
             .blocking("fencing the former capture", |producer| {
@@ -144,6 +148,11 @@ impl Publisher {
             })
             .await?;
         Ok(publisher)
+    }
+
+    /// Counts the bytes sent to the change topic; what is aborted takes room too.
+    pub(crate) fn sent(&self) -> Sent {
+        self.sent.clone()
     }
 
     /// True when something was sent that no commit covers yet.
@@ -176,6 +185,7 @@ impl Publisher {
     pub(crate) async fn send_event(&mut self, key: Option<&[u8]>, value: &[u8]) -> Result<()> {
         let bytes = value.len() + key.map_or(0, <[u8]>::len);
         self.count(bytes)?;
+        self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
         if outbox::is_large(bytes) {
             self.hand_over().await?;
             return send(&self.producer, &self.changes_topic, key, Some(value)).await;

@@ -346,3 +346,65 @@ async fn a_destination_restored_from_a_backup_goes_on() -> Result<()> {
     wait_trimmed(&stage, &mirror, floor).await?;
     std::fs::remove_file(&file).context("removing the backup")
 }
+
+/// Shown, limited: what is applied goes first, then capture waits, and nothing is dropped.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_topic_stops_capture_until_there_is_room() -> Result<()> {
+    let stage = Stage::new("full_topic").await?;
+    let _processes = stage.start_all()?;
+    let api = stage.api().await?;
+    stage.create_peers(&api).await?;
+    let source = stage.source.connect().await?;
+    source
+        .run("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (0, 'first')")
+        .await?;
+    let options = json!({"topic_max_bytes": 256 << 20, "topic_retention_hours": 168});
+    let tables = ["public.t"];
+    let mirror = stage
+        .create_mirror(&api, "mirror", &tables, options)
+        .await?;
+    mirror.wait_running().await?;
+    // Applied: the window shrinks, and capture goes on.
+    let fill = |from: i32, to: i32| {
+        format!(
+            "INSERT INTO t SELECT g, repeat(md5(g::text), 65536) FROM generate_series({from}, {to}) g"
+        )
+    };
+    for from in (1..=200).step_by(20) {
+        source.run(&fill(from, from + 19)).await?;
+    }
+    source.run("UPDATE t SET v = 'small'").await?;
+    let pairs = TablePair::all(&tables);
+    stage.assert_converges(&mirror, &pairs).await?;
+    let destination = stage.destination.connect().await?;
+    let floor = wait_number(&destination, FLOOR, |floor| floor > 0).await?;
+    wait_trimmed(&stage, &mirror, floor).await?;
+    let bytes = |mirror: &Value| mirror["topic_bytes"]["changes"].as_u64();
+    mirror
+        .wait_until("room", CONVERGE, |mirror, _| {
+            bytes(mirror).is_some_and(|bytes| bytes < 215 << 20)
+        })
+        .await?;
+
+    // Not applied: capture stands still and says so.
+    api.post("/v1/mirrors/mirror/pause", json!({}))
+        .await?
+        .expect(202)?;
+    mirror
+        .wait_until("PAUSED", CONVERGE, |mirror, _| mirror["status"] == "PAUSED")
+        .await?;
+    for from in (1001..=1140).step_by(20) {
+        source.run(&fill(from, from + 19)).await?;
+    }
+    mirror
+        .wait_until("full", CONVERGE, |mirror, _| {
+            let said = mirror["failures"]["capture"]["message"].as_str();
+            said.is_some_and(|said| said.contains("raise topic_max_bytes"))
+        })
+        .await?;
+    api.post("/v1/mirrors/mirror/resume", json!({}))
+        .await?
+        .expect(202)?;
+    source.run("UPDATE t SET v = 'small'").await?;
+    stage.assert_converges(&mirror, &pairs).await
+}
