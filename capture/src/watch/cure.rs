@@ -35,23 +35,42 @@ pub(super) struct Unfinished {
     pub(super) is_first_look: bool,
 }
 
-/// Sees to what was found. Returns the tables that nothing could be done about yet: those are
-/// found again.
-pub(super) async fn cure(
+/// What is to be done about what was found.
+#[derive(Default)]
+pub(super) struct Decided {
+    /// Syncs to ask for, which ends the run.
+    pub(super) wanted: Vec<UntrackedChange>,
+    /// Tables that nothing can be done about yet: those are found again.
+    pub(super) held_back: BTreeSet<TableName>,
+}
+
+impl Decided {
+    /// Tables whose marks are not to be recorded, with those of which no sync is asked for yet.
+    pub(super) fn unsettled(&self, asked: &[TableName]) -> BTreeSet<TableName> {
+        let wanted = self.wanted.iter().map(|change| &change.table);
+        let unasked = wanted.filter(|name| !asked.contains(name));
+        self.held_back.iter().chain(unasked).cloned().collect()
+    }
+}
+
+/// Decides what is to be done, and says what someone else has to do.
+pub(super) fn decide(
     run: &Run,
     judged: &mut [(&MirrorTable, Judged)],
     found: Found,
     unfinished: &Unfinished,
-) -> BTreeSet<TableName> {
+) -> Decided {
     let mirror = &run.mirror;
-    let mut held_back = found.undecided;
-    let mut wanted = Vec::new();
+    let mut decided = Decided {
+        wanted: Vec::new(),
+        held_back: found.undecided,
+    };
     for (table, judged) in judged.iter_mut() {
         let name = &table.source;
         let Some(untracked) = found.untracked.get(name) else {
             continue;
         };
-        if judged.gap.is_some() || held_back.contains(name) {
+        if judged.gap.is_some() || decided.held_back.contains(name) {
             continue;
         }
         let reason = format!(
@@ -62,7 +81,7 @@ pub(super) async fn cure(
             // A copy that begins later has it; one under way may not.
             if unfinished.copying.contains(name) && !unfinished.is_first_look {
                 judged.waiting = Some(waiting(&reason));
-                held_back.insert(name.clone());
+                decided.held_back.insert(name.clone());
             }
             continue;
         }
@@ -70,14 +89,17 @@ pub(super) async fn cure(
             // Both roles begin anew for a sync, and with them every copy under way.
             Cure::Sync(_) if !unfinished.copying.is_empty() => {
                 judged.waiting = Some(waiting(&reason));
-                held_back.insert(name.clone());
+                decided.held_back.insert(name.clone());
             }
-            Cure::Sync(strategy) => wanted.push(UntrackedChange {
-                table: name.clone(),
-                request_id: table.request_id,
-                strategy,
-                reason,
-            }),
+            Cure::Sync(strategy) => {
+                judged.waiting = Some(waiting(&reason));
+                decided.wanted.push(UntrackedChange {
+                    table: name.clone(),
+                    request_id: table.request_id,
+                    strategy,
+                    reason,
+                });
+            }
             Cure::Say(why) => {
                 let said = format!("{reason}: {why}");
                 let details = json!({ "table": name.to_string() });
@@ -88,22 +110,7 @@ pub(super) async fn cure(
             }
         }
     }
-    if wanted.is_empty() {
-        return held_back;
-    }
-    crash_point(UNTRACKED_FOUND);
-    let asked = ask(run, &wanted).await;
-    for change in wanted {
-        if asked.contains(&change.table) {
-            continue;
-        }
-        let mut judged = judged.iter_mut();
-        if let Some((_, judged)) = judged.find(|(table, _)| table.source == change.table) {
-            judged.waiting = Some(waiting(&change.reason));
-        }
-        held_back.insert(change.table);
-    }
-    held_back
+    decided
 }
 
 fn waiting(reason: &str) -> String {
@@ -111,7 +118,8 @@ fn waiting(reason: &str) -> String {
 }
 
 /// Returns the tables that will be synced.
-async fn ask(run: &Run, wanted: &[UntrackedChange]) -> Vec<TableName> {
+pub(super) async fn ask(run: &Run, wanted: &[UntrackedChange]) -> Vec<TableName> {
+    crash_point(UNTRACKED_FOUND);
     let mirror = &run.mirror;
     let catalog = &run.options.catalog;
     let asked = catalog

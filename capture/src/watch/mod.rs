@@ -301,11 +301,23 @@ impl Watch {
                 is_first_look: is_first,
             };
             is_first = false;
-            let held_back = cure::cure(run, &mut judged, found, &unfinished).await;
+            let decided = cure::decide(run, &mut judged, found, &unfinished);
             self.show(run, &look, &judged, &view);
             let pending = &unfinished.pending;
-            self.settle(run, &look, judged, pending, &held_back, &findings)
+            // What is harmless is recorded first: a sync that is asked for ends this run, and
+            // the next one has less to prove it by.
+            let unsettled = decided.unsettled(&[]);
+            self.settle(run, &look, judged.clone(), pending, &unsettled, &findings)
                 .await?;
+            if !decided.wanted.is_empty() {
+                let asked = cure::ask(run, &decided.wanted).await;
+                for (_, judged) in &mut judged {
+                    judged.gap = None;
+                }
+                let unsettled = decided.unsettled(&asked);
+                self.settle(run, &look, judged, pending, &unsettled, &findings)
+                    .await?;
+            }
             tokio::time::sleep(INTERVAL).await;
         }
     }
