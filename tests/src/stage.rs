@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::api::Api;
 use crate::bunny::{self, Bunny, Role};
 use crate::content::{self, TablePair};
-use crate::database::{Url, quote};
+use crate::database::{Session, Url, quote};
 use crate::lsn::Lsn;
 use crate::ports::free_port;
 use crate::services::{Services, repository};
@@ -261,8 +261,9 @@ impl Stage {
         })
     }
 
-    /// Waits until all that the source has committed by now is applied, then compares
-    /// full contents.
+    /// Waits until all that the source has committed by now is applied, and none of the
+    /// tables is being loaded or is about to be; then compares full contents. A sync that
+    /// nobody but Bunny asked for may begin at any moment: then both are done again.
     pub async fn assert_converges(
         &self,
         mirror: &Mirror,
@@ -272,9 +273,19 @@ impl Stage {
         let lsn = source.current_lsn().await?;
         mirror.wait_for_lsn(lsn).await?;
         let destination = self.destination.connect().await?;
-        content::assert_same(&source, &destination, tables)
-            .await
-            .with_context(|| self.logs_tail())
+        let catalog = self.catalog.connect().await?;
+        let started = Instant::now();
+        loop {
+            let before = own_syncs(&catalog, mirror).await?;
+            mirror.wait_loaded(lsn, tables).await?;
+            let same = content::assert_same(&source, &destination, tables).await;
+            let after = own_syncs(&catalog, mirror).await?;
+            let is_disturbed = after.unfinished > 0 || after != before;
+            if same.is_ok() || !is_disturbed || started.elapsed() > CONVERGE {
+                return same.with_context(|| self.logs_tail());
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// Reads the mirror's topics with the other Avro implementation and compares what
@@ -332,6 +343,28 @@ impl Drop for Stage {
     }
 }
 
+/// Syncs that a mirror asked for by itself.
+#[derive(Debug, PartialEq, Eq)]
+struct OwnSyncs {
+    all: i64,
+    unfinished: i64,
+}
+
+async fn own_syncs(catalog: &Session, mirror: &Mirror) -> anyhow::Result<OwnSyncs> {
+    let rows = catalog
+        .query(
+            "SELECT count(*), count(*) FILTER (WHERE state IN ('pending', 'running')) FROM bunny.commands
+             WHERE kind = 'resync' AND requested_by = 'untracked_changes' AND mirror_name = $1",
+            &[&mirror.name],
+        )
+        .await?;
+    let row = rows.first().context("a count")?;
+    Ok(OwnSyncs {
+        all: row.get(0),
+        unfinished: row.get(1),
+    })
+}
+
 /// Best effort: the servers are about to go anyway.
 async fn remove_databases(services: &Services, name: &str) {
     let drop_slots = format!(
@@ -364,6 +397,13 @@ async fn roll_back_prepared(database: &Url) {
             .run(&format!("ROLLBACK PREPARED '{}'", gid.replace('\'', "''")))
             .await;
     }
+}
+
+/// The mirror runs and has applied what was committed before `lsn`.
+fn has_applied(metrics: &Value, lsn: Lsn) -> bool {
+    let applied = metrics["apply"]["applied_lsn"].as_str();
+    let applied = applied.and_then(|text| text.parse::<Lsn>().ok());
+    metrics["status"] == "RUNNING" && applied.is_some_and(|applied| applied >= lsn)
 }
 
 /// A mirror, seen through the API.
@@ -409,14 +449,30 @@ impl Mirror {
         self.wait_for_lsn_within(lsn, CONVERGE).await
     }
 
+    /// As [`Mirror::wait_for_lsn`], with none of the tables waiting for rows of a copy.
+    async fn wait_loaded(&self, lsn: Lsn, tables: &[TablePair]) -> anyhow::Result<()> {
+        let compared: Vec<String> = tables
+            .iter()
+            .map(|pair| format!("{}.{}", pair.source.0, pair.source.1))
+            .collect();
+        let is_loading = |table: &Value| {
+            let name = table["source_table"].as_str().unwrap_or_default();
+            let status = table["status"].as_str().unwrap_or_default();
+            compared.iter().any(|compared| compared == name)
+                && ["PENDING", "SYNCING", "CATCHING_UP"].contains(&status)
+        };
+        let what = format!("applied {lsn}, tables loaded");
+        self.wait_until(&what, CONVERGE, |mirror, metrics| {
+            let tables = mirror["tables"].as_array();
+            has_applied(metrics, lsn) && !tables.into_iter().flatten().any(is_loading)
+        })
+        .await
+    }
+
     /// As [`Mirror::wait_for_lsn`], with another limit.
     pub async fn wait_for_lsn_within(&self, lsn: Lsn, limit: Duration) -> anyhow::Result<()> {
         self.wait_until(&format!("applied {lsn}"), limit, |_, metrics| {
-            metrics["status"] == "RUNNING"
-                && metrics["apply"]["applied_lsn"]
-                    .as_str()
-                    .and_then(|text| text.parse::<Lsn>().ok())
-                    .is_some_and(|applied| applied >= lsn)
+            has_applied(metrics, lsn)
         })
         .await
     }

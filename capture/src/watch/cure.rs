@@ -163,11 +163,15 @@ fn cure_of(mirror: &Mirror, table: &MirrorTable, untracked: &Untracked) -> Cure 
     if !untracked.is_rewrite() {
         return Cure::Sync(config.resync_strategy);
     }
-    if config.schema_changes == SchemaChanges::Manual {
-        return Cure::Say(
+    match config.schema_changes {
+        SchemaChanges::Manual => Cure::Say(
             "\"schema_changes\" is \"manual\"; alter the destination table as you want it, then resync it",
-        );
+        ),
+        // A sync would give the columns their new types, which is more than apply may do then.
+        SchemaChanges::Additive if untracked.is_retyped() => Cure::Say(
+            "\"schema_changes\": \"additive\" follows no change of a type that rewrites the table; alter the destination table as you want it, then resync it",
+        ),
+        // Only a table that is emptied has its columns brought in line.
+        SchemaChanges::Additive | SchemaChanges::All => Cure::Sync(ResyncStrategy::Truncate),
     }
-    // Only a table that is emptied has its columns brought in line.
-    Cure::Sync(ResyncStrategy::Truncate)
 }

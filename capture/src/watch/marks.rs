@@ -14,6 +14,8 @@ pub(crate) struct Marks {
     pub(super) horizon: i64,
     /// By oid: the table itself, or its leaves.
     pub(super) held: BTreeMap<u32, Mark>,
+    /// By `attnum`, the types of its columns; empty where nobody looked for them.
+    pub(super) types: BTreeMap<i16, String>,
 }
 
 /// One of them. Short names: a table may have thousands.
@@ -66,12 +68,20 @@ impl Marks {
         Marks {
             horizon: found.horizon,
             held: found.held.iter().map(mark).collect(),
+            types: found.types.clone(),
         }
     }
 
     /// Whether the same is there, whenever it was seen.
     pub(super) fn same(&self, other: &Marks) -> bool {
-        self.held == other.held
+        self.held == other.held && self.types == other.types
+    }
+
+    /// Whether a column, which has this type now, was there with another one; so it is
+    /// where that is not known.
+    pub(super) fn is_retyped(&self, attnum: i16, now: &str) -> bool {
+        let before = self.types.get(&attnum);
+        self.types.is_empty() || before.is_some_and(|before| before != now)
     }
 
     /// What speaks for a change outside the stream since these marks were seen.
@@ -140,6 +150,7 @@ mod tests {
             replica_identity: ReplicaIdentity::Default,
             identity_key: vec!["id".into()],
             held,
+            types: BTreeMap::new(),
             horizon: 7,
         }
     }
@@ -180,6 +191,25 @@ mod tests {
                 expected
             );
         }
+    }
+
+    #[test]
+    fn a_column_is_retyped_that_was_there_with_another_type() {
+        let mut seen = look(TableKind::Ordinary, vec![leaf(1)]);
+        seen.types = [(1, "23:-1:0".to_owned())].into();
+        let marks = Marks::of(&seen);
+        assert!(marks.is_retyped(1, "20:-1:0"));
+        assert!(!marks.is_retyped(1, "23:-1:0"), "only its values");
+        assert!(!marks.is_retyped(2, "20:-1:0"), "new");
+        let unknown = Marks::default();
+        assert!(unknown.is_retyped(2, "20:-1:0"));
+        assert!(
+            !unknown.same(&Marks {
+                held: unknown.held.clone(),
+                ..marks
+            }),
+            "the types are remembered"
+        );
     }
 
     #[test]

@@ -48,6 +48,7 @@ fn sound() -> Look {
                 updates: 10,
                 deletes: 0,
             }],
+            types: BTreeMap::new(),
             horizon: 6,
         }],
         moved: Vec::new(),

@@ -26,8 +26,10 @@ const NAMED_MAX: usize = 5;
 /// Columns altered at or after the horizon (64 bits; all of them if it is too old to be
 /// compared), and whether the table was only copied as far as they show.
 const TOUCHED: &str = "
-    SELECT a.attnum, a.attname::text, a.attisdropped, a.atthasmissing, coalesce(d.oid, 0)::oid
+    SELECT a.attnum, a.attname::text, a.attisdropped, a.atthasmissing, coalesce(d.oid, 0)::oid,
+           r.attnum, concat_ws(':', r.atttypid, r.atttypmod, r.attcollation)
     FROM pg_attribute a
+    LEFT JOIN pg_attribute r ON r.attrelid = $4 AND r.attname = a.attname AND NOT r.attisdropped
     LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
     WHERE a.attrelid = $1 AND a.attnum > 0
       AND (age(a.xmin) <= age($2::text::xid)
@@ -64,6 +66,8 @@ const EMPTY: &str = "
 pub(super) struct Untracked {
     /// Columns whose values may be others.
     rewritten: BTreeSet<String>,
+    /// Those of them that had another type.
+    retyped: BTreeSet<String>,
     attached: Vec<String>,
     gone: Vec<String>,
     truncated: Vec<String>,
@@ -77,6 +81,11 @@ impl Untracked {
     /// The table's definition may have changed with its rows.
     pub(super) fn is_rewrite(&self) -> bool {
         !self.rewritten.is_empty()
+    }
+
+    /// Columns that were there have other types, or may have.
+    pub(super) fn is_retyped(&self) -> bool {
+        !self.retyped.is_empty()
     }
 
     /// A sentence without its subject, the table.
@@ -206,12 +215,22 @@ impl Inquiry {
                 // The columns of a leaf may have other numbers than those of its root.
                 let is_excluded =
                     |attnum| now.oid == table.oid && subject.exclusion.excludes(attnum);
-                let columns = touched(source, now.oid, horizon, missing, is_excluded).await?;
+                let tables = (now.oid, table.oid);
+                let columns = touched(source, tables, horizon, missing, is_excluded).await?;
                 if columns.is_empty() && table.kind == TableKind::Partitioned {
                     let sign = Sign::NewFile { now };
                     return Box::pin(self.judge(source, look, subject, &sign, untracked)).await;
                 }
-                untracked.rewritten.extend(columns);
+                for column in columns {
+                    let is_as_it_was = |marks: &Marks| {
+                        let attnum = column.attnum_of_root;
+                        attnum.is_some_and(|attnum| !marks.is_retyped(attnum, &column.type_of_root))
+                    };
+                    if !subject.marks.is_some_and(is_as_it_was) {
+                        untracked.retyped.insert(column.name.clone());
+                    }
+                    untracked.rewritten.insert(column.name);
+                }
             }
             Sign::NewFile { now } => {
                 let is_the_same =
@@ -319,21 +338,30 @@ fn is_for_later(error: &Error) -> bool {
     })
 }
 
-/// Names of columns that were altered and may hold other values than before. Not those
+/// A column that was altered.
+struct Touched {
+    name: String,
+    /// Of the column of that name in the mapped table: its number, and its type as
+    /// [`TableLook::types`] has it.
+    attnum_of_root: Option<i16>,
+    type_of_root: String,
+}
+
+/// Columns of a table that holds rows of a root which were altered and may hold other values than before. Not those
 /// that were dropped or stay at the source; nor those that a copy of the rows as they are has only given the values
 /// they had without being written.
 async fn touched(
     source: &Session,
-    table: u32,
+    (table, root): (u32, u32),
     horizon: i64,
     missing: &str,
     is_excluded: impl Fn(i16) -> bool,
-) -> Result<Vec<String>> {
+) -> Result<Vec<Touched>> {
     let rows = source
-        .query(TOUCHED, &[&table, &low(horizon), &horizon])
+        .query(TOUCHED, &[&table, &low(horizon), &horizon, &root])
         .await
         .map_err(failed)?;
-    let mut names = Vec::new();
+    let mut columns = Vec::new();
     for row in rows {
         let (attnum, name): (i16, String) = (row.get(0), row.get(1));
         let (is_dropped, has_missing): (bool, bool) = (row.get(2), row.get(3));
@@ -343,10 +371,14 @@ async fn touched(
                 .split(' ')
                 .any(|one| one == format!("{attnum}:{default}"));
         if !(is_dropped || is_excluded(attnum) || was_filled && !has_missing) {
-            names.push(name);
+            columns.push(Touched {
+                name,
+                attnum_of_root: row.get(5),
+                type_of_root: row.get(6),
+            });
         }
     }
-    Ok(names)
+    Ok(columns)
 }
 
 /// None: it must not be read.

@@ -2,6 +2,8 @@
 //!
 //! Takes no lock on any table, so it never waits for one and nobody waits for it.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use tokio_postgres::types::Json;
 
@@ -107,6 +109,8 @@ pub struct TableLook {
     pub identity_key: Vec<String>,
     /// The tables that hold its rows: itself, or its leaves.
     pub held: Vec<HeldLook>,
+    /// By `attnum`, of columns that are there: type, modifier and collation, as numbers.
+    pub types: BTreeMap<i16, String>,
     /// Transactions below this number (64 bits) had ended when it was looked at.
     pub horizon: i64,
 }
@@ -228,6 +232,9 @@ const TABLES: &str = "
         'oid', root.oid::int8,
         'kind', CASE root.relkind WHEN 'p' THEN 'partitioned' ELSE 'ordinary' END,
         'identity', i.identity,
+        'types', coalesce((
+            SELECT jsonb_object_agg(attnum, concat_ws(':', atttypid, atttypmod, attcollation)) FROM pg_attribute
+            WHERE attrelid = root.oid AND attnum > 0 AND NOT attisdropped), '{}'),
         'horizon', pg_snapshot_xmin(pg_current_snapshot())::text::int8,
         'held', coalesce(held.held, '[]'))
     FROM root
@@ -279,6 +286,7 @@ struct RawTable {
     oid: u32,
     kind: TableKind,
     identity: RawIdentity,
+    types: BTreeMap<i16, String>,
     horizon: i64,
     held: Vec<RawHeld>,
 }
@@ -308,6 +316,7 @@ impl RawTable {
             replica_identity,
             identity_key,
             held,
+            types: self.types,
             horizon: self.horizon,
         }
     }

@@ -209,7 +209,7 @@ async fn asked(stage: &Stage, table: &str, only: &str) -> Result<i64> {
 }
 
 /// Waits until that many were asked for and have brought the table.
-async fn wait_synced(stage: &Stage, mirror: &Mirror, table: &str, times: i64) -> Result<()> {
+pub async fn wait_synced(stage: &Stage, mirror: &Mirror, table: &str, times: i64) -> Result<()> {
     let started = std::time::Instant::now();
     while asked(stage, table, "state = 'done'").await? < times {
         let failed = asked(stage, table, "state = 'failed'").await?;
@@ -239,7 +239,8 @@ async fn unseen_changes_are_noticed_and_come_by_a_sync() -> Result<()> {
     load::create_tables(&scene.source, 500).await?;
     scene.source.run(CREATE).await?;
     let tables = [&load::TABLES[..], &TABLES].concat();
-    let mirror = scene.running_mirror(&tables, json!({})).await?;
+    let options = json!({"schema_changes": "all"});
+    let mirror = scene.running_mirror(&tables, options).await?;
     let load = Load::start(&scene.stage.source, 1, 20);
     let major = major(&scene.source).await?;
     let changes: Vec<&Unseen> = UNSEEN.iter().filter(|one| one.since <= major).collect();
@@ -320,11 +321,13 @@ async fn where_no_sync_is_allowed_it_is_said() -> Result<()> {
         .source
         .run("CREATE TABLE warned (id int PRIMARY KEY, n int); INSERT INTO warned SELECT g, g FROM generate_series(1, 50) g;
               CREATE TABLE by_hand (id int PRIMARY KEY, n int); INSERT INTO by_hand SELECT g, g FROM generate_series(1, 50) g;
+              CREATE TABLE retyped (id int PRIMARY KEY, n int); INSERT INTO retyped SELECT g, g FROM generate_series(1, 50) g;
               CREATE TABLE followed (id int PRIMARY KEY, n int);")
         .await?;
     let options = [
         ("warned", json!({"untracked_changes": "warn"})),
         ("by_hand", json!({"schema_changes": "manual"})),
+        ("retyped", json!({"schema_changes": "additive"})),
         ("followed", json!({"do_initial_snapshot": false})),
     ];
     let mut mirrors = Vec::new();
@@ -344,7 +347,10 @@ async fn where_no_sync_is_allowed_it_is_said() -> Result<()> {
     for (name, mirror) in &mirrors {
         scene
             .source
-            .run(&format!("ALTER TABLE {name} ALTER n TYPE int USING n + 1"))
+            .run(&match *name {
+                "retyped" => "ALTER TABLE retyped ALTER n TYPE bigint".to_owned(),
+                name => format!("ALTER TABLE {name} ALTER n TYPE int USING n + 1"),
+            })
             .await?;
         mirror
             .wait_until("said", CONVERGE, |mirror, _| {

@@ -39,7 +39,8 @@ Each line is a kind of table or transaction, compared after every change.
 const UNSEEN_HEAD: &str = "
 ## Changes that no event carries
 
-Noticed at the source and brought over by a sync of the table (docs/adr/0026), under writes.
+Noticed at the source and brought over by a sync of the table (docs/adr/0026), under writes, with `schema_changes` `all`.
+With `additive` another type is said instead, and the data flows on.
 
 ";
 
