@@ -27,7 +27,7 @@ use crate::schema::upkeep;
 use crate::schema_change::labels;
 use crate::schema_sync::{self, Pending};
 use crate::stats::Stats;
-use crate::table_sync::{self, LoadProgress};
+use crate::table_sync::{self, LoadProgress, Loads};
 use crate::{
     main_stream, parked, paused, quarantine, reader, removal, replay, report, swap, wanted,
 };
@@ -93,13 +93,13 @@ async fn run_as_desired(
             let stats = Arc::new(Stats::default());
             let mirror = wait_for_generation(mirror, &context).await;
             let run = begin(shared, mirror, &context).await?;
-            let load = LoadProgress::default();
+            let loads = Loads::default();
             let held = Held::default();
             // What the first report says must be so; a later look corrects what was away.
             held.read(&run).await;
             tokio::select! {
-                ended = Box::pin(go(shared, &run, &stats, &load)) => ended,
-                () = report::report_forever(&run, &stats, &load, &held) => Err(Error::Cancelled),
+                ended = Box::pin(go(shared, &run, &stats, &loads)) => ended,
+                () = report::report_forever(&run, &stats, &loads, &held) => Err(Error::Cancelled),
                 () = Box::pin(upkeep::run(run.clone())) => Err(Error::Cancelled),
                 () = Box::pin(retention::run(run.clone(), held.clone())) => Err(Error::Cancelled),
             }
@@ -176,24 +176,24 @@ async fn go(
     shared: &Shared,
     run: &MirrorRun,
     stats: &Arc<Stats>,
-    load: &LoadProgress,
+    loads: &Loads,
 ) -> Result<Finished> {
     loop {
         if run.mirror.config.on_table_error == OnTableError::Stop {
             refuse_errored(run).await?;
         }
-        let progress = first_entry(run, stats, load).await?;
+        let progress = first_entry(run, stats, &loads.own).await?;
         stats.begins(&progress);
         let (main_end, crossing) = crossing(progress);
         // Dropped with this future, which ends them.
         let mut beside = JoinSet::new();
-        beside.spawn(Box::pin(load_beside(run.clone(), load.clone())));
+        beside.spawn(Box::pin(load_beside(run.clone(), loads.own.clone())));
         beside.spawn(Box::pin(parked::run(run.clone())));
         if swap::is_asked_for(run).await? {
             let swapping = run.beside();
             beside.spawn(Box::pin(load_beside(
                 swapping.clone(),
-                LoadProgress::default(),
+                loads.beside.clone(),
             )));
             beside.spawn(Box::pin(catch_up::run(
                 swapping,

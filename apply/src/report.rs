@@ -17,17 +17,12 @@ use crate::replay::Pace;
 use crate::retention::Held;
 use crate::stats::{Moment, Stats};
 use crate::swap;
-use crate::table_sync::{LoadProgress, TableProgress};
+use crate::table_sync::{Loads, TableProgress};
 
 const EVERY: Duration = Duration::from_secs(1);
 
 /// Reports until it is dropped. Trouble with the destination is the run's to tell.
-pub(crate) async fn report_forever(
-    run: &MirrorRun,
-    stats: &Stats,
-    load: &LoadProgress,
-    held: &Held,
-) {
+pub(crate) async fn report_forever(run: &MirrorRun, stats: &Stats, loads: &Loads, held: &Held) {
     let mut session: Option<Session> = None;
     let mut known: Option<Known> = None;
     let mut commands: Option<Commands> = None;
@@ -52,15 +47,11 @@ pub(crate) async fn report_forever(
             tracing::debug!(mirror = %run.mirror.name, %error, "commands are ended later");
         }
         let topic = run.topics.changes(&run.mirror.slug);
-        let mut report = report(
-            &stats.moment(),
-            known,
-            &load.tables(),
-            topic,
-            SystemTime::now(),
-        );
+        let loading = loads.tables();
+        let mut report = report(&stats.moment(), known, &loading, topic, SystemTime::now());
         held.show(&run.mirror, &mut report);
-        pace.show(&run.mirror, &known.tables, &mut report, Instant::now());
+        let tables: Vec<TableState> = known.all().cloned().collect();
+        pace.show(&run.mirror, &tables, &loading, &mut report, Instant::now());
         run.reporter.report(&report);
         tokio::time::sleep(EVERY).await;
     }

@@ -87,13 +87,15 @@ fn loaded_beside(
     generation: Uuid,
 ) -> Option<TableState> {
     let is_other = table.request_id != mapping.request_id;
-    // A replay takes the table's place as it is.
-    let is_beside = mapping.beside && mapping.replay.is_none();
-    let is_wanted = is_beside && is_other && swap::stands(table, generation);
+    let is_wanted = mapping.loads_beside() && is_other && swap::stands(table, generation);
     let oid = oids.get(&mapping.source).filter(|_| is_wanted)?;
     let beside = swap::beside(&mapping.destination, *oid);
     let source = mapping.source.clone();
-    Some(TableState::wanted(source, beside, mapping.request_id))
+    Some(TableState {
+        // What a replay reads is kept from here on.
+        restart_offset: replay::changes_offset(mapping),
+        ..TableState::wanted(source, beside, mapping.request_id)
+    })
 }
 
 fn changes(mappings: &[MirrorTable], present: Present<'_>, generation: Uuid) -> Changes {
@@ -174,7 +176,8 @@ pub(crate) async fn reconcile(run: &MirrorRun, session: &Session) -> Result<()> 
     let ledger = swap::ledger_of(mirror_id);
     let beside = bookkeeping::tables(client, ledger).await?;
     let mut oids = HashMap::new();
-    for mapping in run.mirror.tables.iter().filter(|mapping| mapping.beside) {
+    let mappings = run.mirror.tables.iter();
+    for mapping in mappings.filter(|mapping| mapping.loads_beside()) {
         if let Some(oid) = swap::oid_of(client, &mapping.destination).await? {
             oids.insert(mapping.source.clone(), oid);
         }
@@ -518,6 +521,51 @@ mod tests {
             ..table
         };
         assert!(with(&loading, &[], &oids).put_beside.is_empty());
+    }
+
+    #[test]
+    fn a_replay_says_for_itself_whether_it_is_loaded_beside() {
+        let generation = Uuid::from_u128(7);
+        let of = bunny_catalog::RetainedSync {
+            sync: Uuid::from_u128(1),
+            attempt: 1,
+            lsn: Lsn(10),
+            changes_offset: 40,
+            rows: 0,
+            bytes: 0,
+        };
+        // As the run sees it: the mapping's request is the one that is wanted.
+        let asked = |beside: bool| MirrorTable {
+            beside: !beside,
+            replay: Some(bunny_catalog::Replay {
+                request_id: Uuid::from_u128(2),
+                of: of.clone(),
+                until: None,
+                beside,
+            }),
+            ..mapping("a", "x", 2)
+        };
+        let table = TableState {
+            generation: Some(generation),
+            live: Some(Position::default()),
+            ..live("a", "x", 1)
+        };
+        let oids = HashMap::from([(name("a"), 9)]);
+        let with = |mapping: MirrorTable| {
+            let present = Present {
+                tables: std::slice::from_ref(&table),
+                beside: &[],
+                oids: &oids,
+            };
+            super::changes(&[mapping], present, generation)
+        };
+        let by_swap = with(asked(true));
+        assert!(by_swap.put.is_empty(), "the table goes on");
+        // What the copy needs of the log is kept from here on.
+        assert_eq!(by_swap.put_beside[0].restart_offset, Some(40));
+        let in_place = with(asked(false));
+        assert!(in_place.put_beside.is_empty());
+        assert_eq!(in_place.put[0].state, State::Pending);
     }
 
     #[test]

@@ -60,6 +60,9 @@ pub struct Replay {
     /// Where the table stands still afterwards; none: it goes on with the others.
     #[serde(default)]
     pub until: Option<Until>,
+    /// It is loaded beside the table, which keeps its rows until they are exchanged.
+    #[serde(default)]
+    pub beside: bool,
 }
 
 /// A replay as it is asked for.
@@ -136,6 +139,7 @@ impl Catalog {
                 request_id: Uuid::new_v4(),
                 of: of.clone(),
                 until: replay.until,
+                beside: replay.strategy == ResyncStrategy::Swap,
             };
             set_replay(&mut transaction, mirror.id, table, &wish).await?;
             awaited.push(AwaitedTable {

@@ -42,10 +42,10 @@ pub(crate) async fn replay(
     let request = read_replay(fields)?;
     let mirror = api.catalog.get_mirror(&name).await?;
     let strategy = request.strategy.unwrap_or(mirror.config.resync_strategy);
-    if strategy == ResyncStrategy::Swap {
+    if strategy == ResyncStrategy::Swap && request.until.is_some() {
         return Err(Refusal::new(
-            StatusCode::NOT_IMPLEMENTED,
-            "replay by swap is not available in this version; ask with {\"strategy\": \"truncate\"}, which empties the tables, so that readers miss their rows until they are loaded again",
+            StatusCode::BAD_REQUEST,
+            "a moment (\"until\") cannot be had by swap: the tables would go there one after the other under their readers. Ask with {\"strategy\": \"truncate\"}, which empties them, so that readers miss their rows until they are loaded again",
         ));
     }
     let meant = meant(&mirror, request.tables.as_deref())?;
@@ -76,9 +76,10 @@ pub(crate) async fn replay(
         Some(tables) => format!("{} tables of mirror '{name}'", tables.len()),
         None => format!("Every table of mirror '{name}'"),
     };
-    let then = match replay.until {
-        Some(_) => " up to the moment asked for, where the mirror is paused then",
-        None => "",
+    let then = match (replay.until, strategy) {
+        (Some(_), _) => " up to the moment asked for, where the mirror is paused then",
+        (None, ResyncStrategy::Swap) => " beside what it holds, which is exchanged then",
+        (None, ResyncStrategy::Truncate) => "",
     };
     Ok(accepted(
         format!("{what} is being rebuilt from the topics{then}"),

@@ -8,7 +8,8 @@
 //!
 //! A wish is looked at before its table leaves main ([`admitted`]): what the topics do not
 //! hold is refused then, and the table stays as it is. From the transaction on that takes it
-//! out of main, its `restart_offset` keeps what it needs.
+//! out of main, its `restart_offset` keeps what it needs. By swap it is loaded beside the
+//! table instead (`swap`), whose rows are only exchanged: docs/adr/0033-replay-by-swap.md.
 
 mod bound;
 mod pace;
@@ -28,6 +29,7 @@ use crate::error::{Error, Result};
 use crate::mirror::Shared;
 use crate::retention;
 use crate::schema_change::shape;
+use crate::swap;
 
 pub use bound::Bound;
 pub(crate) use bound::next_round;
@@ -42,7 +44,8 @@ pub(crate) async fn admitted(
     session: &Session,
 ) -> Result<Mirror> {
     let client: &Client = session;
-    let present = bookkeeping::tables(client, mirror.id).await?;
+    let mut present = bookkeeping::tables(client, mirror.id).await?;
+    present.extend(bookkeeping::tables(client, swap::ledger_of(mirror.id)).await?);
     let mut mirror = mirror.clone();
     let not_begun = not_begun_of(&mirror.tables, &present);
     if not_begun.is_empty() {
@@ -233,15 +236,15 @@ fn undo(
 }
 
 /// Takes back what has been done to a table of ours since the sync that is loaded again, in
-/// the transaction that begins it. Gives the primary key that is to be made once the table
-/// is empty and has its columns.
+/// the transaction that begins it: at `destination`, which is the table itself or was made
+/// like it. Gives the primary key that is to be made once that is empty and has its columns.
 pub(crate) async fn take_back(
     client: &Client,
     mirror_id: Uuid,
     table: &TableState,
+    destination: &TableName,
     then: &TableDefinition,
 ) -> Result<Vec<String>> {
-    let destination = &table.destination;
     let Some(now) = introspect::table_definition(client, destination).await? else {
         return Ok(Vec::new());
     };

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::bookkeeping::{State, TableState};
+use crate::table_sync::TableProgress;
 
 /// What is being done of a replay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -22,11 +23,13 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// Adds to a report how far the replays are that it shows as under way.
+    /// Adds to a report how far the replays are. `tables`: the mirror's, and what is loaded
+    /// beside them; `loading`: what the loaders know better.
     pub(crate) fn show(
         &mut self,
         mirror: &Mirror,
         tables: &[TableState],
+        loading: &[TableProgress],
         report: &mut ApplyReport,
         now: Instant,
     ) {
@@ -45,8 +48,12 @@ impl Pace {
                 continue;
             };
             let main = report.offset;
-            let progress = progress(replay, table, shown.rows_loaded, main);
-            shown.replay = Some(self.with_rate(replay, table, progress, shown.rows_loaded, now));
+            let mut loading = loading.iter();
+            let rows_loaded = loading
+                .find(|of| of.request_id == replay.request_id)
+                .map_or(table.rows_synced, |of| of.rows_done);
+            let progress = progress(replay, table, rows_loaded, main);
+            shown.replay = Some(self.with_rate(replay, table, progress, rows_loaded, now));
         }
     }
 
@@ -127,6 +134,7 @@ mod tests {
                 bytes: 1000,
             },
             until: None,
+            beside: false,
         };
         let name = TableName::new("public", "t");
         let loading = TableState {

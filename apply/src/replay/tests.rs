@@ -128,6 +128,7 @@ fn replay(sync: u128) -> Replay {
             bytes: 0,
         },
         until: None,
+        beside: false,
     }
 }
 

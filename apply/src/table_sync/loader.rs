@@ -43,6 +43,24 @@ impl LoadProgress {
     }
 }
 
+/// Both loads of a run.
+#[derive(Clone, Default)]
+pub(crate) struct Loads {
+    /// Into the mirror's tables.
+    pub(crate) own: LoadProgress,
+    /// Beside them.
+    pub(crate) beside: LoadProgress,
+}
+
+impl Loads {
+    /// The tables of both.
+    pub(crate) fn tables(&self) -> Vec<TableProgress> {
+        let mut tables = self.own.tables();
+        tables.extend(self.beside.tables());
+        tables
+    }
+}
+
 /// What the tasks of one load have in common.
 pub(super) struct Shared {
     pub(super) run: MirrorRun,

@@ -31,4 +31,5 @@ mod snapshot_topic;
 mod start;
 
 pub use board::{Announced, Outcome, TableProgress};
+pub(crate) use loader::Loads;
 pub use loader::{LoadProgress, load};

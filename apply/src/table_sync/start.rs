@@ -101,13 +101,6 @@ async fn write(
     let config = &run.mirror.config;
     let definition = sync.table_definition()?;
     let excluded = excluded(mapping, sync, &definition);
-    if run.is_beside() {
-        return write_beside(client, run, sync, table, (&definition, &excluded)).await;
-    }
-    let is_ours = table.attempt > 0;
-    let has_key = !definition.primary_key.is_empty() || !definition.identity_key.is_empty();
-    let may_keep = config.on_existing_rows == OnExistingRows::Upsert && has_key;
-    let kept_rows = may_keep && is_ours && bookkeeping::keeps_rows(client, ledger, &source).await?;
     let excluded_now = |column: &&String| mapping.exclude_columns.contains(column);
     if mapping.replay.is_some()
         && let Some(column) = sync.columns.iter().find(excluded_now)
@@ -116,11 +109,18 @@ async fn write(
             "its copy carries column {column:?}, which is excluded by now; resync the table"
         )));
     }
+    if run.is_beside() {
+        return write_beside(client, run, sync, table, (&definition, &excluded)).await;
+    }
+    let is_ours = table.attempt > 0;
+    let has_key = !definition.primary_key.is_empty() || !definition.identity_key.is_empty();
+    let may_keep = config.on_existing_rows == OnExistingRows::Upsert && has_key;
+    let kept_rows = may_keep && is_ours && bookkeeping::keeps_rows(client, ledger, &source).await?;
     let is_replay = mapping.replay.is_some() && is_ours && !kept_rows;
     let key = if is_replay && config.schema_changes != SchemaChanges::Manual {
         // The columns go quickly once the rows are gone.
         make_room(client, &table, is_ours, config.on_existing_rows).await?;
-        replay::take_back(client, ledger, &table, &definition).await?
+        replay::take_back(client, ledger, &table, &table.destination, &definition).await?
     } else {
         Vec::new()
     };
@@ -173,25 +173,62 @@ async fn write_beside(
     table: TableState,
     (definition, excluded): (&TableDefinition, &[String]),
 ) -> Result<Ensured> {
-    let destination = &mapping(run, &table.source)?.destination;
+    let mapping = mapping(run, &table.source)?;
+    let destination = &mapping.destination;
+    let wanted = Wanted {
+        definition,
+        destination,
+        excluded,
+        columns: &sync.columns,
+        may_create: false,
+        may_extend: false,
+        keeps_rows: true,
+        former: None,
+    };
+    let is_older = mapping.replay.is_some();
+    let ensured = if is_older && run.mirror.config.schema_changes != SchemaChanges::Manual {
+        swap::create(client, destination, &table.destination).await?;
+        as_it_was(client, run, wanted, &table).await?
+    } else {
+        let ensured = destination_table::ensure(client, wanted)
+            .await
+            .map_err(with_truncate)?;
+        swap::create(client, destination, &table.destination).await?;
+        ensured
+    };
+    bookkeeping::forget_chunks(client, run.ledger, sync.request_id).await?;
+    bookkeeping::put_table(client, run.ledger, &started(table, sync)?).await?;
+    Ok(ensured)
+}
+
+/// Makes the empty table `beside` what the sync has found. It may be older than the table
+/// it was made like, which stays what it is.
+async fn as_it_was(
+    client: &tokio_postgres::Client,
+    run: &MirrorRun,
+    wanted: Wanted<'_>,
+    beside: &TableState,
+) -> Result<Ensured> {
+    let (mirror_id, made) = (run.mirror_id(), &beside.destination);
+    let table = bookkeeping::table(client, mirror_id, &beside.source)
+        .await?
+        .ok_or_else(|| changed_meanwhile(&beside.source))?;
+    let key = replay::take_back(client, mirror_id, &table, made, wanted.definition).await?;
+    let former: Option<TableDefinition> = table
+        .definition
+        .and_then(|former| serde_json::from_value(former).ok());
     let ensured = destination_table::ensure(
         client,
         Wanted {
-            definition,
-            destination,
-            excluded,
-            columns: &sync.columns,
-            may_create: false,
-            may_extend: false,
-            keeps_rows: true,
-            former: None,
+            destination: made,
+            may_extend: true,
+            keeps_rows: false,
+            former: former.as_ref(),
+            ..wanted
         },
     )
-    .await
-    .map_err(with_truncate)?;
-    swap::create(client, destination, &table.destination).await?;
-    bookkeeping::forget_chunks(client, run.ledger, sync.request_id).await?;
-    bookkeeping::put_table(client, run.ledger, &started(table, sync)?).await?;
+    .await?;
+    replay::make_key(client, made, &key).await?;
     Ok(ensured)
 }
 

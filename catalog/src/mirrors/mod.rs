@@ -159,7 +159,8 @@ pub struct MirrorTable {
     /// The last request to bring the table back if it is set aside.
     #[serde(default)]
     pub retry_id: Option<Uuid>,
-    /// The sync is loaded beside the table, which keeps its rows until they are exchanged.
+    /// The sync that `request_id` asks for is loaded beside the table, which keeps its rows
+    /// until they are exchanged.
     #[serde(default)]
     pub beside: bool,
     /// The retained sync that the destination is to hold instead of the one asked for.
@@ -179,6 +180,15 @@ impl MirrorTable {
     pub fn wanted_request(&self) -> Option<Uuid> {
         let replayed = self.replay.as_ref().map(|replay| replay.request_id);
         replayed.or(self.request_id)
+    }
+
+    /// Whether that sync is loaded beside the table. A replay has been asked for later than
+    /// the mapping's own sync, and says it for itself.
+    pub fn loads_beside(&self) -> bool {
+        match &self.replay {
+            Some(replay) => replay.beside,
+            None => self.beside,
+        }
     }
 }
 

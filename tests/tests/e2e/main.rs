@@ -25,6 +25,7 @@ mod parked;
 mod pausing;
 mod pgbench;
 mod replay;
+mod replay_swap;
 mod retention;
 mod scene;
 mod schema_changes;

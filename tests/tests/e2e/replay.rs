@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use crate::crashes::{crash_in_turn, scene};
 use crate::lifecycle::{ended, status, wait_status};
 
-const REPLAY: &str = "/v1/mirrors/mirror/replay";
+pub const REPLAY: &str = "/v1/mirrors/mirror/replay";
 const CHECKPOINT: &str = "/v1/mirrors/mirror/checkpoint";
-const IN_REPLAY: [&str; 1] = ["REPLAY"];
+pub const IN_REPLAY: [&str; 1] = ["REPLAY"];
 
 /// Passed by a replay as by any sync of a table.
 const POINTS: [(&str, u32); 11] = [
@@ -35,10 +35,10 @@ const POINTS: [(&str, u32); 11] = [
 pub const APPLY_REPLAY: [(&str, u32); 1] = [("apply::replay_stands", 1)];
 
 /// A table whose definition has changed in every way since it was first copied.
-const CHANGING: &str = "
+pub const CHANGING: &str = "
     CREATE TABLE changing (id int PRIMARY KEY, renamed text, dropped int, widened int, loosened text);
     INSERT INTO changing SELECT g, 'v' || g, g, g, CASE WHEN g % 3 > 0 THEN 'l' || g END FROM generate_series(1, 3000) g;";
-const CHANGES: [&str; 6] = [
+pub const CHANGES: [&str; 6] = [
     "UPDATE changing SET loosened = 'was null' WHERE loosened IS NULL; INSERT INTO changing VALUES (4000, 'new', 1, 1, 'l');",
     "ALTER TABLE changing RENAME COLUMN renamed TO named; UPDATE changing SET named = named || '!' WHERE id % 5 = 0;",
     "ALTER TABLE changing DROP COLUMN dropped; DELETE FROM changing WHERE id % 7 = 0;",
@@ -108,7 +108,7 @@ async fn tables_are_rebuilt_while_the_source_is_down() -> Result<()> {
     stage.assert_converges(&mirror, &pairs).await
 }
 
-fn replay_of<'a>(mirror: &'a Value, table: &str) -> &'a Value {
+pub fn replay_of<'a>(mirror: &'a Value, table: &str) -> &'a Value {
     let mut tables = mirror["tables"].as_array().into_iter().flatten();
     tables
         .find(|found| found["source_table"] == table)

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use bunny_tests::database::Url;
-use bunny_tests::stage::CONVERGE;
+use bunny_tests::stage::{CONVERGE, Stage};
 use serde_json::json;
 use tokio::task::JoinHandle;
 
@@ -71,13 +71,13 @@ DELETE FROM measurements WHERE sensor = 3;
 ";
 
 /// Reads the tables without a pause: never an error, never nothing, never less than before.
-fn watch_rows(destination: &Url) -> JoinHandle<Result<()>> {
+pub fn watch_rows(destination: &Url, tables: &'static [&'static str]) -> JoinHandle<Result<()>> {
     let destination = destination.clone();
     tokio::spawn(async move {
         let session = destination.connect().await?;
         let mut before = 0;
         loop {
-            for table in ["accounts", "documents", "measurements", "richer"] {
+            for table in tables {
                 let rows = session
                     .number(&format!("SELECT count(*) FROM {table}"))
                     .await?;
@@ -97,7 +97,7 @@ fn watch_rows(destination: &Url) -> JoinHandle<Result<()>> {
 }
 
 /// Fails with what the reader met, if anything.
-async fn assert_undisturbed(watching: &mut JoinHandle<Result<()>>) -> Result<()> {
+pub async fn assert_undisturbed(watching: &mut JoinHandle<Result<()>>) -> Result<()> {
     if watching.is_finished() {
         watching.await??;
     }
@@ -106,15 +106,20 @@ async fn assert_undisturbed(watching: &mut JoinHandle<Result<()>>) -> Result<()>
 
 impl Scene {
     async fn assert_nothing_beside(&self) -> Result<()> {
-        let destination = self.stage.destination.connect().await?;
-        let left = "SELECT count(*) FROM pg_class WHERE relname LIKE '%bunny_resync%'";
-        let deadline = Instant::now() + CONVERGE;
-        while destination.number(left).await? > 0 {
-            ensure!(Instant::now() < deadline, "a table is left beside another");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        Ok(())
+        assert_nothing_beside(&self.stage).await
     }
+}
+
+/// What was loaded beside tables goes away by itself.
+pub async fn assert_nothing_beside(stage: &Stage) -> Result<()> {
+    let destination = stage.destination.connect().await?;
+    let left = "SELECT count(*) FROM pg_class WHERE relname LIKE '%bunny_resync%'";
+    let deadline = Instant::now() + CONVERGE;
+    while destination.number(left).await? > 0 {
+        ensure!(Instant::now() < deadline, "a table is left beside another");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -130,7 +135,8 @@ async fn rows_are_exchanged_under_readers() -> Result<()> {
         }
     }
     let decoration = destination.text(DECORATION).await?;
-    let mut watching = watch_rows(&scene.stage.destination);
+    let watched = &["accounts", "documents", "measurements", "richer"];
+    let mut watching = watch_rows(&scene.stage.destination, watched);
     let old_view = scene.stage.destination.connect().await?;
     old_view
         .run("BEGIN ISOLATION LEVEL REPEATABLE READ")
