@@ -134,6 +134,7 @@ async fn capture(process: Process, cancel: CancellationToken) -> Result<(), Exit
         catalog: process.catalog,
         kafka: process.common.kafka,
         topics: process.common.topics,
+        schema_ids: process.common.schema_ids,
         holder: process.holder,
         lease_ttl: process.common.lease_ttl,
     };

@@ -16,7 +16,11 @@ pub enum Error {
         error: tokio_postgres::Error,
     },
     #[error("event contract: {0}")]
-    Schemas(#[from] bunny_schemas::Error),
+    Schemas(bunny_schemas::Error),
+    #[error("{0}; capture tries again until it answers, and the source keeps WAL meanwhile")]
+    RegistryAway(bunny_schemas::Error),
+    #[error("{0}; until then capture stands still and the source keeps WAL")]
+    RegistryRefused(bunny_schemas::Error),
     #[error("catalog: {0}")]
     Catalog(#[from] bunny_catalog::Error),
     #[error("Kafka, {doing}: {error}")]
@@ -49,7 +53,10 @@ impl Error {
     /// True when the mirror must wait for an operator: going on could lose changes, or the
     /// same would happen again.
     pub fn is_fatal(&self) -> bool {
-        matches!(self, Self::Refused(_) | Self::Fatal(_))
+        matches!(
+            self,
+            Self::Refused(_) | Self::RegistryRefused(_) | Self::Fatal(_)
+        )
     }
 
     /// True when another capture of the mirror has taken over.
@@ -76,6 +83,17 @@ impl Error {
     /// True when the same attempt may succeed later without anyone's help.
     pub fn is_transient(&self) -> bool {
         !self.is_fatal()
+    }
+}
+
+impl From<bunny_schemas::Error> for Error {
+    fn from(error: bunny_schemas::Error) -> Self {
+        use bunny_schemas::Error as Schemas;
+        match error {
+            Schemas::RegistryAway { .. } => Self::RegistryAway(error),
+            Schemas::RegistryRefused { .. } | Schemas::IdsClash(_) => Self::RegistryRefused(error),
+            error => Self::Schemas(error),
+        }
     }
 }
 

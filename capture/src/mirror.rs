@@ -62,8 +62,13 @@ async fn capture(run: &Run, source: Session) -> Result<Finished> {
     }
     crash_point(PUBLICATIONS_CREATED);
     ensure_topics(run).await?;
-    let Options { kafka, topics, .. } = &*run.options;
-    let registry = Registry::open(kafka.clone(), topics).await?;
+    let Options {
+        kafka,
+        topics,
+        schema_ids,
+        ..
+    } = &*run.options;
+    let registry = Registry::open_with(kafka.clone(), topics, schema_ids.clone()).await?;
     let mut publisher = Publisher::open(kafka, topics, &registry, &mirror.slug).await?;
     let positions = reader::read_positions(kafka, topics, &mirror.slug).await?;
     let pending = rounds::pending(mirror, &positions.syncs);

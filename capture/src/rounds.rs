@@ -340,6 +340,7 @@ pub(crate) async fn run(
                 application_name: run.application_name.clone(),
                 kafka: run.options.kafka.clone(),
                 topics: run.options.topics.clone(),
+                schema_ids: run.options.schema_ids.clone(),
                 slug: run.mirror.slug.clone(),
                 slot_name: run.mirror.slot_name.clone(),
                 mirror: Arc::clone(&run.mirror),

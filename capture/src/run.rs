@@ -6,6 +6,7 @@ use std::time::Duration;
 use bunny_catalog::{Catalog, Mirror, MirrorContext};
 use bunny_postgres::ConnectOptions;
 use bunny_schemas::kafka::KafkaConfig;
+use bunny_schemas::registry::Authority;
 use bunny_schemas::topics::Topics;
 
 /// What a capture process is given.
@@ -14,6 +15,8 @@ pub struct Options {
     pub catalog: Catalog,
     pub kafka: KafkaConfig,
     pub topics: Topics,
+    /// Who chooses schema ids.
+    pub schema_ids: Authority,
     /// Names this process among all that take leases.
     pub holder: String,
     /// How long a lease outlives its holder's last sign of life.

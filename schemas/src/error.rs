@@ -56,6 +56,31 @@ pub enum Error {
     /// A value or argument that cannot be encoded.
     #[error("{0}")]
     Invalid(String),
+    /// A schema registry outside does not answer, or says that it cannot now.
+    #[error("schema registry {url}: cannot {doing}: {why}")]
+    RegistryAway {
+        /// Where it is.
+        url: String,
+        /// What was being done.
+        doing: String,
+        /// What came instead of an answer.
+        why: String,
+    },
+    /// A schema registry outside says no, and would say so again.
+    #[error("schema registry {url} refuses to {doing}: {why} ({cure})")]
+    RegistryRefused {
+        /// Where it is.
+        url: String,
+        /// What was being done.
+        doing: String,
+        /// What it said.
+        why: String,
+        /// What a person can do.
+        cure: String,
+    },
+    /// A schema id would mean two things; says which, and the ways out.
+    #[error("{0}")]
+    IdsClash(String),
     /// What the topics hold contradicts itself.
     #[error("{0}")]
     Corrupt(String),
@@ -108,11 +133,13 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         match self {
             Error::Kafka { source, .. } => is_transient_kafka(source),
-            Error::Timeout { .. } | Error::UnknownId(_) => true,
+            Error::Timeout { .. } | Error::UnknownId(_) | Error::RegistryAway { .. } => true,
             Error::TopicSetting { .. }
             | Error::Malformed { .. }
             | Error::Schema(_)
             | Error::Invalid(_)
+            | Error::RegistryRefused { .. }
+            | Error::IdsClash(_)
             | Error::Corrupt(_) => false,
         }
     }

@@ -6,7 +6,7 @@
 //! * [`wire`]: Avro primitives and the Confluent frame.
 //! * [`envelope`]: the change event of a table, encoded and decoded by a plan.
 //! * [`control`]: the fixed records (`schemas/avro/*.avsc`).
-//! * [`registry`]: schema ids in a compacted topic.
+//! * [`registry`]: schema ids in a compacted topic, chosen there or by a schema registry outside.
 //! * [`reader`]: reads back what has been published; [`retained`]: what can be loaded again.
 //! * [`follow`]: watches a change topic as it grows.
 //!
@@ -14,6 +14,7 @@
 //! contract for readers in other languages.
 
 pub mod control;
+pub mod crash_points;
 pub mod envelope;
 mod error;
 pub mod follow;

@@ -19,6 +19,9 @@ use bunny_schemas::{Error, Position};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 use uuid::Uuid;
 
+#[path = "kafka/server.rs"]
+mod server;
+
 type TestProducer = ThreadedProducer<DefaultProducerContext>;
 
 const TIMEOUT: Duration = Duration::from_secs(30);

@@ -6,6 +6,7 @@
 
 mod file;
 mod layers;
+mod schema_registry;
 mod settings;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use bunny_catalog::{EncryptionKey, Location};
 use bunny_schemas::kafka::KafkaConfig;
+use bunny_schemas::registry::Authority;
 use bunny_schemas::topics::Topics;
 use secrecy::SecretString;
 
@@ -62,6 +64,8 @@ pub(crate) struct Common {
     pub(crate) kafka: KafkaConfig,
     /// Topic names.
     pub(crate) topics: Topics,
+    /// Who chooses schema ids.
+    pub(crate) schema_ids: Authority,
     /// How long a lease outlives its worker.
     pub(crate) lease_ttl: Duration,
     /// Where Prometheus may ask, if anywhere.
@@ -195,6 +199,7 @@ pub(crate) fn common(layers: &Layers) -> Result<Common, Problems> {
     }));
     let kafka = problems.take(kafka(layers));
     let topics = problems.take(topics(layers));
+    let schema_ids = problems.take(schema_registry::schema_ids(layers));
     let lease_ttl = problems.take(lease_ttl(layers));
     let metrics_listen = problems.take(address(layers, &settings::METRICS_LISTEN));
     match (
@@ -202,6 +207,7 @@ pub(crate) fn common(layers: &Layers) -> Result<Common, Problems> {
         encryption_key,
         kafka,
         topics,
+        schema_ids,
         lease_ttl,
         metrics_listen,
     ) {
@@ -210,6 +216,7 @@ pub(crate) fn common(layers: &Layers) -> Result<Common, Problems> {
             Some(encryption_key),
             Some(kafka),
             Some(topics),
+            Some(schema_ids),
             Some(lease_ttl),
             Some(metrics_listen),
         ) => Ok(Common {
@@ -217,6 +224,7 @@ pub(crate) fn common(layers: &Layers) -> Result<Common, Problems> {
             encryption_key,
             kafka,
             topics,
+            schema_ids,
             lease_ttl,
             metrics_listen,
         }),

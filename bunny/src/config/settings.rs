@@ -44,6 +44,10 @@ settings! {
     KAFKA_BROKERS: "kafka_brokers", "BUNNY_KAFKA_BROKERS", "kafka-brokers", "HOST:PORT,...", "Kafka's brokers";
     KAFKA_CONFIG: "kafka_config", "BUNNY_KAFKA_CONFIG", "kafka-config", "KEY=VALUE,...", "librdkafka settings, also as a JSON object; in the file a table [kafka]";
     TOPIC_PREFIX: "topic_prefix", "BUNNY_TOPIC_PREFIX", "topic-prefix", "PREFIX", "Begins the names of topics, slots and publications [default: bunny]";
+    SCHEMA_REGISTRY_URL: "schema_registry_url", "BUNNY_SCHEMA_REGISTRY_URL", "schema-registry-url", "URL", "A Confluent-compatible schema registry that gives schema ids, or \"built-in\" after one that is gone [default: Bunny gives them itself]";
+    SCHEMA_REGISTRY_USER: "schema_registry_user", "BUNNY_SCHEMA_REGISTRY_USER", "schema-registry-user", "USER", "Its user";
+    SCHEMA_REGISTRY_PASSWORD: "schema_registry_password", "BUNNY_SCHEMA_REGISTRY_PASSWORD", "schema-registry-password", "PASSWORD", "Its password";
+    SCHEMA_REGISTRY_TOKEN: "schema_registry_token", "BUNNY_SCHEMA_REGISTRY_TOKEN", "schema-registry-token", "TOKEN", "Its bearer token, instead of user and password";
     LISTEN: "listen", "BUNNY_LISTEN", "listen", "ADDRESS:PORT", "Where the REST API listens [default: 0.0.0.0:8112]";
     METRICS_LISTEN: "metrics_listen", "BUNNY_METRICS_LISTEN", "metrics-listen", "ADDRESS:PORT", "Where Prometheus metrics are served [default: nowhere]";
     JWT_SECRET: "jwt_secret", "BUNNY_JWT_SECRET", "jwt-secret", "SECRET", "Signs tokens [default: generated into the catalog]";

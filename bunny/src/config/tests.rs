@@ -41,6 +41,49 @@ fn a_flag_wins_over_the_environment_and_that_over_the_file() {
 }
 
 #[test]
+fn a_schema_registry_is_asked_only_where_one_is_set() {
+    use bunny_schemas::registry::Authority;
+    const URL: &str = "BUNNY_SCHEMA_REGISTRY_URL";
+    const USER: &str = "BUNNY_SCHEMA_REGISTRY_USER";
+    const PASSWORD: &str = "BUNNY_SCHEMA_REGISTRY_PASSWORD";
+    const TOKEN: &str = "BUNNY_SCHEMA_REGISTRY_TOKEN";
+    const HTTP: (&str, &str) = (URL, "http://registry:8081/apis/ccompat/v7");
+    let of = |environment: Pairs| schema_registry::schema_ids(&layers(&[], environment, ""));
+    assert!(matches!(of(&[]), Ok(Authority::Topic)));
+    assert!(matches!(
+        of(&[(URL, "built-in")]),
+        Ok(Authority::TopicAgain)
+    ));
+    let good: [Pairs; 3] = [
+        &[HTTP],
+        &[HTTP, (USER, "u"), (PASSWORD, "geheim")],
+        &[HTTP, (TOKEN, "geheim")],
+    ];
+    for environment in good {
+        let found = of(environment).unwrap();
+        assert!(matches!(found, Authority::Server(_)), "{found:?}");
+        assert!(!format!("{found:?}").contains("geheim"));
+    }
+    let wrong: [(Pairs, &str); 7] = [
+        (&[(URL, "registry:8081")], URL),
+        (&[(URL, "http://u:geheim@registry")], URL),
+        (&[(TOKEN, "geheim")], TOKEN),
+        (&[(URL, "built-in"), (TOKEN, "geheim")], TOKEN),
+        (&[HTTP, (USER, "u")], USER),
+        (&[HTTP, (PASSWORD, "geheim")], PASSWORD),
+        (
+            &[HTTP, (USER, "u"), (PASSWORD, "geheim"), (TOKEN, "geheim")],
+            USER,
+        ),
+    ];
+    for (environment, named) in wrong {
+        let problem = of(environment).map(|_| ()).unwrap_err().to_string();
+        assert!(problem.contains(named), "{problem}");
+        assert!(!problem.contains("geheim"), "{problem}");
+    }
+}
+
+#[test]
 fn an_empty_variable_counts_as_not_set() {
     let layers = layers(&[], &[("BUNNY_LISTEN", "")], "listen = \"127.0.0.1:1\"");
     assert_eq!(api(&layers).unwrap().listen.port(), 1);

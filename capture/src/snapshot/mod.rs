@@ -42,7 +42,7 @@ use bunny_catalog::Mirror;
 use bunny_postgres::{ConnectOptions, TableName};
 use bunny_schemas::control::SchemaKind;
 use bunny_schemas::kafka::KafkaConfig;
-use bunny_schemas::registry::Registry;
+use bunny_schemas::registry::{Authority, Registry};
 use bunny_schemas::topics::Topics;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -84,6 +84,8 @@ pub(crate) struct SnapshotContext {
     pub application_name: String,
     pub kafka: KafkaConfig,
     pub topics: Topics,
+    /// Who chooses schema ids.
+    pub schema_ids: Authority,
     /// Of the mirror, for topic names.
     pub slug: String,
     /// The mirror's slot; the temporary one is named after it.
@@ -159,7 +161,8 @@ async fn round(context: SnapshotContext) -> Result<()> {
 }
 
 async fn open(context: SnapshotContext) -> Result<Round> {
-    let registry = Registry::open(context.kafka.clone(), &context.topics).await?;
+    let schema_ids = context.schema_ids.clone();
+    let registry = Registry::open_with(context.kafka.clone(), &context.topics, schema_ids).await?;
     let ids = SchemaIds {
         started: registry
             .register_control(SchemaKind::TableSyncStarted)

@@ -26,22 +26,34 @@ pub(super) struct Allocator {
 }
 
 impl Allocator {
-    /// Ids of `wanted`, written where there were none. Blocks. After an error the
-    /// outcome may be unknown; the next call reads before it writes.
+    /// Ids of `wanted`, written where there were none: those that a server has `given`, one each,
+    /// or the next ones. Blocks. After an error the outcome may be unknown; the next call reads
+    /// before it writes.
     pub(super) fn allocate(
         &mut self,
         shared: &Shared,
         wanted: &[(String, String)],
+        given: Option<&[u32]>,
     ) -> Result<Vec<u32>> {
         // Someone may have been faster while we waited for our turn.
-        if let Some(ids) = shared.read_state(|state| state.ids(wanted)) {
+        let known = shared.read_state(|state| state.ids(wanted));
+        if let Some(ids) = known
+            && given.is_none_or(|given| given == ids)
+        {
             return Ok(ids);
         }
         let producer = match self.producer.take() {
             Some(producer) => producer,
             None => initialise(shared)?,
         };
-        let missing = shared.read_state(|state| state.missing(wanted))?;
+        let missing = shared.read_state(|state| match given {
+            Some(ids) => state.missing_given(wanted, ids),
+            None => {
+                // Another process may have turned to a server since this one looked.
+                shared.refuse_own_ids(state)?;
+                state.missing(wanted)
+            }
+        })?;
         if !missing.is_empty() {
             // On error the producer is dropped: it may be fenced, or its
             // transaction may have ended either way.

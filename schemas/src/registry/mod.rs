@@ -7,8 +7,14 @@
 //! the topic to its end, and commits records with the ids that follow the highest
 //! one. Whoever is fenced starts over, so no id is given twice and no schema of a
 //! subject gets two ids, whatever dies in between.
+//!
+//! With a [`Server`] it is that schema registry outside which chooses the ids; they are recorded in
+//! the topic in the same way before they are used, so that readers of ours need only Kafka, and
+//! an id that would mean two things is refused (docs/adr/0035).
 
 mod allocator;
+mod confirmed;
+mod server;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -17,6 +23,7 @@ use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use crate::control::SchemaKind;
+use crate::crash_points::{SCHEMA_REGISTERED, crash_point};
 use crate::envelope::TableSchema;
 use crate::kafka::{KafkaConfig, TopicKind};
 use crate::tail::{Tail, blocking};
@@ -24,10 +31,23 @@ use crate::topics::Topics;
 use crate::{Error, Result};
 
 use allocator::Allocator;
+pub use server::{Credentials, Server};
 use state::State;
 
 /// How long `register` goes on when it is fenced or Kafka is in trouble.
 const REGISTER_MAX: Duration = Duration::from_secs(60);
+
+/// Who chooses the ids of new schemas.
+#[derive(Debug, Clone, Default)]
+pub enum Authority {
+    /// The topic itself. Refused once a server has: its next ids are not ours to give.
+    #[default]
+    Topic,
+    /// The topic itself, although a server did before, which nobody asks any more.
+    TopicAgain,
+    /// A schema registry outside.
+    Server(Arc<Server>),
+}
 
 /// The registry. Clones share one cache and one allocator.
 #[derive(Clone)]
@@ -41,15 +61,25 @@ struct Shared {
     kafka: KafkaConfig,
     topic: String,
     transactional_id: String,
+    authority: Authority,
     state: RwLock<State>,
 }
 
 impl Registry {
-    /// Creates or checks the topic and reads it.
+    /// Creates or checks the topic and reads it. New ids are the topic's own.
     pub async fn open(kafka: KafkaConfig, topics: &Topics) -> Result<Registry> {
+        Registry::open_with(kafka, topics, Authority::Topic).await
+    }
+
+    /// The same, with new ids chosen by `authority`.
+    pub async fn open_with(
+        kafka: KafkaConfig,
+        topics: &Topics,
+        authority: Authority,
+    ) -> Result<Registry> {
         let topic = topics.schemas();
         kafka.ensure_topic(&topic, TopicKind::Schemas).await?;
-        let registry = Registry::of(kafka, topics);
+        let registry = Registry::of(kafka, topics, authority);
         registry.refresh().await?;
         Ok(registry)
     }
@@ -57,15 +87,16 @@ impl Registry {
     /// For those who only read: the topic is neither created nor checked, and is read when
     /// first needed.
     pub fn reading(kafka: KafkaConfig, topics: &Topics) -> Registry {
-        Registry::of(kafka, topics)
+        Registry::of(kafka, topics, Authority::Topic)
     }
 
-    fn of(kafka: KafkaConfig, topics: &Topics) -> Registry {
+    fn of(kafka: KafkaConfig, topics: &Topics, authority: Authority) -> Registry {
         Registry {
             shared: Arc::new(Shared {
                 kafka,
                 topic: topics.schemas(),
                 transactional_id: topics.schemas_transactional_id(),
+                authority,
                 state: RwLock::default(),
             }),
             allocator: Arc::default(),
@@ -84,16 +115,65 @@ impl Registry {
     /// that have none get them in one transaction.
     ///
     /// Fenced or troubled attempts start over for up to a minute; the error then
-    /// is transient.
+    /// is transient. A server that is away is an error at once.
     pub async fn register_all(&self, wanted: &[(String, String)]) -> Result<Vec<u32>> {
-        if let Some(ids) = self.shared.read_state(|state| state.ids(wanted)) {
-            return Ok(ids);
+        if let Authority::Server(server) = &self.shared.authority {
+            let given = self.ask(server, wanted).await?;
+            return self.record(wanted, Some(given.into())).await;
         }
+        let known = self.shared.read_state(|state| {
+            self.shared.refuse_own_ids(state)?;
+            Ok::<_, Error>(state.ids(wanted))
+        })?;
+        match known {
+            Some(ids) => Ok(ids),
+            None => self.record(wanted, None).await,
+        }
+    }
+
+    /// Ids that the server has given to `wanted`, or gives now. Those that the topic holds are
+    /// not asked for again, once it is sure that they mean the same there.
+    async fn ask(&self, server: &Server, wanted: &[(String, String)]) -> Result<Vec<u32>> {
+        let known: Vec<Option<u32>> = {
+            let mut confirmed = server.confirmed.lock().await;
+            let recorded = self.shared.read_state(State::records);
+            confirmed
+                .look_up(server, &self.shared.topic, recorded)
+                .await?;
+            let known = |state: &State| {
+                let ids = wanted.iter().map(|(subject, schema)| {
+                    let id = state.id(subject, schema);
+                    id.filter(|id| !confirmed.is_lost(*id))
+                });
+                ids.collect()
+            };
+            self.shared.read_state(known)
+        };
+        let mut ids = Vec::with_capacity(wanted.len());
+        for ((subject, schema), known) in wanted.iter().zip(&known) {
+            ids.push(match known {
+                Some(id) => *id,
+                None => server.register(subject, schema).await?,
+            });
+        }
+        if known.contains(&None) {
+            crash_point(SCHEMA_REGISTERED);
+        }
+        Ok(ids)
+    }
+
+    /// Writes `wanted` into the topic where it has them not, with the ids that a server has
+    /// `given`, or the next ones.
+    async fn record(
+        &self,
+        wanted: &[(String, String)],
+        given: Option<Arc<[u32]>>,
+    ) -> Result<Vec<u32>> {
         let wanted: Arc<[(String, String)]> = wanted.into();
         let deadline = Instant::now() + REGISTER_MAX;
         let mut attempt = 0_u32;
         loop {
-            let error = match self.allocate(Arc::clone(&wanted)).await {
+            let error = match self.allocate(Arc::clone(&wanted), given.clone()).await {
                 Ok(ids) => return Ok(ids),
                 Err(error) => error,
             };
@@ -165,10 +245,14 @@ impl Registry {
         blocking(move || shared.read_on()).await
     }
 
-    async fn allocate(&self, wanted: Arc<[(String, String)]>) -> Result<Vec<u32>> {
+    async fn allocate(
+        &self,
+        wanted: Arc<[(String, String)]>,
+        given: Option<Arc<[u32]>>,
+    ) -> Result<Vec<u32>> {
         let shared = Arc::clone(&self.shared);
         let mut allocator = Arc::clone(&self.allocator).lock_owned().await;
-        blocking(move || allocator.allocate(&shared, &wanted)).await
+        blocking(move || allocator.allocate(&shared, &wanted, given.as_deref())).await
     }
 }
 
@@ -191,6 +275,17 @@ impl Shared {
             state.next_offset = state.next_offset.max(next_offset);
             Ok(())
         })
+    }
+
+    /// Ids of ours could be given by the server to others, now or later.
+    fn refuse_own_ids(&self, state: &State) -> Result<()> {
+        if matches!(self.authority, Authority::Topic) && state.has_ids_of_a_server() {
+            return Err(Error::IdsClash(format!(
+                "the schema ids in {} were given by a schema registry outside: set BUNNY_SCHEMA_REGISTRY_URL to it. If it is gone for good and nobody reads events with it any more, set it to \"built-in\"",
+                self.topic
+            )));
+        }
+        Ok(())
     }
 
     fn read_state<T>(&self, read: impl FnOnce(&State) -> T) -> T {

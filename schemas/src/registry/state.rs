@@ -33,6 +33,24 @@ pub(super) struct Registered {
     pub(super) subject: Arc<str>,
     pub(super) version: u32,
     pub(super) schema: Arc<str>,
+    pub(super) given_by: GivenBy,
+}
+
+/// Who chose an id.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum GivenBy {
+    /// An allocator of this topic: one more than the highest.
+    #[default]
+    Topic,
+    /// A schema registry outside.
+    Server,
+}
+
+impl GivenBy {
+    fn is_topic(&self) -> bool {
+        *self == GivenBy::Topic
+    }
 }
 
 /// The record's value as JSON.
@@ -42,6 +60,8 @@ struct Payload<'a> {
     version: u32,
     #[serde(borrow)]
     schema: std::borrow::Cow<'a, str>,
+    #[serde(default, skip_serializing_if = "GivenBy::is_topic")]
+    given_by: GivenBy,
 }
 
 impl Registered {
@@ -56,6 +76,7 @@ impl Registered {
             subject: Arc::clone(&self.subject),
             version: self.version,
             schema: (&*self.schema).into(),
+            given_by: self.given_by,
         };
         serde_json::to_string(&payload)
             .map_err(|error| Error::Invalid(format!("write schema {}: {error}", self.id)))
@@ -78,6 +99,7 @@ pub(super) fn parse(topic: &str, record: &Record<'_>) -> Result<Registered> {
         subject: payload.subject,
         version: payload.version,
         schema: payload.schema.into(),
+        given_by: payload.given_by,
     })
 }
 
@@ -115,7 +137,8 @@ impl State {
             .collect()
     }
 
-    fn id(&self, subject: &str, schema: &str) -> Option<u32> {
+    /// The first id of a schema under a subject.
+    pub(super) fn id(&self, subject: &str, schema: &str) -> Option<u32> {
         self.subjects.get(subject)?.ids.get(schema).copied()
     }
 
@@ -124,32 +147,82 @@ impl State {
         let mut missing: Vec<Registered> = Vec::new();
         let mut last_id = self.by_id.keys().next_back().copied().unwrap_or(0);
         for (subject, schema) in wanted {
-            let planned = missing
-                .iter()
-                .any(|record| *record.subject == **subject && *record.schema == **schema);
-            if planned || self.id(subject, schema).is_some() {
+            if is_planned(&missing, subject, schema) || self.id(subject, schema).is_some() {
                 continue;
             }
             last_id = last_id
                 .checked_add(1)
                 .ok_or_else(|| Error::Invalid("all schema ids are in use".to_owned()))?;
-            let known_version = self
-                .subjects
-                .get(subject.as_str())
-                .and_then(|subject| subject.versions.keys().next_back().copied())
-                .unwrap_or(0);
-            let planned_versions = missing
-                .iter()
-                .filter(|record| *record.subject == **subject)
-                .count() as u32;
             missing.push(Registered {
                 id: last_id,
                 subject: subject.as_str().into(),
-                version: known_version + planned_versions + 1,
+                version: self.next_version(&missing, subject),
                 schema: schema.as_str().into(),
+                given_by: GivenBy::Topic,
             });
         }
         Ok(missing)
+    }
+
+    /// Records of those of `wanted` that have none, with the `ids` that a server gave to all of
+    /// them. [`Error::IdsClash`] when one of them contradicts what is recorded.
+    pub(super) fn missing_given(
+        &self,
+        wanted: &[(String, String)],
+        ids: &[u32],
+    ) -> Result<Vec<Registered>> {
+        let mut missing: Vec<Registered> = Vec::new();
+        for ((subject, schema), &id) in wanted.iter().zip(ids) {
+            let known = self.id(subject, schema);
+            if known == Some(id) || is_planned(&missing, subject, schema) {
+                continue;
+            }
+            let planned = missing.iter().find(|record| record.id == id);
+            let holder = self.by_id.get(&id).or(planned);
+            let why = match (known, holder) {
+                (None, None) => {
+                    missing.push(Registered {
+                        id,
+                        subject: subject.as_str().into(),
+                        version: self.next_version(&missing, subject),
+                        schema: schema.as_str().into(),
+                        given_by: GivenBy::Server,
+                    });
+                    continue;
+                }
+                (Some(known), _) => format!("events carry it as {known}"),
+                (None, Some(holder)) => format!(
+                    "events with that id are version {} of {}",
+                    holder.version, holder.subject
+                ),
+            };
+            return Err(Error::IdsClash(format!(
+                "the schema registry gives id {id} to a schema of {subject}, but {why}: it is not the registry that gave the ids before, or it has lost what it knew. Restore it, or make the mirrors anew under another BUNNY_TOPIC_PREFIX"
+            )));
+        }
+        Ok(missing)
+    }
+
+    fn next_version(&self, planned: &[Registered], subject: &str) -> u32 {
+        let known = self
+            .subjects
+            .get(subject)
+            .and_then(|subject| subject.versions.keys().next_back().copied())
+            .unwrap_or(0);
+        let planned = planned.iter().filter(|record| *record.subject == *subject);
+        known + planned.count() as u32 + 1
+    }
+
+    /// Whether an id is one of a server's.
+    pub(super) fn has_ids_of_a_server(&self) -> bool {
+        self.by_id
+            .values()
+            .any(|record| record.given_by == GivenBy::Server)
+    }
+
+    /// All there is, by id.
+    pub(super) fn records(&self) -> Vec<Registered> {
+        self.by_id.values().cloned().collect()
     }
 
     pub(super) fn schema(&self, id: u32) -> Option<Arc<str>> {
@@ -175,4 +248,10 @@ impl State {
             .filter_map(|(version, id)| Some((*version, *id, self.schema(*id)?)))
             .collect()
     }
+}
+
+fn is_planned(planned: &[Registered], subject: &str, schema: &str) -> bool {
+    planned
+        .iter()
+        .any(|record| *record.subject == *subject && *record.schema == *schema)
 }
