@@ -25,6 +25,7 @@ pub mod lsn;
 pub mod pgbench;
 pub mod ports;
 pub mod proxy;
+pub mod registry;
 pub mod services;
 pub mod stage;
 pub mod topic;

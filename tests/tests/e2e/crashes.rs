@@ -94,6 +94,13 @@ pub const CAPTURE_REMOVAL: [(&str, u32); 2] = [
 /// Reached beside main, when tables with foreign keys are live; see `objects.rs`.
 pub const APPLY_OBJECTS: [(&str, u32); 1] = [("apply::foreign_key_step", 1)];
 
+/// Reached with a schema registry outside; `schema_registry.rs` walks through them.
+pub const SCHEMA_REGISTRY: [(&str, u32); 3] = [
+    ("schemas::schema_registered", 1),
+    ("schemas::schema_registered", 2),
+    ("schemas::schema_registered", 4),
+];
+
 /// While tables that were set aside are brought back; see `lifecycle`.
 pub const APPLY_CATCH_UP: [(&str, u32); 5] = [
     ("apply::catch_up_before_commit", 1),
@@ -213,7 +220,7 @@ impl Scene {
 }
 
 /// Where in its life the mirror is to be at every death.
-const BEFORE_CDC: [&str; 2] = ["SETUP", "SNAPSHOT"];
+pub const BEFORE_CDC: [&str; 2] = ["SETUP", "SNAPSHOT"];
 pub const IN_CDC: [&str; 1] = ["CDC"];
 
 /// Lets the process die at each point in turn, started again for the next one. Each time
@@ -271,6 +278,7 @@ fn every_crash_point_is_in_a_suite() -> Result<()> {
         &crate::generations::APPLY_GENERATION,
         &crate::parked::APPLY_PARKED,
         &crate::untracked::CAPTURE_UNTRACKED,
+        &SCHEMA_REGISTRY,
     ];
     let covered: BTreeSet<&str> = suites
         .concat()
@@ -278,7 +286,7 @@ fn every_crash_point_is_in_a_suite() -> Result<()> {
         .map(|(point, _)| point)
         .collect();
     let mut defined = BTreeSet::new();
-    for role in ["capture", "apply"] {
+    for role in ["capture", "apply", "schemas"] {
         let path = repository().join(role).join("src/crash_points.rs");
         let text = std::fs::read_to_string(path)?;
         let quoted = text.split('"').filter(|part| {

@@ -29,6 +29,8 @@ mod replay_swap;
 mod retention;
 mod scene;
 mod schema_changes;
+#[cfg(feature = "full")]
+mod schema_registry;
 mod schema_sync;
 mod secrets;
 mod seed;

@@ -2,7 +2,7 @@
 //! the source is written to and they are killed, and clients that no one here wrote see the same
 //! records as we do.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -113,14 +113,7 @@ impl Example {
         let Some(python) = &self.python else {
             return json_rows(&std::fs::read(&self.state)?, columns);
         };
-        let printed = output_of(
-            Command::new(python)
-                .args(["-c", DUMP])
-                .arg(&self.state)
-                .arg(format!("SELECT {columns} FROM \"{table}\"")),
-        )?;
-        let rows = printed.lines().map(serde_json::from_str);
-        normal(rows.collect::<Result<_, _>>()?)
+        sqlite_rows(python, &self.state, table, columns)
     }
 
     async fn assert_holds(&self, source: &Session) -> Result<()> {
@@ -139,6 +132,18 @@ impl Example {
         }
         Ok(())
     }
+}
+
+/// The rows in the state file of the Python example.
+pub fn sqlite_rows(python: &Path, state: &Path, table: &str, columns: &str) -> Result<Vec<String>> {
+    let printed = output_of(
+        Command::new(python)
+            .args(["-c", DUMP])
+            .arg(state)
+            .arg(format!("SELECT {columns} FROM \"{table}\"")),
+    )?;
+    let rows = printed.lines().map(serde_json::from_str);
+    normal(rows.collect::<Result<_, _>>()?)
 }
 
 /// The rows in the state file of the Rust example.
@@ -173,7 +178,8 @@ fn normal(rows: Vec<Value>) -> Result<Vec<String>> {
     Ok(lines)
 }
 
-async fn source_rows(source: &Session, table: &str, columns: &str) -> Result<Vec<String>> {
+/// The rows at the source, in the same form.
+pub async fn source_rows(source: &Session, table: &str, columns: &str) -> Result<Vec<String>> {
     // What has no type of its own in Avro is text there.
     let cells = columns.split(", ").map(|column| match column {
         "balance" | "seen" | "at" => format!("{column}::text"),

@@ -1,0 +1,115 @@
+//! Apicurio Registry, a schema registry that no one here wrote.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use serde_json::{Value, json};
+
+use crate::clients::{Program, output_of};
+use crate::ports::free_port;
+use crate::services::{Services, repository};
+
+/// It starts in seven seconds on an idle machine.
+const START_MAX: Duration = Duration::from_secs(120);
+const POLL: Duration = Duration::from_millis(200);
+/// Where it speaks Confluent's REST API.
+pub const PATH: &str = "/apis/ccompat/v7";
+
+/// A registry that forgets all when it ends; killed when it is dropped.
+pub struct SchemaRegistry {
+    program: Program,
+    http: reqwest::Client,
+    port: u16,
+}
+
+impl SchemaRegistry {
+    /// Starts one, installed if it is not there. Its log goes to `directory`.
+    pub async fn start(
+        services: &Arc<Services>,
+        directory: &Path,
+    ) -> anyhow::Result<SchemaRegistry> {
+        let jar = tokio::task::spawn_blocking(install).await??;
+        let port = free_port();
+        // The program itself and not a link to it: by that the servers' reaper knows it.
+        let java =
+            output_of(Command::new("sh").args(["-c", "readlink -f \"$(command -v java)\""]))?;
+        let mut command = Command::new(java.trim());
+        command
+            .args(["-Xmx256m", "-XX:TieredStopAtLevel=1", "-jar"])
+            .arg(jar)
+            .env("QUARKUS_HTTP_HOST", "127.0.0.1")
+            .env("QUARKUS_HTTP_PORT", port.to_string());
+        let program = Program::start(services, command, directory, "registry")?;
+        let mut registry = SchemaRegistry {
+            program,
+            http: reqwest::Client::new(),
+            port,
+        };
+        let deadline = Instant::now() + START_MAX;
+        while registry.get("/subjects").await.is_err() {
+            let runs = registry.program.is_running()?;
+            ensure!(
+                runs && Instant::now() < deadline,
+                "{}",
+                registry.program.output()?
+            );
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(registry)
+    }
+
+    /// `host:port`.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// What clients are given.
+    pub fn url(&self) -> String {
+        format!("http://{}{PATH}", self.address())
+    }
+
+    /// The answer to a question, which must be a good one.
+    pub async fn get(&self, path: &str) -> anyhow::Result<Value> {
+        let url = format!("{}{path}", self.url());
+        let response = self.http.get(url).send().await?.error_for_status()?;
+        Ok(response.json().await?)
+    }
+
+    /// Sets the compatibility of all subjects, or of one.
+    pub async fn set_compatibility(
+        &self,
+        subject: Option<&str>,
+        level: &str,
+    ) -> anyhow::Result<()> {
+        let subject = subject.map(|subject| format!("/{subject}"));
+        let url = format!("{}/config{}", self.url(), subject.unwrap_or_default());
+        let body = json!({ "compatibility": level });
+        let response = self.http.put(url).json(&body).send().await?;
+        let status = response.status();
+        if !status.is_success() {
+            bail!("{status}: {}", response.text().await?);
+        }
+        Ok(())
+    }
+}
+
+fn install() -> anyhow::Result<PathBuf> {
+    output_of(
+        Command::new(repository().join("scripts/install-deps")).args(["--servers", "--registry"]),
+    )?;
+    let pom = std::fs::read_to_string(repository().join("scripts/registry-pom.xml"))?;
+    let version = pom
+        .split_once("<apicurio.version>")
+        .and_then(|(_, rest)| rest.split_once('<'))
+        .context("no version in registry-pom.xml")?
+        .0;
+    let directory = repository()
+        .join(".local")
+        .join(format!("apicurio-{version}"));
+    let jar = directory.join(format!("apicurio-registry-app-{version}-runner.jar"));
+    ensure!(jar.is_file(), "no {}", jar.display());
+    Ok(jar)
+}
