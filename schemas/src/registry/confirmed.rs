@@ -44,6 +44,16 @@ impl Confirmed {
         Ok(())
     }
 
+    /// Remembers ids that registry and topic agree on.
+    pub(super) fn good(&mut self, ids: &[u32]) {
+        self.0.extend(ids.iter().map(|id| (*id, true)));
+    }
+
+    /// Whether they agree on all of these.
+    pub(super) fn are_good(&self, ids: &[u32]) -> bool {
+        ids.iter().all(|id| self.0.get(id) == Some(&true))
+    }
+
     /// Whether the registry was found to have lost an id.
     pub(super) fn is_lost(&self, id: u32) -> bool {
         self.0.get(&id) == Some(&false)

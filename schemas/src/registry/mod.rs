@@ -119,7 +119,9 @@ impl Registry {
     pub async fn register_all(&self, wanted: &[(String, String)]) -> Result<Vec<u32>> {
         if let Authority::Server(server) = &self.shared.authority {
             let given = self.ask(server, wanted).await?;
-            return self.record(wanted, Some(given.into())).await;
+            let ids = self.record(wanted, Some(given.into())).await?;
+            server.confirmed.lock().await.good(&ids);
+            return Ok(ids);
         }
         let known = self.shared.read_state(|state| {
             self.shared.refuse_own_ids(state)?;
@@ -136,6 +138,10 @@ impl Registry {
     async fn ask(&self, server: &Server, wanted: &[(String, String)]) -> Result<Vec<u32>> {
         let known: Vec<Option<u32>> = {
             let mut confirmed = server.confirmed.lock().await;
+            let known = self.shared.read_state(|state| state.ids(wanted));
+            if let Some(ids) = known.filter(|ids| confirmed.are_good(ids)) {
+                return Ok(ids);
+            }
             let recorded = self.shared.read_state(State::records);
             confirmed
                 .look_up(server, &self.shared.topic, recorded)
