@@ -78,14 +78,9 @@ impl SchemaRegistry {
         Ok(response.json().await?)
     }
 
-    /// Sets the compatibility of all subjects, or of one.
-    pub async fn set_compatibility(
-        &self,
-        subject: Option<&str>,
-        level: &str,
-    ) -> anyhow::Result<()> {
-        let subject = subject.map(|subject| format!("/{subject}"));
-        let url = format!("{}/config{}", self.url(), subject.unwrap_or_default());
+    /// Sets the compatibility of a subject.
+    pub async fn set_compatibility(&self, subject: &str, level: &str) -> anyhow::Result<()> {
+        let url = format!("{}/config/{subject}", self.url());
         let body = json!({ "compatibility": level });
         let response = self.http.put(url).json(&body).send().await?;
         let status = response.status();

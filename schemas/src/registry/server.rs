@@ -233,8 +233,8 @@ impl Server {
                 "check BUNNY_SCHEMA_REGISTRY_USER and _PASSWORD, or _TOKEN, and what they may do there; then start capture again".to_owned()
             }
             (StatusCode::CONFLICT, Some(subject)) => format!(
-                "the table has changed in a way that the compatibility set for this subject forbids; set it to NONE (PUT {}/config/{subject}), then retry the mirror",
-                self.url
+                "the schema has changed in a way that the compatibility set there forbids; set it to NONE (PUT {url}/config/{subject}, and where a rule for all subjects counts beside it, as Apicurio's does, PUT {url}/config), then retry the mirror",
+                url = self.url
             ),
             (StatusCode::NOT_FOUND, _) => {
                 "is that the URL of a schema registry, its path included (Apicurio's is /apis/ccompat/v7)?".to_owned()

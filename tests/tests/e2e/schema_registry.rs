@@ -129,7 +129,6 @@ async fn ids_come_from_apicurio_and_confluents_client_reads_with_them() -> Resul
     let python = tokio::task::spawn_blocking(clients::install).await??;
     let stage = Stage::new("schema_registry").await?;
     let registry = SchemaRegistry::start(&stage.services, stage.directory()).await?;
-    registry.set_compatibility(None, "BACKWARD").await?;
     let proxy = Proxy::start(&registry.address()).await?;
     let url = format!("http://127.0.0.1:{}{PATH}", proxy.port());
     stage.migrate()?;
@@ -189,6 +188,10 @@ async fn ids_come_from_apicurio_and_confluents_client_reads_with_them() -> Resul
 
     // A version that readers of the one before could not read.
     scene
+        .registry
+        .set_compatibility(VALUE_SUBJECT, "BACKWARD")
+        .await?;
+    scene
         .run(
             "ALTER TABLE orders ALTER COLUMN amount TYPE text;
               INSERT INTO orders VALUES (103, 'retyped', 'one', 2)",
@@ -202,7 +205,7 @@ async fn ids_come_from_apicurio_and_confluents_client_reads_with_them() -> Resul
         .await?;
     scene
         .registry
-        .set_compatibility(Some(VALUE_SUBJECT), "NONE")
+        .set_compatibility(VALUE_SUBJECT, "NONE")
         .await?;
     scene.ask("retry").await?;
     scene.mirror.wait_running().await?;
