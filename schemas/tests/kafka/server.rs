@@ -40,11 +40,13 @@ type Shared = State<Arc<StandIn>>;
 
 impl StandIn {
     async fn start() -> Arc<StandIn> {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("listen");
         let stand_in = Arc::new(StandIn {
             state: Mutex::new((Mood::Well, HashMap::new())),
             posted: Notify::new(),
-            url: format!("http://{}/base", listener.local_addr().unwrap()),
+            url: format!("http://{}/base", listener.local_addr().expect("an address")),
         });
         let app = axum::Router::new()
             .route("/base/subjects/{subject}/versions", post(register))
@@ -55,7 +57,7 @@ impl StandIn {
     }
 
     fn state(&self) -> MutexGuard<'_, (Mood, HashMap<String, u32>)> {
-        self.state.lock().unwrap()
+        self.state.lock().expect("not poisoned")
     }
 
     fn set(&self, mood: Mood) {
@@ -72,7 +74,9 @@ impl StandIn {
             user: "bunny".into(),
             password: password.into(),
         };
-        Authority::Server(Arc::new(Server::new(&self.url, &credentials).unwrap()))
+        Authority::Server(Arc::new(
+            Server::new(&self.url, &credentials).expect("a good URL"),
+        ))
     }
 }
 
@@ -84,7 +88,7 @@ async fn register(
     if let Some(denied) = denied(&headers) {
         return denied;
     }
-    let schema = body["schema"].as_str().unwrap().to_owned();
+    let schema = body["schema"].as_str().expect("a schema").to_owned();
     let (mood, id) = {
         let (mood, ids) = &mut *stand_in.state();
         let next = FIRST_ID + ids.len() as u32;
@@ -209,7 +213,7 @@ async fn ids_of_a_server_are_recorded_before_they_are_used() {
 }
 
 fn assert_clash<T: std::fmt::Debug>(result: Result<T, Error>) {
-    let error = result.unwrap_err();
+    let error = result.expect_err("a clash");
     assert!(matches!(error, Error::IdsClash(_)), "{error}");
     assert!(!error.is_transient());
 }
