@@ -16,6 +16,7 @@ pub(crate) mod destination;
 mod doubt;
 pub(crate) mod labels;
 pub(crate) mod plan;
+pub(crate) mod planner;
 pub(crate) mod run;
 pub(crate) mod shape;
 pub(crate) mod types;
@@ -190,7 +191,7 @@ impl Follower {
                 "destination table {destination} does not exist"
             )));
         }
-        let plan = plan::plan(Wanted {
+        let plan = planner::plan(Wanted {
             mode: self.mode,
             known: &known,
             version,

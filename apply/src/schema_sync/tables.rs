@@ -20,7 +20,8 @@ use crate::schema::after_load;
 use crate::schema::build::{self, FOREIGN_KEY};
 use crate::schema::foundations;
 use crate::schema::step::Step;
-use crate::schema_change::plan::{self, Alteration, Refusal, Wanted};
+use crate::schema_change::plan::{Alteration, Refusal, Wanted};
+use crate::schema_change::planner;
 use crate::schema_change::run::{Failed, alterations};
 use crate::schema_change::shape::{self, Shape};
 use crate::schema_change::{Word, destination, labels};
@@ -249,7 +250,7 @@ impl Work<'_> {
         let columns = &version.columns;
         let (known, lacking) =
             difference::as_present(shape.as_ref(), columns, &present, &here, source);
-        let plan = plan::plan(Wanted {
+        let plan = planner::plan(Wanted {
             mode: self.mode,
             known: &known,
             version: &version,

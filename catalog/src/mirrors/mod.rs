@@ -2,8 +2,10 @@
 //! mirror has come lives elsewhere (source, Kafka, destination).
 
 mod change;
+mod checks;
 mod config;
 mod naming;
+mod removal;
 mod store;
 
 use bunny_postgres::TableName;
@@ -15,16 +17,14 @@ use crate::leases::Role;
 use crate::replay::Replay;
 
 pub use change::MirrorChange;
+pub(crate) use checks::{check_destinations_free, check_tables};
 pub use config::{
     ApplyMode, MirrorConfig, OnExistingRows, OnTableError, ResyncStrategy, SchemaChanges,
     UntrackedChanges,
 };
 pub use naming::{NAME_LENGTH_MAX, check_name, slugs};
 pub use store::TableInUse;
-pub(crate) use store::{
-    check_destinations_free, check_tables, lock_creation, notify, raise_version, replace_tables,
-    set_request,
-};
+pub(crate) use store::{lock_creation, notify, raise_version, replace_tables, set_request};
 
 /// What the user wants of a mirror now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,5 +1,11 @@
+use bunny_postgres::TableName;
+
 use super::super::destination::Present;
+use super::super::destination::PresentTable;
+use super::super::plan::is_known;
+use super::super::shape::Shape;
 use super::*;
+use crate::event::TableVersion;
 
 fn name(name: &str) -> TableName {
     TableName::new("public", name)

@@ -1,0 +1,223 @@
+use super::*;
+use crate::commands::CommandState;
+use crate::mirrors::tests::mirror;
+use crate::reports::{ApplyReport, CaptureReport, Failure, SyncProgress};
+use bunny_postgres::TableName;
+use chrono::TimeDelta;
+use uuid::Uuid;
+
+fn table() -> TableName {
+    TableName::new("public", "t")
+}
+
+/// Two live workers and one table in `state`.
+fn reports(state: &str) -> Reports {
+    let now = DateTime::from_timestamp(1_700_000_100, 0).unwrap();
+    let generation = Some(Uuid::from_u128(7));
+    Reports {
+        read_at: now,
+        capture: RoleState {
+            report: Some(CaptureReport {
+                generation,
+                wal_status: Some("reserved".into()),
+                ..CaptureReport::default()
+            }),
+            reported_at: Some(now),
+            failure: None,
+            holder: Some("h".into()),
+            heartbeat_at: Some(now),
+        },
+        apply: RoleState {
+            report: Some(ApplyReport {
+                generation,
+                tables: vec![TableReport::new(table(), state)],
+                ..ApplyReport::default()
+            }),
+            reported_at: Some(now),
+            failure: None,
+            holder: Some("h".into()),
+            heartbeat_at: Some(now),
+        },
+    }
+}
+
+fn seen(mirror: &Mirror, reports: &Reports) -> (Status, Phase, Health) {
+    let view = derive(mirror, reports, &[], reports.read_at);
+    (view.status, view.phase, view.health)
+}
+
+fn trouble(fatal: bool) -> Option<Failure> {
+    Some(Failure {
+        lost_generation: None,
+        message: "it broke".into(),
+        fatal,
+        count: 3,
+        since: DateTime::from_timestamp(1_700_000_000, 0).unwrap(),
+        next_try: None,
+    })
+}
+
+#[test]
+fn a_mirror_goes_from_setup_over_snapshot_to_running() {
+    let mut mirror = mirror("m");
+    mirror.generation_ready = false;
+    let setup = (Status::Setup, Phase::Setup, Health::Ok);
+    assert_eq!(seen(&mirror, &reports("PENDING")), setup);
+    mirror.generation_ready = true;
+    assert_eq!(seen(&mirror, &reports("PENDING")), setup);
+    for state in ["SYNCING", "CATCHING_UP"] {
+        let expected = (Status::Snapshot, Phase::Snapshot, Health::Ok);
+        assert_eq!(seen(&mirror, &reports(state)), expected);
+    }
+    let running = (Status::Running, Phase::Cdc, Health::Ok);
+    assert_eq!(seen(&mirror, &reports("LIVE")), running);
+}
+
+#[test]
+fn a_sync_that_capture_runs_is_a_snapshot_before_apply_says_so() {
+    let mut reports = reports("PENDING");
+    if let Some(report) = reports.capture.report.as_mut() {
+        report
+            .syncs
+            .push(SyncProgress::new(Uuid::from_u128(9), table()));
+    }
+    assert_eq!(seen(&mirror("m"), &reports).0, Status::Snapshot);
+}
+
+#[test]
+fn a_table_added_later_leaves_the_mirror_running() {
+    let mut mirror = mirror("m");
+    let mut second = mirror.tables[0].clone();
+    second.source = TableName::new("public", "u");
+    mirror.tables.push(second);
+    let mut reports = reports("LIVE");
+    if let Some(report) = reports.apply.report.as_mut() {
+        report.tables[0].in_main = true;
+    }
+    let running = (Status::Running, Phase::Cdc, Health::Ok);
+    assert_eq!(seen(&mirror, &reports), running);
+    for state in ["PENDING", "SYNCING", "CATCHING_UP"] {
+        if let Some(report) = reports.apply.report.as_mut() {
+            report.tables.truncate(1);
+            let added = TableReport::new(TableName::new("public", "u"), state);
+            report.tables.push(added);
+        }
+        assert_eq!(seen(&mirror, &reports), running, "{state}");
+    }
+}
+
+#[test]
+fn what_was_said_of_another_generation_does_not_count() {
+    let mut reports = reports("LIVE");
+    if let Some(report) = reports.apply.report.as_mut() {
+        report.generation = Some(Uuid::from_u128(6));
+    }
+    assert_eq!(seen(&mirror("m"), &reports).0, Status::Setup);
+}
+
+#[test]
+fn a_failure_that_is_retried_degrades_and_a_fatal_one_fails() {
+    let mut reports = reports("LIVE");
+    reports.apply.failure = trouble(false);
+    let retried = derive(&mirror("m"), &reports, &[], reports.read_at);
+    assert_eq!(retried.status, Status::Running);
+    assert_eq!(retried.health, Health::Degraded);
+    assert_eq!(retried.error_message.as_deref(), Some("apply: it broke"));
+    assert_eq!(retried.error_count, 3);
+    reports.capture.failure = trouble(true);
+    let failed = derive(&mirror("m"), &reports, &[], reports.read_at);
+    assert_eq!(
+        (failed.status, failed.health),
+        (Status::Failed, Health::Down)
+    );
+    assert_eq!(failed.error_message.as_deref(), Some("capture: it broke"));
+    assert_eq!(failed.error_count, 6);
+}
+
+#[test]
+fn a_table_in_error_leaves_the_mirror_running_and_degraded() {
+    let mut mirror = mirror("m");
+    let mut second = mirror.tables[0].clone();
+    second.source = TableName::new("public", "u");
+    mirror.tables.push(second);
+    let mut reports = reports("LIVE");
+    if let Some(report) = reports.apply.report.as_mut() {
+        let mut errored = TableReport::new(TableName::new("public", "u"), "ERRORED");
+        errored.error = Some("value too long".into());
+        report.tables.push(errored);
+    }
+    let view = derive(&mirror, &reports, &[], reports.read_at);
+    assert_eq!(
+        (view.status, view.health),
+        (Status::Running, Health::Degraded)
+    );
+    let message = view.error_message.unwrap();
+    assert!(message.contains("public.u") && message.contains("value too long"));
+}
+
+#[test]
+fn a_role_that_is_silent_for_30_seconds_shows() {
+    let mut reports = reports("LIVE");
+    reports.apply.heartbeat_at = Some(reports.read_at - TimeDelta::seconds(29));
+    assert_eq!(seen(&mirror("m"), &reports).2, Health::Ok);
+    reports.apply.heartbeat_at = Some(reports.read_at - TimeDelta::seconds(31));
+    let view = derive(&mirror("m"), &reports, &[], reports.read_at);
+    assert_eq!(view.health, Health::Down);
+    assert!(view.error_message.unwrap().contains("no apply worker"));
+}
+
+#[test]
+fn a_slot_at_risk_shows() {
+    let mut reports = reports("LIVE");
+    for (wal_status, health) in [("unreserved", Health::Degraded), ("lost", Health::Down)] {
+        if let Some(report) = reports.capture.report.as_mut() {
+            report.wal_status = Some(wal_status.into());
+        }
+        assert_eq!(seen(&mirror("m"), &reports).2, health);
+    }
+}
+
+#[test]
+fn what_the_user_wants_wins_over_what_is() {
+    let mut mirror = mirror("m");
+    mirror.desired = Desired::Deleted;
+    let mut failed = reports("LIVE");
+    failed.capture.failure = trouble(true);
+    assert_eq!(seen(&mirror, &failed).0, Status::Terminating);
+}
+
+#[test]
+fn a_mirror_is_paused_when_the_command_is_done() {
+    let mut mirror = mirror("m");
+    mirror.desired = Desired::Paused;
+    let reports = reports("LIVE");
+    let mut pause = Command {
+        id: Uuid::from_u128(1),
+        mirror_id: Some(mirror.id),
+        mirror_name: mirror.name.clone(),
+        kind: "pause".into(),
+        args: serde_json::json!({}),
+        state: CommandState::Pending,
+        steps: Vec::new(),
+        outcome: None,
+        error: None,
+        requested_by: "ann".into(),
+        created_at: reports.read_at,
+        updated_at: reports.read_at,
+        finished_at: None,
+    };
+    let status = |command: &Command| {
+        derive(
+            &mirror,
+            &reports,
+            std::slice::from_ref(command),
+            reports.read_at,
+        )
+        .status
+    };
+    assert_eq!(status(&pause), Status::Pausing);
+    pause.state = CommandState::Running;
+    assert_eq!(status(&pause), Status::Pausing);
+    pause.state = CommandState::Done;
+    assert_eq!(status(&pause), Status::Paused);
+}
