@@ -13,7 +13,8 @@ use rdkafka::message::Message;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-const READ_LIMIT: Duration = Duration::from_secs(60);
+/// So long may no record come before the end of the topic does.
+const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 
 /// A row: per column name, its text; `None` is NULL.
 pub(super) type NamedRow = HashMap<String, Option<String>>;
@@ -187,17 +188,18 @@ fn consume(
     }
     consumer.assign(&assignment)?;
     let mut at_end = 0;
-    let deadline = Instant::now() + READ_LIMIT;
+    let mut last_heard = Instant::now();
     while at_end < partitions {
         ensure!(
-            Instant::now() < deadline,
-            "reading {topic} took over {READ_LIMIT:?}"
+            last_heard.elapsed() < SILENCE_LIMIT,
+            "nothing came from {topic} for {SILENCE_LIMIT:?}, and its end did not either"
         );
         match consumer.poll(Duration::from_millis(200)) {
             None => {}
             Some(Err(KafkaError::PartitionEOF(_))) => at_end += 1,
             Some(Err(error)) => return Err(error).with_context(|| format!("reading {topic}")),
             Some(Ok(message)) => {
+                last_heard = Instant::now();
                 let value = message.payload().unwrap_or_default();
                 each(message.key().unwrap_or_default(), value).with_context(|| {
                     format!(
