@@ -4,7 +4,11 @@
 //! `cargo test -p bunny-schemas --test kafka -- --ignored`
 
 use std::collections::{HashMap, HashSet};
-use std::time::Duration;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bunny_postgres::Lsn;
 use bunny_schemas::control::{
@@ -500,4 +504,112 @@ async fn last_event_and_positions_are_found() {
         .await
         .unwrap_err();
     assert!(!error.is_transient(), "{error}");
+}
+
+/// A broker of this test's own, which it may kill.
+struct OwnBroker {
+    directory: PathBuf,
+}
+
+impl OwnBroker {
+    fn start() -> OwnBroker {
+        let name = format!("bunny-broker-{}", Uuid::new_v4().simple());
+        let broker = OwnBroker {
+            directory: std::env::temp_dir().join(name),
+        };
+        std::fs::create_dir_all(&broker.directory).expect("a directory");
+        broker.services(&["start", "kafka"]);
+        broker
+    }
+
+    /// `scripts/services`: action, and server if it is about one.
+    fn services(&self, words: &[&str]) {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/services");
+        let status = Command::new(script)
+            .arg(words[0])
+            .arg(&self.directory)
+            .args(&words[1..])
+            .status()
+            .expect("run scripts/services");
+        assert!(status.success(), "{words:?}");
+    }
+
+    fn address(&self) -> String {
+        let env = std::fs::read_to_string(self.directory.join("env")).expect("env");
+        let line = env
+            .lines()
+            .find_map(|line| line.strip_prefix("export BUNNY_KAFKA_BROKERS="))
+            .expect("BUNNY_KAFKA_BROKERS");
+        line.trim_matches(['\'', '"']).to_owned()
+    }
+}
+
+impl Drop for OwnBroker {
+    fn drop(&mut self) {
+        self.services(&["destroy"]);
+    }
+}
+
+/// What is older than a moment may be deleted, so a broker that is only just back must not
+/// make a young log look old.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs a broker"]
+async fn a_broker_that_returns_makes_nothing_look_old() {
+    const ASKED_AFTER: usize = 200;
+    let broker = OwnBroker::start();
+    let kafka = KafkaConfig::new(broker.address());
+    let topic = topics().changes(SLUG);
+    kafka
+        .ensure_topic(&topic, TopicKind::Changes)
+        .await
+        .expect("create");
+    let producer = producer(&kafka, "returns");
+    for _ in 0..50 {
+        producer.begin_transaction().expect("begin");
+        for _ in 0..100 {
+            send(&producer, &topic, None, &[7; 1000]);
+        }
+        commit_transaction(&producer, TIMEOUT).expect("commit");
+    }
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("a time");
+    let an_hour_ago = i64::try_from(now.as_millis()).expect("a time") - 3_600_000;
+    assert_eq!(kafka.offset_at(&topic, 0, an_hour_ago).await.ok(), Some(0));
+    // The hundred records of a transaction, its end, and the next one.
+    for before in [1, 100, 101, 102] {
+        let last = kafka.time_before(&topic, 0, before).await.expect("asked");
+        assert!(last.is_some_and(|last| last > an_hour_ago), "{before}");
+    }
+    assert_eq!(kafka.time_before(&topic, 0, 0).await.ok(), Some(None));
+    for _ in 0..4 {
+        broker.services(&["kill", "kafka"]);
+        let answered = Arc::new(AtomicUsize::new(0));
+        let is_back = Arc::new(AtomicBool::new(false));
+        let askers: Vec<_> = (0..4)
+            .map(|_| {
+                let (kafka, topic) = (kafka.clone(), topic.clone());
+                let (answered, is_back) = (answered.clone(), is_back.clone());
+                tokio::spawn(async move {
+                    while !is_back.load(Ordering::Relaxed)
+                        || answered.load(Ordering::Relaxed) < ASKED_AFTER
+                    {
+                        match kafka.offset_at(&topic, 0, an_hour_ago).await {
+                            Ok(offset) => {
+                                assert_eq!(offset, 0);
+                                answered.fetch_add(1, Ordering::Relaxed);
+                            }
+                            Err(error) => println!("{error}"),
+                        }
+                    }
+                })
+            })
+            .collect();
+        let broker = &broker;
+        tokio::task::block_in_place(|| broker.services(&["start", "kafka"]));
+        is_back.store(true, Ordering::Relaxed);
+        for asker in askers {
+            asker.await.expect("every answer is true");
+        }
+    }
 }

@@ -77,7 +77,13 @@ pub async fn assert_history(
         avro_types: topics.avro_types.clone(),
         ..Summary::default()
     };
-    let generation = last_generation(&topics).context("no GenerationStarted in the topic")?;
+    let generation = last_generation(&topics).with_context(|| {
+        format!(
+            "no GenerationStarted in the change topic: {} records, the first at {:?}",
+            topics.changes.len(),
+            topics.changes_from
+        )
+    })?;
     summary.snapshot_rows = tables.load(&topics.snapshot, &generation)?;
     replay(&topics, &generation, &mut tables, &mut summary)?;
     tables.assert_equal_source(source).await?;

@@ -85,8 +85,10 @@ async fn look(run: &MirrorRun, held: &Held) -> Result<()> {
     };
     let wish = run.catalog.get_mirror(&run.mirror.name).await?;
     let in_window = match in_room(run, held, &wish, before.changes.0).await? {
-        Some(in_room) => in_window(run, client, &wish).await?.max(in_room),
-        None => in_window(run, client, &wish).await?,
+        Some(in_room) => in_window(run, client, &wish, before.changes.0)
+            .await?
+            .max(in_room),
+        None => in_window(run, client, &wish, before.changes.0).await?,
     };
     let (floor, tables) = raise(run, client, &progress, &wish, in_window).await?;
     let mut after = before.clone();
@@ -108,19 +110,32 @@ async fn look(run: &MirrorRun, held: &Held) -> Result<()> {
 }
 
 /// The first event that is younger than `topic_retention_hours`, by the slower of two clocks:
-/// one that has jumped ahead must not cost the window.
-async fn in_window(run: &MirrorRun, client: &Client, wish: &Mirror) -> Result<i64> {
+/// one that has jumped ahead must not cost the window. `low`: where the log begins, and the
+/// answer as long as the records themselves do not say that what is before it is older.
+async fn in_window(run: &MirrorRun, client: &Client, wish: &Mirror, low: i64) -> Result<i64> {
     let row = client
         .query_one("SELECT clock_timestamp()", &[])
         .await
         .map_err(Error::sql("asking the destination for the time"))?;
     let now = Utc::now().min(DateTime::from(row.get::<_, SystemTime>(0)));
     let oldest = now - TimeDelta::hours(wish.config.topic_retention_hours.into());
+    let oldest = oldest.timestamp_millis();
     let changes = run.topics.changes(&run.mirror.slug);
-    let found = run
-        .kafka
-        .offset_at(&changes, PARTITION, oldest.timestamp_millis())
-        .await?;
+    let found = run.kafka.offset_at(&changes, PARTITION, oldest).await?;
+    if found <= low {
+        return Ok(low);
+    }
+    let last = run.kafka.time_before(&changes, PARTITION, found).await?;
+    let Some(last) = last else {
+        return Ok(low);
+    };
+    if last >= oldest {
+        tracing::warn!(
+            mirror = %run.mirror.name, found, last, oldest,
+            "Kafka says that the log is old up to an offset, and the record before it does not: nothing is trimmed for its age"
+        );
+        return Ok(low);
+    }
     Ok(found)
 }
 

@@ -1,14 +1,15 @@
 //! Topics: created with the settings this project depends on, checked when they
 //! exist, trimmed and deleted.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::admin::{
     AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication,
 };
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::{CALL_TIMEOUT, KafkaConfig};
@@ -228,6 +229,9 @@ impl KafkaConfig {
 
     /// The first offset of a partition whose record was appended at `timestamp_ms`
     /// (milliseconds since the Unix epoch) or later; its end if there is none.
+    ///
+    /// # Errors
+    /// Kafka cannot be asked, or has no answer now: right after a broker's return, say.
     pub async fn offset_at(&self, topic: &str, partition: i32, timestamp_ms: i64) -> Result<i64> {
         let doing = format!("find the offset of a time in {topic}/{partition}");
         let topic = topic.to_owned();
@@ -239,14 +243,70 @@ impl KafkaConfig {
             let found = consumer
                 .offsets_for_times(times, CALL_TIMEOUT)
                 .map_err(Error::kafka(doing.clone()))?;
-            let found = found.find_partition(&topic, partition);
-            match found.map(|element| element.offset()) {
-                Some(Offset::Offset(offset)) => Ok(offset),
-                _ => consumer
+            let found = found
+                .find_partition(&topic, partition)
+                .ok_or_else(|| Error::Corrupt(format!("{doing}: no answer for the partition")))?;
+            // A partition without a leader is answered with an error of its own, beside an
+            // offset that would mean "none": not to be told from the end otherwise.
+            found.error().map_err(Error::kafka(doing.clone()))?;
+            match found.offset() {
+                Offset::Offset(offset) => Ok(offset),
+                Offset::End => consumer
                     .fetch_watermarks(&topic, partition, CALL_TIMEOUT)
                     .map(|(_, end)| end)
                     .map_err(Error::kafka(doing)),
+                other => Err(Error::Corrupt(format!("{doing}: the answer is {other:?}"))),
             }
+        })
+        .await
+    }
+
+    /// When the last record before `offset` was appended, in milliseconds since the Unix epoch,
+    /// visible or not; none if only ends of transactions are there, or nothing any more.
+    ///
+    /// # Errors
+    /// Kafka cannot be asked, or does not answer in time.
+    pub async fn time_before(
+        &self,
+        topic: &str,
+        partition: i32,
+        offset: i64,
+    ) -> Result<Option<i64>> {
+        let doing = format!("read the time of a record in {topic}/{partition}");
+        // A record and the end of its transaction.
+        let (low, _) = self.watermarks(topic, partition).await?;
+        let from = (offset - 2).max(low);
+        let mut config = self.read_committed_consumer("bunny-metadata");
+        config.set("isolation.level", "read_uncommitted");
+        let topic = topic.to_owned();
+        crate::tail::blocking(move || {
+            let consumer: BaseConsumer = config
+                .create()
+                .map_err(Error::kafka("create a Kafka consumer"))?;
+            let mut start = TopicPartitionList::new();
+            start
+                .add_partition_offset(&topic, partition, Offset::Offset(from))
+                .and_then(|()| consumer.assign(&start))
+                .map_err(Error::kafka(doing.clone()))?;
+            let deadline = Instant::now() + CALL_TIMEOUT;
+            let mut found = None;
+            while Instant::now() < deadline {
+                match consumer.poll(CALL_TIMEOUT) {
+                    Some(Ok(message)) if message.offset() < offset => {
+                        found = message.timestamp().to_millis();
+                        if message.offset() + 1 == offset {
+                            return Ok(found);
+                        }
+                    }
+                    Some(Ok(_) | Err(KafkaError::PartitionEOF(_))) => return Ok(found),
+                    Some(Err(error)) => return Err(Error::kafka(doing)(error)),
+                    None => {}
+                }
+            }
+            Err(Error::Timeout {
+                doing,
+                seconds: CALL_TIMEOUT.as_secs(),
+            })
         })
         .await
     }

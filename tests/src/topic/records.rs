@@ -22,6 +22,8 @@ pub(super) type NamedRow = HashMap<String, Option<String>>;
 /// Everything in the topics of a mirror.
 pub(super) struct Topics {
     pub(super) changes: Vec<ChangeRecord>,
+    /// Offset of the first record of the change topic.
+    pub(super) changes_from: Option<i64>,
     pub(super) snapshot: Vec<SnapshotRecord>,
     /// See [`super::Summary::avro_types`].
     pub(super) avro_types: HashMap<(String, String), HashMap<String, String>>,
@@ -94,7 +96,7 @@ impl Topics {
         let schemas = read_schemas(brokers, &format!("{prefix}.schemas"))?;
         let mut changes = Vec::new();
         let mut avro_types = HashMap::new();
-        consume(brokers, &format!("{prefix}.{slug}.changes"), |_, value| {
+        let changes_from = consume(brokers, &format!("{prefix}.{slug}.changes"), |_, value| {
             let (schema, record) = decode(&schemas, value)?;
             let record = change_record(schema, &record)?;
             if let ChangeRecord::Event(event) = &record {
@@ -115,6 +117,7 @@ impl Topics {
         })?;
         Ok(Topics {
             changes,
+            changes_from,
             snapshot,
             avro_types,
         })
@@ -159,12 +162,13 @@ fn read_schemas(brokers: &str, topic: &str) -> anyhow::Result<HashMap<u32, Regis
     Ok(schemas)
 }
 
-/// Hands every committed record of all partitions to `each`, up to the present ends.
+/// Hands every committed record of all partitions to `each`, up to the present ends. Returns
+/// the offset of the first.
 fn consume(
     brokers: &str,
     topic: &str,
     mut each: impl FnMut(&[u8], &[u8]) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Option<i64>> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set("group.id", "topic-oracle")
@@ -188,6 +192,7 @@ fn consume(
     }
     consumer.assign(&assignment)?;
     let mut at_end = 0;
+    let mut first = None;
     let mut last_heard = Instant::now();
     while at_end < partitions {
         ensure!(
@@ -200,6 +205,7 @@ fn consume(
             Some(Err(error)) => return Err(error).with_context(|| format!("reading {topic}")),
             Some(Ok(message)) => {
                 last_heard = Instant::now();
+                first.get_or_insert(message.offset());
                 let value = message.payload().unwrap_or_default();
                 each(message.key().unwrap_or_default(), value).with_context(|| {
                     format!(
@@ -211,7 +217,7 @@ fn consume(
             }
         }
     }
-    Ok(())
+    Ok(first)
 }
 
 /// Fails at the first record with `needle` in its key or value.
@@ -225,6 +231,7 @@ pub(super) fn assert_without(brokers: &str, topic: &str, needle: &str) -> anyhow
         );
         Ok(())
     })
+    .map(|_| ())
 }
 
 /// Writes the last event of the change topic once more.
