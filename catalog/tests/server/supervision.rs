@@ -225,8 +225,11 @@ async fn failures_are_shown_retried_held_and_forgotten() {
 
     let command = catalog.request_retry("m", None, "admin").await.unwrap();
     eventually("it has recovered", || async { failure().await.is_none() }).await;
-    let after = catalog.get_command(command).await.unwrap();
-    assert_eq!(after.steps, ["apply started again"]);
+    eventually("the retry is told of it", || async {
+        let after = catalog.get_command(command).await.unwrap();
+        after.steps == ["apply started again"]
+    })
+    .await;
     assert_eq!(watch.starts.load(Ordering::Relaxed), 4);
     let (entries, _) = catalog
         .list_logs(
@@ -258,9 +261,10 @@ async fn a_retry_ends_when_both_roles_start_at_the_same_moment() {
     let command = catalog.request_retry("m", None, "admin").await.unwrap();
     let url = server_url();
     let (server, _) = url.rsplit_once('/').unwrap();
-    let mut other = PgConnection::connect(&format!("{server}/{}", database.name))
-        .await
-        .unwrap();
+    let url = format!("{server}/{}", database.name);
+    let mut other = PgConnection::connect(&url).await.unwrap();
+    // Outside the transaction: within one, the activity of others stays as it was seen first.
+    let mut watching = PgConnection::connect(&url).await.unwrap();
     other
         .execute("BEGIN; SELECT FROM bunny.commands WHERE kind = 'retry' FOR UPDATE")
         .await
@@ -276,7 +280,7 @@ async fn a_retry_ends_when_both_roles_start_at_the_same_moment() {
                    WHERE datname = current_database() AND wait_event_type = 'Lock'";
     let deadline = Instant::now() + Duration::from_secs(15);
     while sqlx::query_scalar::<_, i64>(waiting)
-        .fetch_one(&mut other)
+        .fetch_one(&mut watching)
         .await
         .unwrap()
         < 2
@@ -286,6 +290,7 @@ async fn a_retry_ends_when_both_roles_start_at_the_same_moment() {
     }
     other.execute("COMMIT").await.unwrap();
     other.close().await.unwrap();
+    watching.close().await.unwrap();
     eventually("the retry ends", || async {
         let command = catalog.get_command(command).await.unwrap();
         command.state == CommandState::Done && command.steps.len() == 2
