@@ -169,13 +169,7 @@ async fn read_once(
         }
     }
     let first = read(run, exclusions, session, &locked).await?;
-    let row = session
-        .query_one("SELECT pg_current_wal_insert_lsn()::text", &[])
-        .await?;
-    let text: String = row.get(0);
-    let lsn: Lsn = text
-        .parse()
-        .map_err(|_| Error::transient(format!("the source says {text}, which is no position")))?;
+    let lsn = introspect::end_of_wal(session).await?;
     let second = read(run, exclusions, session, &locked).await?;
     if first != second {
         return Ok(None);

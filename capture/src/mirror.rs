@@ -220,6 +220,7 @@ async fn check_server(source: &Session) -> Result<()> {
             server.wal_level
         )));
     }
+    report::refuse_as_a_standby(&server.synchronous_standby_names)?;
     if server.server_encoding == "SQL_ASCII" {
         return Err(Error::fatal(
             "the source database has encoding SQL_ASCII, whose text has no defined meaning; dump it into a UTF8 database first",

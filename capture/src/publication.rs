@@ -178,6 +178,13 @@ async fn members(source: &Session, publication: &str) -> Result<BTreeSet<TableNa
         .collect())
 }
 
+/// A table as ALTER PUBLICATION and LOCK have to name it: without ONLY they take all that inherits
+/// from it too. A child has no key by inheritance; published, its updates would be refused at the
+/// source, and one that came later would keep its parent from being taken out.
+pub(crate) fn only(table: &TableName) -> String {
+    format!("ONLY {}", table.quoted())
+}
+
 /// The statements that bring one publication from `found` to `wanted`.
 fn alterations(
     publication: &str,
@@ -186,8 +193,8 @@ fn alterations(
 ) -> Vec<String> {
     let publication = quote_ident(publication);
     let list = |tables: Vec<&TableName>| {
-        let quoted: Vec<String> = tables.iter().map(|table| table.quoted()).collect();
-        quoted.join(", ")
+        let named: Vec<String> = tables.into_iter().map(only).collect();
+        named.join(", ")
     };
     let added: Vec<&TableName> = wanted.difference(found).collect();
     let dropped: Vec<&TableName> = found.difference(wanted).collect();
@@ -259,12 +266,12 @@ mod tests {
 
     #[test]
     fn adds_what_is_missing_and_drops_what_is_not_wanted() {
-        let statements = alterations("p\"x", &tables(&["a", "b"]), &tables(&["b", "c"]));
+        let statements = alterations("p\"x", &tables(&["a", "b"]), &tables(&["b", "c", "d"]));
         assert_eq!(
             statements,
             [
-                r#"ALTER PUBLICATION "p""x" ADD TABLE "public"."c""#,
-                r#"ALTER PUBLICATION "p""x" DROP TABLE "public"."a""#,
+                r#"ALTER PUBLICATION "p""x" ADD TABLE ONLY "public"."c", ONLY "public"."d""#,
+                r#"ALTER PUBLICATION "p""x" DROP TABLE ONLY "public"."a""#,
             ]
         );
     }

@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bunny_catalog::{CaptureReport, LogLevel, SyncProgress};
-use bunny_postgres::{Lsn, Session};
+use bunny_postgres::{Lsn, Session, introspect};
 use tokio::sync::watch;
 
 use crate::error::{Error, Result};
@@ -27,13 +27,15 @@ pub(crate) struct Reporting {
     pub(crate) changes_bytes: watch::Receiver<Option<u64>>,
 }
 
-/// Reports until the run ends. A source that cannot be asked ends it.
+/// Reports until the run ends. A source that cannot be asked ends it, and one whose commits have come
+/// to wait for us.
 pub(crate) async fn run(run: &Run, source: &Session, reporting: Reporting) -> Result<()> {
     // Caught up means: past where the source's WAL ended one report ago. Comparing with the
     // end as it is now would never settle on a busy server whose writes do not concern us.
     let mut former_end = None;
     loop {
         let slot = slot_view(source, &run.mirror.slot_name).await?;
+        refuse_as_a_standby(&slot.synchronous_standby_names)?;
         let passed = *reporting.passed.borrow();
         let status = *reporting.status.borrow();
         let caught_up = status.oldest_open_commit_us.is_none()
@@ -117,6 +119,7 @@ pub(crate) struct SlotView {
     pub(crate) retained_wal_bytes: i64,
     pub(crate) active: bool,
     pub(crate) wal_status: Option<String>,
+    pub(crate) synchronous_standby_names: String,
 }
 
 pub(crate) async fn slot_view(source: &Session, slot: &str) -> Result<SlotView> {
@@ -125,7 +128,8 @@ pub(crate) async fn slot_view(source: &Session, slot: &str) -> Result<SlotView> 
             "SELECT pg_current_wal_flush_lsn()::text, s.confirmed_flush_lsn::text,
                     s.restart_lsn::text,
                     coalesce(pg_wal_lsn_diff(pg_current_wal_flush_lsn(), s.restart_lsn), 0)::int8,
-                    coalesce(s.active, false), s.wal_status
+                    coalesce(s.active, false), s.wal_status,
+                    current_setting('synchronous_standby_names')
              FROM (SELECT 1) one
              LEFT JOIN pg_replication_slots s ON s.slot_name = $1",
             &[&slot],
@@ -143,5 +147,12 @@ pub(crate) async fn slot_view(source: &Session, slot: &str) -> Result<SlotView> 
         retained_wal_bytes: row.get(3),
         active: row.get(4),
         wal_status: row.get(5),
+        synchronous_standby_names: row.get(6),
     })
+}
+
+/// Not a matter for an operator alone: as soon as the setting is mended, capture goes on.
+pub(crate) fn refuse_as_a_standby(synchronous_standby_names: &str) -> Result<()> {
+    let refused = introspect::refuse_as_a_standby(synchronous_standby_names);
+    refused.map_or(Ok(()), |reason| Err(Error::transient(reason)))
 }

@@ -61,6 +61,13 @@ impl Rounds {
                 requests.map(|request| (request, table.clone()))
             })
             .collect();
+        let given_up = GivenUp::default();
+        for (request, table) in &wanted {
+            // Nobody waits for the rows of a checkpoint: its command is told at once.
+            if absent.contains(&table.source) && table.checkpoint_id == Some(*request) {
+                given_up.put(*request, "the source has no such table now".to_owned());
+            }
+        }
         Self {
             attempts: recorded
                 .iter()
@@ -77,7 +84,7 @@ impl Rounds {
             failures: HashMap::new(),
             refused: Arc::default(),
             progress: Progress::default(),
-            given_up: GivenUp::default(),
+            given_up,
         }
     }
 

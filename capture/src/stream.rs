@@ -483,8 +483,12 @@ impl Stream {
         let sent = std::mem::take(&mut self.sent);
         self.status
             .send_modify(|status| status.events_published += sent);
-        if self.sequencer.open().is_some() {
+        if let Some(open) = self.sequencer.open() {
             crash_point(MID_TRANSACTION);
+            // What is published now is the beginning of this one, and all before it.
+            let since = open.commit_ts_us;
+            self.status
+                .send_modify(|status| status.oldest_open_commit_us = Some(since));
         }
         self.quiet_up_to(self.recorded.confirm_lsn);
         Ok(())

@@ -2,6 +2,7 @@
 
 use bunny_catalog::NewMirrorTable;
 use bunny_postgres::TableDefinition;
+use bunny_postgres::introspect::refuse_as_a_standby;
 
 use super::Findings;
 use super::facts::{FoundTable, Publication, SourceFacts, TableFacts};
@@ -97,6 +98,12 @@ fn server(source: &SourceFacts, findings: &mut Findings) {
                 "source peer '{peer}' has wal_level = {}; run ALTER SYSTEM SET wal_level = 'logical' there and restart it",
                 info.wal_level
             ),
+        );
+    }
+    if let Some(reason) = refuse_as_a_standby(&info.synchronous_standby_names) {
+        findings.refuse(
+            "synchronous_standby_names",
+            format!("source peer '{peer}': {reason}"),
         );
     }
     if info.server_encoding == "SQL_ASCII" {

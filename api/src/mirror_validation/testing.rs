@@ -38,6 +38,7 @@ pub(crate) fn server(peer: &str, system_id: &str) -> ServerFacts {
             slots_free: 10,
             senders_free: 10,
             max_slot_wal_keep_size: "-1".to_owned(),
+            synchronous_standby_names: String::new(),
         },
         can_create_in_database: true,
     }

@@ -65,6 +65,9 @@ fn each_fault_is_found_by_its_check() {
         ("wal_level", "wal_level = replica", |_, f| {
             f.source.server.info.wal_level = "replica".into()
         }),
+        ("synchronous_standby_names", "instead of *", |_, f| {
+            f.source.server.info.synchronous_standby_names = "ANY 1 (*)".into()
+        }),
         ("source_encoding", "SQL_ASCII", |_, f| {
             f.source.server.info.server_encoding = "SQL_ASCII".into()
         }),

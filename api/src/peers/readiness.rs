@@ -1,5 +1,6 @@
 //! What a peer is ready for, as a list of named checks. Pure.
 
+use bunny_postgres::introspect::any_client_is_a_standby;
 use bunny_postgres::quote_ident;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -106,6 +107,15 @@ fn as_source(facts: &PeerFacts) -> Vec<Check> {
                 )
             },
             "",
+        ),
+        check(
+            "synchronous_standby_names",
+            !any_client_is_a_standby(&info.synchronous_standby_names),
+            match info.synchronous_standby_names.as_str() {
+                "" => "commits wait for no standby".to_owned(),
+                names => format!("commits wait for standbys named as in '{names}'"),
+            },
+            "name the standbys in synchronous_standby_names instead of *, which makes BunnyDB one of them, and run SELECT pg_reload_conf()",
         ),
         check(
             "create",

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::drift::Drift;
 use super::marks::Marks;
 use crate::exclusion::Exclusion;
+use crate::publication::only;
 
 /// A table as the source's catalog showed it. Travels as JSON in the position topic, so
 /// fields only get added, with a default.
@@ -299,7 +300,7 @@ fn problem(
             format!(
                 "add it with ALTER PUBLICATION {} ADD TABLE {} and sync it again",
                 bunny_postgres::quote_ident(publications.all),
-                name.quoted()
+                only(name)
             )
         } else {
             "sync it again, which puts it back".to_owned()

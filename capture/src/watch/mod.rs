@@ -31,6 +31,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::crash_points::{TABLE_MOVED, crash_point};
 use crate::error::{Error, Result};
 use crate::exclusion::Exclusion;
+use crate::publication::only;
 use crate::publisher::Expected;
 use crate::rounds::SyncView;
 use crate::run::Run;
@@ -85,7 +86,7 @@ impl Alteration {
             "ALTER PUBLICATION {} {} TABLE {}",
             quote_ident(&self.publication),
             if self.adds { "ADD" } else { "DROP" },
-            self.table.quoted()
+            only(&self.table)
         )
     }
 }
@@ -656,7 +657,7 @@ fn strangers(mirror: &Mirror, known: &BTreeMap<TableName, TableFacts>, look: &Lo
                 publication.name,
                 member.name,
                 quote_ident(&publication.name),
-                member.name.quoted()
+                only(&member.name)
             ))
         })
         .collect()
@@ -667,7 +668,7 @@ async fn alter(source: &Session, changes: &[Alteration], lock: bool) -> Result<(
     let added: Vec<String> = changes
         .iter()
         .filter(|change| lock && change.adds)
-        .map(|change| change.table.quoted())
+        .map(|change| only(&change.table))
         .collect();
     let mut statements = vec!["BEGIN".to_owned()];
     if !added.is_empty() {

@@ -10,6 +10,7 @@ mod identity;
 mod objects;
 mod server;
 mod tables;
+mod wal;
 mod watch;
 
 pub use definition::{
@@ -22,6 +23,7 @@ pub use objects::{
     ForeignKeyDefinition, IndexDefinition, IndexKey, SequenceDefinition, SequenceRole,
     TableObjects, TypeDefinition, TypeShape, table_objects,
 };
-pub use server::{ServerInfo, server_info};
+pub use server::{ServerInfo, any_client_is_a_standby, refuse_as_a_standby, server_info};
 pub use tables::{TableSummary, list_tables};
+pub use wal::end_of_wal;
 pub use watch::{ColumnLook, HeldLook, Look, Member, PublicationState, TableLook, look};

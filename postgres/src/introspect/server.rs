@@ -32,6 +32,27 @@ pub struct ServerInfo {
     pub senders_free: i64,
     /// `max_slot_wal_keep_size` as the server shows it; `-1` is no limit.
     pub max_slot_wal_keep_size: String,
+    /// `synchronous_standby_names`: empty where commits wait for no standby.
+    pub synchronous_standby_names: String,
+}
+
+/// Whether commits may wait for anyone who streams, a walsender of ours too: `*` stands among the
+/// names (`SyncRepGetStandbyPriority` in the server's `syncrep.c` makes no difference between a
+/// standby and logical decoding). Capture confirms what it has published, and what it publishes may
+/// have to be visible first: with capture for a standby, neither would ever come.
+pub fn any_client_is_a_standby(synchronous_standby_names: &str) -> bool {
+    let mut names = synchronous_standby_names
+        .split(|c: char| c.is_whitespace() || matches!(c, ',' | '(' | ')'));
+    names.any(|name| name.trim_matches('"') == "*")
+}
+
+/// The same, as a sentence about a source with its cure; None where commits wait for no one of ours.
+pub fn refuse_as_a_standby(synchronous_standby_names: &str) -> Option<String> {
+    any_client_is_a_standby(synchronous_standby_names).then(|| {
+        format!(
+            "the source has synchronous_standby_names = '{synchronous_standby_names}', which makes BunnyDB a standby that its commits wait for; name the standbys there instead of * and run SELECT pg_reload_conf()"
+        )
+    })
 }
 
 const SERVER_INFO: &str = "
@@ -56,7 +77,8 @@ const SERVER_INFO: &str = "
                - (SELECT count(*) FROM pg_replication_slots) AS slots_free,
            current_setting('max_wal_senders')::int8
                - (SELECT count(*) FROM pg_stat_replication) AS senders_free,
-           current_setting('max_slot_wal_keep_size') AS max_slot_wal_keep_size
+           current_setting('max_slot_wal_keep_size') AS max_slot_wal_keep_size,
+           current_setting('synchronous_standby_names') AS synchronous_standby_names
     FROM pg_roles me
     WHERE me.rolname = current_user";
 
@@ -82,5 +104,21 @@ pub async fn server_info(session: &Session) -> Result<ServerInfo> {
         slots_free: row.get("slots_free"),
         senders_free: row.get("senders_free"),
         max_slot_wal_keep_size: row.get("max_slot_wal_keep_size"),
+        synchronous_standby_names: row.get("synchronous_standby_names"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_among_the_standbys_is_everyone() {
+        for everyone in ["*", "FIRST 1 (*)", "ANY 2 (s1, *)", "s1,\"*\"", "2 ( * )"] {
+            assert!(any_client_is_a_standby(everyone), "{everyone}");
+        }
+        for names in ["", "s1", "ANY 1 (s1, s2)", "\"s*\"", "FIRST 1 (\"a b\")"] {
+            assert!(!any_client_is_a_standby(names), "{names}");
+        }
+    }
 }

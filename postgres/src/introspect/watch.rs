@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::types::Json;
 
 use super::identity::{self, RawIdentity};
-use super::{ReplicaIdentity, TableKind};
+use super::{ReplicaIdentity, TableKind, end_of_wal};
 use crate::{Lsn, Result, ResultExt, Session, TableName};
 
 /// What the server's catalog says of some tables and publications at one moment.
@@ -389,13 +389,8 @@ pub async fn look(
             });
         }
     }
-    // Last, and where WAL is inserted: what was seen may not be flushed yet.
-    let row = session
-        .query_one("SELECT pg_current_wal_insert_lsn()::text", &[])
-        .await
-        .doing("asking for the end of WAL")?;
-    let text: String = row.get(0);
-    look.lsn = without_page_header(text.parse().unwrap_or_default());
+    // Last: what was seen was logged before.
+    look.lsn = end_of_wal(session).await?;
     Ok(look)
 }
 
@@ -430,29 +425,4 @@ async fn columns(
         }
     }
     Ok(found)
-}
-
-/// On a page that holds nothing yet the insert position stands behind the page's header
-/// (24 bytes, `SizeOfXLogShortPHD`), where no record ends: an idle server would never
-/// report having sent that much.
-fn without_page_header(lsn: Lsn) -> Lsn {
-    const PAGE: u64 = 8192;
-    const HEADER: u64 = 24;
-    if lsn.0 % PAGE == HEADER {
-        Lsn(lsn.0 - HEADER)
-    } else {
-        lsn
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_empty_page_ends_where_it_begins() {
-        assert_eq!(without_page_header(Lsn(0x2_0018)), Lsn(0x2_0000));
-        assert_eq!(without_page_header(Lsn(0x2_0020)), Lsn(0x2_0020));
-        assert_eq!(without_page_header(Lsn(0x2_0000)), Lsn(0x2_0000));
-    }
 }

@@ -36,6 +36,7 @@ mod secrets;
 mod seed;
 mod snapshots;
 mod source_changes;
+mod source_writes;
 mod subscribers;
 mod swap;
 mod swap_kinds;

@@ -28,6 +28,7 @@ enum Kind {
     Resync,
     Replay {
         until: bool,
+        swap: bool,
     },
     SyncSchema,
     Tables,
@@ -128,9 +129,10 @@ impl Command {
             Kind::Resync if state.has_open(&loading) => vec![202, 409],
             Kind::Resync => vec![202],
             Kind::Replay { .. } if state.is_paused_whole && !state.may_pause_itself() => vec![409],
-            Kind::Replay { until } => {
-                // Before the moment asked for there may be no copy of a table.
-                let is_sure = !until && state.all_live && !state.has_open(&loading);
+            Kind::Replay { until, swap } => {
+                // Before the moment asked for there may be no copy of a table, and by swap the
+                // table has to be able to take the copy's rows as it is.
+                let is_sure = !until && !swap && state.all_live && !state.has_open(&loading);
                 if is_sure { vec![202] } else { vec![202, 409] }
             }
             Kind::SyncSchema if state.is_paused => vec![409],
@@ -252,11 +254,13 @@ pub fn draw(random: &mut StdRng, moments: &[(Lsn, String)]) -> Command {
 }
 
 fn replay(random: &mut StdRng, moments: &[(Lsn, String)]) -> Command {
-    let mut body = json!({"strategy": "truncate"});
+    let until = random.random_ratio(1, 3) && !moments.is_empty();
+    // A moment cannot be had by swap.
+    let swap = !until && strategy(random) == "swap";
+    let mut body = json!({ "strategy": if swap { "swap" } else { "truncate" } });
     if random.random_ratio(2, 3) {
         body["tables"] = json!(some_tables(random));
     }
-    let until = random.random_ratio(1, 3) && !moments.is_empty();
     if until {
         let (lsn, time) = &moments[random.random_range(0..moments.len())];
         body["until"] = match random.random_ratio(1, 2) {
@@ -264,7 +268,7 @@ fn replay(random: &mut StdRng, moments: &[(Lsn, String)]) -> Command {
             false => json!({ "timestamp": time }),
         };
     }
-    Command::post("replay", body, Kind::Replay { until })
+    Command::post("replay", body, Kind::Replay { until, swap })
 }
 
 /// What is refused in every state.
@@ -287,7 +291,11 @@ fn wrong(random: &mut StdRng) -> Command {
         post("retry", json!({"table_name": "public.unknown"}), 404),
         post("checkpoint", json!({"tables": "public.accounts"}), 400),
         post("checkpoint", json!({"tables": ["public.unknown"]}), 404),
-        post("replay", json!({"strategy": "swap"}), 501),
+        post(
+            "replay",
+            json!({"strategy": "swap", "until": {"lsn": "0/1"}}),
+            400,
+        ),
         post("replay", json!({"until": {"lsn": "x"}}), 400),
         post(
             "replay",
