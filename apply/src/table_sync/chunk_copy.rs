@@ -3,7 +3,8 @@
 use std::pin::Pin;
 
 use bunny_catalog::OnExistingRows;
-use bunny_postgres::{Session, TableDefinition, TableName, quote_ident};
+use bunny_postgres::introspect::IdentityKind;
+use bunny_postgres::{ColumnDefinition, Session, TableDefinition, TableName, quote_ident};
 use bytes::Bytes;
 use futures_util::SinkExt;
 use tokio_postgres::error::SqlState;
@@ -190,7 +191,7 @@ async fn start_copy(
     let mut into = target.clone();
     let mut merge = None;
     if run.mirror.config.on_existing_rows == OnExistingRows::Upsert {
-        merge = merge_statement(&key_of(&table)?, &target, &columns);
+        merge = merge_statement(&Merge::of(&table)?, &target, &columns);
     }
     if merge.is_some() {
         let staging = format!(
@@ -227,34 +228,57 @@ async fn start_copy(
     })
 }
 
-/// The quoted columns that identify a row; empty when nothing does.
-fn key_of(table: &TableState) -> Result<Vec<String>> {
-    let Some(definition) = &table.definition else {
-        return Ok(Vec::new());
-    };
-    let definition: TableDefinition =
-        serde_json::from_value(definition.clone()).map_err(|error| {
-            Error::Inconsistent(format!(
-                "_bunny.tables holds a definition of {} that can't be read: {error}",
-                table.source
-            ))
-        })?;
-    let key = if definition.primary_key.is_empty() {
-        definition.identity_key
-    } else {
-        definition.primary_key
-    };
-    Ok(key.iter().map(|column| quote_ident(column)).collect())
+/// What decides how staged rows go over those that are there; names are quoted.
+#[derive(Debug, Default)]
+struct Merge {
+    /// The columns that identify a row; empty when nothing does.
+    key: Vec<String>,
+    /// GENERATED ALWAYS identities, which no UPDATE may set.
+    fixed: Vec<String>,
 }
 
-/// Moves staged rows over those of the same key. `None` when there is no key to go by.
-fn merge_statement(key: &[String], target: &str, columns: &[String]) -> Option<String> {
-    if key.is_empty() {
+impl Merge {
+    fn of(table: &TableState) -> Result<Merge> {
+        let Some(definition) = &table.definition else {
+            return Ok(Merge::default());
+        };
+        let definition: TableDefinition =
+            serde_json::from_value(definition.clone()).map_err(|error| {
+                Error::Inconsistent(format!(
+                    "_bunny.tables holds a definition of {} that can't be read: {error}",
+                    table.source
+                ))
+            })?;
+        let is_fixed = |column: &&ColumnDefinition| column.identity == Some(IdentityKind::Always);
+        let fixed = definition.columns.iter().filter(is_fixed);
+        Ok(Merge {
+            fixed: fixed.map(|column| quote_ident(&column.name)).collect(),
+            key: key_of(&definition)
+                .iter()
+                .map(|name| quote_ident(name))
+                .collect(),
+        })
+    }
+}
+
+/// The columns that identify a row; empty when nothing does.
+pub(super) fn key_of(definition: &TableDefinition) -> &[String] {
+    if definition.primary_key.is_empty() {
+        &definition.identity_key
+    } else {
+        &definition.primary_key
+    }
+}
+
+/// Moves staged rows over those of the same key. The key is set too, because equal keys may be
+/// written differently (1.0 and 1.00). `None` when there is no key to go by.
+fn merge_statement(merge: &Merge, target: &str, columns: &[String]) -> Option<String> {
+    if merge.key.is_empty() {
         return None;
     }
     let set: Vec<String> = columns
         .iter()
-        .filter(|column| !key.contains(column))
+        .filter(|column| !merge.fixed.contains(column))
         .map(|column| format!("{column} = excluded.{column}"))
         .collect();
     let action = if set.is_empty() {
@@ -266,7 +290,7 @@ fn merge_statement(key: &[String], target: &str, columns: &[String]) -> Option<S
     Some(format!(
         "INSERT INTO {target} ({list}) OVERRIDING SYSTEM VALUE SELECT {list} FROM {STAGING} \
          ON CONFLICT ({}) DO {action}",
-        key.join(", ")
+        merge.key.join(", ")
     ))
 }
 
@@ -278,22 +302,32 @@ mod tests {
         names.iter().map(|name| quote_ident(name)).collect()
     }
 
-    #[test]
-    fn staged_rows_overwrite_by_key() {
-        assert_eq!(
-            merge_statement(&quoted(&["i\"d"]), "\"s\".\"t\"", &quoted(&["i\"d", "v"])).as_deref(),
-            Some(
-                "INSERT INTO \"s\".\"t\" (\"i\"\"d\", \"v\") OVERRIDING SYSTEM VALUE \
-                 SELECT \"i\"\"d\", \"v\" FROM pg_temp._bunny_chunk \
-                 ON CONFLICT (\"i\"\"d\") DO UPDATE SET \"v\" = excluded.\"v\""
-            )
-        );
+    fn merge(key: &[&str], fixed: &[&str]) -> Merge {
+        Merge {
+            key: quoted(key),
+            fixed: quoted(fixed),
+        }
     }
 
     #[test]
-    fn a_table_of_keys_only_keeps_what_is_there() {
-        let merge = merge_statement(&quoted(&["a", "b"]), "t", &quoted(&["a", "b"]));
-        assert!(merge.is_some_and(|sql| sql.ends_with("ON CONFLICT (\"a\", \"b\") DO NOTHING")));
-        assert_eq!(merge_statement(&[], "t", &quoted(&["a"])), None);
+    fn staged_rows_overwrite_by_key_and_bring_its_spelling() {
+        let columns = quoted(&["i\"d", "v"]);
+        assert_eq!(
+            merge_statement(&merge(&["i\"d"], &[]), "\"s\".\"t\"", &columns).as_deref(),
+            Some(
+                "INSERT INTO \"s\".\"t\" (\"i\"\"d\", \"v\") OVERRIDING SYSTEM VALUE \
+                 SELECT \"i\"\"d\", \"v\" FROM pg_temp._bunny_chunk \
+                 ON CONFLICT (\"i\"\"d\") DO UPDATE SET \"i\"\"d\" = excluded.\"i\"\"d\", \"v\" = excluded.\"v\""
+            )
+        );
+        assert_eq!(merge_statement(&Merge::default(), "t", &columns), None);
+    }
+
+    #[test]
+    fn an_always_identity_is_not_set() {
+        let sql = merge_statement(&merge(&["id"], &["id"]), "t", &quoted(&["id"]));
+        assert!(sql.is_some_and(|sql| sql.ends_with("ON CONFLICT (\"id\") DO NOTHING")));
+        let sql = merge_statement(&merge(&["k"], &["id"]), "t", &quoted(&["k", "id"]));
+        assert!(sql.is_some_and(|sql| sql.ends_with("DO UPDATE SET \"k\" = excluded.\"k\"")));
     }
 }

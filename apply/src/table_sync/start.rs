@@ -1,9 +1,11 @@
 //! Makes the start of a sync true at the destination, in one fenced transaction.
 
 use bunny_catalog::{MirrorTable, OnExistingRows, SchemaChanges};
-use bunny_postgres::{Session, TableDefinition, TableName};
+use bunny_postgres::introspect::IdentityKind;
+use bunny_postgres::{Session, TableDefinition, TableName, quote_ident};
 use bunny_schemas::control::TableSyncStarted;
 
+use super::chunk_copy;
 use super::destination_table::{self, Ensured, Wanted};
 use crate::bookkeeping::{self, State, TableState};
 use crate::context::MirrorRun;
@@ -154,6 +156,9 @@ async fn write(
             && !ensured.created
             && destination_table::has_rows(client, &table.destination).await?
     };
+    if keeps_rows {
+        refuse_fixed_identities(&table.destination, &definition, &sync.columns)?;
+    }
     if !ensured.created && !keeps_rows {
         make_room(client, &table, is_ours, config.on_existing_rows).await?;
         replay::make_key(client, &table.destination, &key).await?;
@@ -163,6 +168,26 @@ async fn write(
     bookkeeping::put_table(client, ledger, &started).await?;
     bookkeeping::set_keeps_rows(client, ledger, &source, keeps_rows).await?;
     Ok(ensured)
+}
+
+/// No UPDATE gives a present row the source's value of a GENERATED ALWAYS identity outside the key.
+fn refuse_fixed_identities(
+    destination: &TableName,
+    definition: &TableDefinition,
+    columns: &[String],
+) -> Result<()> {
+    let key = chunk_copy::key_of(definition);
+    let mut fixed = definition.columns.iter().filter(|column| {
+        column.identity == Some(IdentityKind::Always)
+            && columns.contains(&column.name)
+            && !key.contains(&column.name)
+    });
+    fixed.next().map_or(Ok(()), |column| {
+        Err(Error::Refused(format!(
+            "column {} of destination table {destination} is GENERATED ALWAYS AS IDENTITY and not in the key, so rows that are there cannot be given the source's values by \"on_existing_rows\": \"upsert\"; empty the table and sync it again, or put the column into exclude_columns",
+            quote_ident(&column.name)
+        )))
+    })
 }
 
 /// The same for a sync that is loaded beside its table: the table itself is only looked at.

@@ -26,6 +26,7 @@ mod pausing;
 mod pgbench;
 mod replay;
 mod replay_swap;
+mod resync_columns;
 mod retention;
 mod scene;
 mod schema_changes;
