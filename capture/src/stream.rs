@@ -291,10 +291,7 @@ impl Stream {
                     let xid = open.given().xid;
                     self.streamed.truncated(*relation, open.commit_lsn, xid);
                 }
-                let Some(position) = self.sequencer.row()? else {
-                    return Ok(());
-                };
-                return self.truncate(&message, relations, lsn, position).await;
+                return self.truncate(&message, relations, lsn).await;
             }
             _ => return Ok(()),
         };
@@ -341,13 +338,9 @@ impl Stream {
         open.ok_or_else(|| Error::transient("the source sent a change outside a transaction"))
     }
 
-    async fn truncate(
-        &mut self,
-        message: &Message<'_>,
-        relations: &[u32],
-        lsn: Lsn,
-        position: Position,
-    ) -> Result<()> {
+    /// One event for all tables of a TRUNCATE that are captured, in the place of the first of
+    /// them; each of those that miss it says so in its own place.
+    async fn truncate(&mut self, message: &Message<'_>, relations: &[u32], lsn: Lsn) -> Result<()> {
         let Message::Truncate {
             cascade,
             restart_identity,
@@ -357,29 +350,25 @@ impl Stream {
             return Ok(());
         };
         let open = self.open()?;
-        let mut tables = Vec::with_capacity(relations.len());
+        let is_captured = |oid: &&u32| matches!(self.tables.get(**oid), Ok(Some(_)));
+        let first = relations.iter().find(is_captured).copied();
         for relation in relations {
-            if let Some(table) = self.tables.get(*relation)? {
-                tables.push(table);
-            }
-        }
-        if tables.is_empty() {
-            for relation in relations {
-                if let Captured::Missed(missed) = self.tables.captured(*relation)? {
-                    let place = open.at(lsn, position.seq);
-                    let event = self.encoder.gap(&missed.table, &place, &missed.reason);
-                    return self.hold(Held { event, position }).await;
+            let Some(position) = self.sequencer.row()? else {
+                continue;
+            };
+            let place = open.at(lsn, position.seq);
+            let event = match self.tables.captured(*relation)? {
+                Captured::Of(_) if first == Some(*relation) => {
+                    let tables = self.tables.all_of(relations)?;
+                    let restarts = *restart_identity;
+                    self.encoder.truncate(&tables, *cascade, restarts, &place)?
                 }
-            }
-            return Ok(());
+                Captured::Missed(missed) => self.encoder.gap(&missed.table, &place, &missed.reason),
+                Captured::Of(_) | Captured::Not => continue,
+            };
+            self.hold(Held { event, position }).await?;
         }
-        let event = self.encoder.truncate(
-            &tables,
-            *cascade,
-            *restart_identity,
-            &open.at(lsn, position.seq),
-        )?;
-        self.hold(Held { event, position }).await
+        Ok(())
     }
 
     /// Puts what the watch found into the log, as soon as everything before it is there.

@@ -401,6 +401,12 @@ impl Tables {
         }
     }
 
+    /// Those of `oids` that are mapped tables whose changes are captured.
+    pub(crate) fn all_of(&self, oids: &[u32]) -> Result<Vec<&Published>> {
+        let found = oids.iter().map(|oid| self.get(*oid));
+        found.filter_map(Result::transpose).collect()
+    }
+
     /// The mapped table that misses the changes of `oid` under this name, and why.
     fn displaced(&self, oid: u32, name: &TableName) -> Option<(TableName, String)> {
         let expected = self.expected.get(name);

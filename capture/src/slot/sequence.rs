@@ -2,7 +2,8 @@
 //! already in the log.
 //!
 //! `seq` counts every row message the walsender sends in a transaction, before our own
-//! filters, so that a changed mapping shifts nothing. Postgres decodes a transaction the
+//! filters, so that a changed mapping shifts nothing; each table of a TRUNCATE counts as one,
+//! because each may have something to say of its own. Postgres decodes a transaction the
 //! same way each time it is asked, which is what makes `(commit_lsn, seq)` a name for an
 //! event that survives restarts.
 
@@ -105,7 +106,8 @@ impl Sequencer {
         Ok(())
     }
 
-    /// Takes the next row message's number. `None` means that the log has it already.
+    /// Takes the number of the next row message, or of the next table of a TRUNCATE. `None`
+    /// means that the log has it already.
     pub(crate) fn row(&mut self) -> Result<Option<Position>, SequenceError> {
         let open = self
             .open
