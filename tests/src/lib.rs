@@ -8,6 +8,7 @@
 //! - [`topic`]: the topics, read by another Avro implementation, hold the source's history.
 //! - [`backup`]: dumps of a database, and databases made from them.
 //! - [`load`]: writers that keep changing the source while things break.
+//! - [`transfers`]: writers and a reader that tell whether whole transactions arrive.
 //! - [`clients`]: programs that read the topics from outside.
 //! - [`proxy`]: a TCP proxy that cuts, freezes and refuses connections.
 //!
@@ -29,3 +30,4 @@ pub mod registry;
 pub mod services;
 pub mod stage;
 pub mod topic;
+pub mod transfers;

@@ -24,6 +24,7 @@ mod outages;
 mod parked;
 mod pausing;
 mod pgbench;
+mod readers;
 mod replay;
 mod replay_swap;
 mod resync_columns;
