@@ -183,9 +183,9 @@ async fn options_and_peers_change_under_a_running_mirror() -> Result<()> {
     // Peers: another user and password for the same database are taken, and the mirror works
     // with them; the former user could not even log in any more.
     let pair = [TablePair::same("public.t")];
-    for (name, url) in [
-        ("source", &scene.stage.source),
-        ("destination", &scene.stage.destination),
+    for (name, url, other) in [
+        ("source", &scene.stage.source, &scene.stage.destination),
+        ("destination", &scene.stage.destination, &scene.stage.source),
     ] {
         let server = url.connect().await?;
         let user = format!("{}_{name}", scene.stage.name);
@@ -203,6 +203,14 @@ async fn options_and_peers_change_under_a_running_mirror() -> Result<()> {
         assert!(
             error_of(&elsewhere).contains("another database"),
             "{elsewhere}"
+        );
+        // A database of that name on another server.
+        let mut of_another = described(&other.user, &other.password, &other.database);
+        of_another["port"] = json!(other.port);
+        let of_another = put(of_another).await?.expect(422)?;
+        assert!(
+            error_of(&of_another).contains("system identifier"),
+            "{of_another}"
         );
         let unreachable = put(described(&user, "wrong", &url.database))
             .await?
