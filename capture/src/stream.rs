@@ -18,7 +18,7 @@ use crate::change::{Encoded, EventEncoder, RowChange};
 use crate::crash_points::{AFTER_CONFIRM, MID_TRANSACTION, crash_point};
 use crate::error::{Error, Result};
 use crate::publisher::{Captured, Publisher, Tables};
-use crate::slot::{OpenTransaction, Place, Sequencer};
+use crate::slot::{OpenTransaction, Place, Reached, Sequencer};
 use crate::snapshot::{Passed, SyncRequest};
 use crate::watch::{Finding, Streamed};
 
@@ -56,7 +56,7 @@ pub(crate) struct Stream {
     encoder: EventEncoder,
     held: Option<Held>,
     /// What a commit would record now.
-    reached: PositionRecord,
+    reached: Reached,
     /// What the last commit recorded.
     recorded: PositionRecord,
     recorded_at: Instant,
@@ -112,7 +112,7 @@ impl Stream {
             sequencer: Sequencer::new(resume_after),
             encoder: parts.encoder,
             held: None,
-            reached: parts.record.clone(),
+            reached: Reached::new(parts.record.clone()),
             recorded: parts.record,
             recorded_at: Instant::now(),
             sync_requests: parts.sync_requests,
@@ -203,7 +203,7 @@ impl Stream {
     }
 
     fn moved(&self) -> bool {
-        self.reached.confirm_lsn > self.recorded.confirm_lsn
+        self.reached.record().confirm_lsn > self.recorded.confirm_lsn
     }
 
     async fn take(&mut self, event: WalEvent, source: &Session, registry: &Registry) -> Result<()> {
@@ -233,7 +233,7 @@ impl Stream {
                     self.send(last).await?;
                 }
                 self.sequencer.commit(commit_lsn)?;
-                self.reached.confirm_lsn = end_lsn;
+                self.reached.transaction_sent(end_lsn);
                 self.quiet_up_to(end_lsn);
             }
             WalEvent::Keepalive {
@@ -250,13 +250,13 @@ impl Stream {
         Ok(())
     }
 
-    /// Everything committed before `lsn` has been received. It is published too, if no
-    /// source transaction is open and no Kafka transaction either.
+    /// Everything committed before `lsn` has been received.
     fn quiet_up_to(&mut self, lsn: Lsn) {
-        if self.sequencer.open().is_some() || self.publisher.has_open() {
+        let is_published = !self.publisher.has_open();
+        let is_quiet = self.reached.quiet_up_to(lsn, &self.sequencer, is_published);
+        if !is_quiet {
             return;
         }
-        self.reached.confirm_lsn = self.reached.confirm_lsn.max(lsn);
         self.passed
             .send_modify(|passed| passed.lsn = passed.lsn.max(lsn));
         self.status
@@ -378,10 +378,11 @@ impl Stream {
     /// records are aligned, so the byte before it is nobody's commit LSN. It is larger than
     /// the LSN of any sync that could hide the gap, because what was found happened later.
     async fn settle(&mut self, source: &Session, registry: &Registry) -> Result<()> {
-        let reached = self.reached.confirm_lsn;
+        let reached = self.reached.record().confirm_lsn;
         let between = Lsn(reached.0.saturating_sub(1));
         let is_ready = |finding: &mut Finding| {
-            reached >= finding.at && (finding.gaps.is_empty() || between > self.reached.commit_lsn)
+            reached >= finding.at
+                && (finding.gaps.is_empty() || between > self.reached.record().commit_lsn)
         };
         if self.sequencer.open().is_some() {
             return Ok(());
@@ -429,8 +430,7 @@ impl Stream {
             .send_event(held.event.key(), held.event.value())
             .await?;
         self.encoder.recycle(held.event);
-        self.reached.commit_lsn = held.position.commit_lsn;
-        self.reached.seq = held.position.seq;
+        self.reached.sent(held.position);
         self.sent += 1;
         Ok(())
     }
@@ -449,11 +449,11 @@ impl Stream {
             .collect();
         let tables = self.tables.records(tables);
         self.publisher
-            .commit(&self.reached, &syncs, &tables)
+            .commit(self.reached.record(), &syncs, &tables)
             .await?;
-        self.wal.confirm(self.reached.confirm_lsn);
+        self.recorded = self.reached.record().clone();
+        self.wal.confirm(self.recorded.confirm_lsn);
         crash_point(AFTER_CONFIRM);
-        self.recorded = self.reached.clone();
         self.recorded_at = Instant::now();
         for (_, done) in self.syncs_waiting.drain(..) {
             // A sync that no longer waits has been given up by its round.
