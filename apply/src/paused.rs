@@ -13,6 +13,7 @@ use bunny_catalog::{Desired, Finished, LogLevel, Mirror, MirrorContext, Role};
 use bunny_schemas::Position;
 use serde_json::json;
 
+use crate::behind;
 use crate::bookkeeping::{self, Epoch, Progress};
 use crate::context::{MirrorRun, application_name};
 use crate::crash_points::{self, reached};
@@ -112,6 +113,7 @@ async fn watch(
     let mut is_waiting = false;
     let mut looked_up_to = None;
     let (held, mut round) = (Held::default(), 0_u32);
+    let mut behind = behind::Answers::default();
     loop {
         if let Some(progress) = &standing.progress
             && let Ok((_, end)) = shared.kafka.watermarks(&topic, PARTITION).await
@@ -147,6 +149,12 @@ async fn watch(
             SystemTime::now(),
         );
         held.show(mirror, &mut said);
+        let mut tables = standing.known.tables().iter();
+        if tables.any(|table| !table.in_main)
+            && let Ok(run) = reading(shared, mirror, context, standing).await
+        {
+            behind.show(&run, standing.known.tables(), &mut said).await;
+        }
         context.reporter.report(&said);
         tokio::time::sleep(EVERY).await;
     }
@@ -159,7 +167,18 @@ async fn first_waiting(
     standing: &Standing,
     progress: &Progress,
 ) -> Result<Option<(Position, i64)>> {
-    let run = MirrorRun {
+    let run = reading(shared, mirror, context, standing).await?;
+    reader::first_waiting(&run, progress.next_offset).await
+}
+
+/// What it takes to look into the log.
+async fn reading(
+    shared: &Shared,
+    mirror: &Arc<Mirror>,
+    context: &MirrorContext,
+    standing: &Standing,
+) -> Result<MirrorRun> {
+    Ok(MirrorRun {
         application_name: application_name(mirror.id, standing.epoch),
         mirror: mirror.clone(),
         catalog: context.catalog.clone(),
@@ -171,6 +190,5 @@ async fn first_waiting(
         epoch: standing.epoch,
         ledger: mirror.id,
         cancel: context.cancel.clone(),
-    };
-    reader::first_waiting(&run, progress.next_offset).await
+    })
 }

@@ -37,7 +37,7 @@ pub use checkpoints::CHECKPOINT;
 pub use commands::{Command, CommandState};
 pub use encryption::EncryptionKey;
 pub use error::{Error, Result};
-pub use lag::{ApplyLag, CaptureLag, LagView, SourceView, lag};
+pub use lag::{ApplyLag, CaptureLag, LagView, SourceView, TableLag, lag, table_lag};
 pub use leases::{Lease, Role};
 pub use logs::{LogEntry, LogLevel, LogQuery};
 pub use mirrors::{
@@ -48,8 +48,8 @@ pub use mirrors::{
 pub use peers::{NewPeer, Peer};
 pub use replay::{NewReplay, REPLAY, Replay, RetainedSync, Until};
 pub use reports::{
-    ApplyReport, CaptureReport, Failure, Point, ReplayProgress, ReplayableFrom, Report, Reports,
-    RoleState, SyncProgress, SyncRefusal, TableReport,
+    ApplyReport, Behind, CaptureReport, Failure, Point, ReplayProgress, ReplayableFrom, Report,
+    Reports, RoleState, SyncProgress, SyncRefusal, TableReport,
 };
 pub use schema_sync::{HELD, READ, SYNC_SCHEMA, SourceDefinitions, sync_mode};
 pub use status::{Health, Phase, Status, StatusView, derive};

@@ -153,12 +153,26 @@ pub struct TableReport {
     pub error: Option<String>,
     /// When a row of it was last written.
     pub last_synced_at: Option<DateTime<Utc>>,
+    /// While it does not follow the log with the others: what it lacks of it, if anything.
+    #[serde(default)]
+    pub behind: Option<Behind>,
     /// While it is rebuilt from the topics: how far.
     #[serde(default)]
     pub replay: Option<ReplayProgress>,
     /// The earliest point that the topics can rebuild it from.
     #[serde(default)]
     pub replayable_from: Option<ReplayableFrom>,
+}
+
+/// Changes in the log that a table lacks: it is loaded, catches up, or is set aside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Behind {
+    /// Commit LSN of the first of them.
+    pub lsn: Lsn,
+    /// When that was committed, by the source's clock.
+    pub since: DateTime<Utc>,
+    /// Offsets of the change topic from there to its end, other tables' included.
+    pub events: i64,
 }
 
 /// A retained copy of a table.
@@ -204,6 +218,7 @@ impl TableReport {
             rows_loaded: 0,
             error: None,
             last_synced_at: None,
+            behind: None,
             replay: None,
             replayable_from: None,
         }

@@ -225,7 +225,7 @@ fn phase(mirror: &Mirror, reports: &Reports) -> Phase {
         };
     }
     let settled = |state: &&str| ["LIVE", "ERRORED", "PARKED"].contains(state);
-    if states.contains(&"LIVE") && states.iter().all(settled) {
+    if !states.is_empty() && states.iter().all(settled) {
         return Phase::Cdc;
     }
     let capture_syncs = reports

@@ -93,7 +93,7 @@ pub(crate) async fn metrics(
 ) -> Result<Json<Value>> {
     let mirror = api.catalog.get_mirror(&name).await?;
     let seen = see(&api, mirror).await?;
-    let lag = lag(&seen.reports, seen.reports.read_at);
+    let lag = lag(&seen.reports, seen.mirror.created_at, seen.reports.read_at);
     let topic = api.topics.changes(&seen.mirror.slug);
     Ok(Json(view::metrics(
         &seen.mirror,

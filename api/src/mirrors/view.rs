@@ -1,6 +1,8 @@
 //! How a mirror is shown. Pure: from the catalog's rows and the roles' reports to JSON.
 
-use bunny_catalog::{LagView, Mirror, MirrorTable, Reports, StatusView, SyncProgress, TableReport};
+use bunny_catalog::{
+    LagView, Mirror, MirrorTable, Reports, StatusView, SyncProgress, TableReport, table_lag,
+};
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Map, Value, json};
 
@@ -142,7 +144,10 @@ pub(super) fn tables(mirror: &Mirror, reports: &Reports) -> Vec<Value> {
                 .iter()
                 .flat_map(|report| &report.insert_only)
                 .any(|name| name == &table.source);
-            self::table(table, applied, sync, insert_only)
+            let mut shown = self::table(table, applied, sync, insert_only);
+            let behind = applied.and_then(|applied| applied.behind);
+            shown["behind"] = json!(behind.map(|behind| table_lag(&behind, reports)));
+            shown
         })
         .collect()
 }

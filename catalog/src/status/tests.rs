@@ -155,6 +155,21 @@ fn a_table_in_error_leaves_the_mirror_running_and_degraded() {
     assert!(message.contains("public.u") && message.contains("value too long"));
 }
 
+/// Nothing is copied any more: that it goes on copying would be waited for in vain.
+#[test]
+fn a_mirror_whose_tables_all_failed_to_load_does_not_copy_for_ever() {
+    let mut reports = reports("ERRORED");
+    if let Some(report) = reports.apply.report.as_mut() {
+        report.tables[0].error = Some("no such type".into());
+    }
+    let view = derive(&mirror("m"), &reports, &[], reports.read_at);
+    assert_eq!(
+        (view.status, view.phase, view.health),
+        (Status::Running, Phase::Cdc, Health::Degraded)
+    );
+    assert!(view.error_message.unwrap().contains("no such type"));
+}
+
 #[test]
 fn a_role_that_is_silent_for_30_seconds_shows() {
     let mut reports = reports("LIVE");

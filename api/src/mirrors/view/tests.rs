@@ -1,7 +1,9 @@
 use bunny_catalog::{
-    ApplyReport, CaptureReport, Desired, Health, MirrorConfig, Phase, Point, RoleState, Status, lag,
+    ApplyReport, Behind, CaptureReport, Desired, Health, MirrorConfig, Phase, Point, RoleState,
+    Status, lag,
 };
 use bunny_postgres::{Lsn, TableName};
+use chrono::TimeDelta;
 use uuid::Uuid;
 
 use super::*;
@@ -137,7 +139,7 @@ fn a_mirror_is_shown_as_in_the_guide() {
 #[test]
 fn metrics_are_shown_as_in_the_guide() {
     let reports = reporting();
-    let lag = lag(&reports, reports.read_at);
+    let lag = lag(&reports, moment(), reports.read_at);
     let shown = metrics(&mirror(), &status(), &lag, "bunny.prod_to_staging.changes");
     let guide = json!({
         "mirror_name": "prod_to_staging", "status": "RUNNING", "current_phase": "CDC",
@@ -179,6 +181,26 @@ fn metrics_are_shown_as_in_the_guide() {
         }
     }
     assert_eq!(shown["apply"]["topic"], "bunny.prod_to_staging.changes");
+}
+
+#[test]
+fn a_table_shows_how_far_it_is_behind_the_others() {
+    let mut reports = reporting();
+    let shown = full(&mirror(), &reports, &status());
+    assert_eq!(shown["tables"][0]["behind"], Value::Null);
+    if let Some(report) = reports.apply.report.as_mut() {
+        report.tables[0].behind = Some(Behind {
+            lsn: Lsn(0x8),
+            since: moment() - TimeDelta::hours(2),
+            events: 7,
+        });
+    }
+    let shown = full(&mirror(), &reports, &status());
+    let behind = json!({"lsn": "0/8", "lag_bytes": 0x18, "lag_seconds": 7200.0, "lag_events": 7});
+    assert_eq!(shown["tables"][0]["behind"], behind);
+    let lag = lag(&reports, moment(), reports.read_at);
+    let shown = metrics(&mirror(), &status(), &lag, "t");
+    assert_eq!(shown["lag_seconds"], 7200.0);
 }
 
 #[test]
