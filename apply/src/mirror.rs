@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use bunny_catalog::{Desired, Finished, Mirror, MirrorContext, OnTableError, Outcome, TaskFailure};
-use bunny_postgres::Session;
+use bunny_postgres::{Session, TableName};
 use bunny_schemas::kafka::KafkaConfig;
 use bunny_schemas::registry::Registry;
 use bunny_schemas::topics::Topics;
@@ -318,6 +318,11 @@ pub(crate) async fn set_aside_or(run: &MirrorRun, error: Error) -> Result<()> {
         } if run.mirror.config.on_table_error == OnTableError::Quarantine => {
             quarantine::set_aside(run, &table, &reason, restart_offset).await
         }
+        Error::Table {
+            table,
+            reason,
+            restart_offset,
+        } => Err(stop(table, &reason, restart_offset)),
         error => Err(error),
     }
 }
@@ -334,14 +339,19 @@ async fn refuse_errored(run: &MirrorRun) -> Result<()> {
 fn stopped_by(tables: &[TableState]) -> Option<Error> {
     let table = tables.iter().find(|table| table.state == State::Errored)?;
     let cause = table.error.as_deref().unwrap_or("its reason is not known");
-    Some(Error::Table {
-        table: table.source.clone(),
+    Some(stop(table.source.clone(), cause, table.restart_offset))
+}
+
+/// The error of a table that stops its mirror, and the way out. Pure.
+pub(crate) fn stop(table: TableName, cause: &str, restart_offset: Option<i64>) -> Error {
+    Error::Table {
+        table,
         reason: format!(
-            "{cause}. The table is ERRORED and \"on_table_error\" is \"stop\", so the mirror does not go on: \
-             remove the cause, then sync the table again (or delete the mirror and create it anew)"
+            "{cause}. \"on_table_error\" is \"stop\", so the mirror does not go on: remove the cause, then retry \
+             the mirror, or sync the table again"
         ),
-        restart_offset: table.restart_offset,
-    })
+        restart_offset,
+    }
 }
 
 /// How long to wait with the log ending at `end_offset`: longer each time it has not
@@ -372,8 +382,6 @@ async fn wait_for_more(run: &MirrorRun, at_most: Duration) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use bunny_postgres::TableName;
-
     use super::*;
 
     #[test]
@@ -407,5 +415,6 @@ mod tests {
         };
         let error = stopped_by(&[sound, errored]).expect("an error").to_string();
         assert!(error.contains("public.b: column c is missing. "), "{error}");
+        assert!(error.contains("retry the mirror"), "{error}");
     }
 }

@@ -19,6 +19,7 @@ use super::snapshot_topic;
 use crate::bookkeeping::{self, State};
 use crate::context::MirrorRun;
 use crate::error::{Error, Result};
+use crate::mirror::stop;
 use crate::swap;
 
 /// Shows how far a load is; cheap to clone, readable at any time.
@@ -101,8 +102,8 @@ impl Shared {
         reason: &str,
     ) -> Result<()> {
         outcome::store_failed(session, &self.run, source, reason).await?;
-        self.update(|board| board.settled(request_id));
         if self.run.is_beside() {
+            self.update(|board| board.settled(request_id));
             // The table itself has not failed.
             swap::say_given_up(&self.run, source, reason);
             return Ok(());
@@ -111,12 +112,10 @@ impl Shared {
         let message = format!("table {source} can't be loaded and is set aside");
         self.run.reporter.log(LogLevel::Error, message, details);
         if self.run.mirror.config.on_table_error == OnTableError::Stop {
-            return Err(Error::Table {
-                table: source.clone(),
-                reason: reason.to_owned(),
-                restart_offset: None,
-            });
+            // Not settled: a load that ends before this error is heard would end well.
+            return Err(stop(source.clone(), reason, None));
         }
+        self.update(|board| board.settled(request_id));
         Ok(())
     }
 
