@@ -137,6 +137,7 @@ async fn capture(run: &Run, source: Session) -> Result<Finished> {
         mirror,
         &positions.syncs,
         &watch.absent(mirror),
+        watch.unpublished(),
         watch.exclusions().subscribe(),
     );
     let syncs = rounds.view();

@@ -31,6 +31,7 @@ const LOG_LINES_MAX: usize = 256;
 pub(crate) struct Rounds {
     wanted: Vec<(Uuid, MirrorTable)>,
     absent: BTreeSet<TableName>,
+    unpublished: watch::Receiver<Pending>,
     exclusions: watch::Receiver<Exclusions>,
     attempts: HashMap<Uuid, i32>,
     finished: HashSet<Uuid>,
@@ -45,11 +46,12 @@ pub(crate) struct Rounds {
 type Refused = HashMap<Uuid, SyncRefusal>;
 
 impl Rounds {
-    /// Tables that are `absent` from the source wait.
+    /// Tables that are `absent` from the source wait, and those that are not published yet.
     pub(crate) fn new(
         mirror: &Mirror,
         recorded: &HashMap<Uuid, SyncRecord>,
         absent: &BTreeSet<TableName>,
+        unpublished: watch::Receiver<Pending>,
         exclusions: watch::Receiver<Exclusions>,
     ) -> Self {
         let wanted: Vec<(Uuid, MirrorTable)> = mirror
@@ -80,6 +82,7 @@ impl Rounds {
                 .collect(),
             wanted,
             absent: absent.clone(),
+            unpublished,
             exclusions,
             failures: HashMap::new(),
             refused: Arc::default(),
@@ -120,9 +123,11 @@ impl Rounds {
     fn next_round(&mut self) -> Vec<TableSync> {
         let mut round = Vec::new();
         let refused: HashSet<Uuid> = self.refused().keys().copied().collect();
+        let unpublished = self.unpublished.borrow().clone();
         for (request, table) in &self.wanted {
             let is_left = self.finished.contains(request) || refused.contains(request);
-            if is_left || self.absent.contains(&table.source) {
+            let source = &table.source;
+            if is_left || self.absent.contains(source) || unpublished.contains(source) {
                 continue;
             }
             let attempt = self.attempts.entry(*request).or_insert(0);
@@ -331,14 +336,19 @@ pub(crate) async fn run(
     let work = async {
         let mut backoff = BACKOFF_FIRST;
         let mut updates = run.context.updates();
+        let mut unpublished = rounds.unpublished.clone();
         loop {
             let latest = updates.borrow_and_update().clone();
+            unpublished.mark_unchanged();
             rounds.try_again(&latest);
             let tables = rounds.next_round();
             if tables.is_empty() {
                 // What is refused waits for someone to ask for it again.
-                if updates.changed().await.is_err() {
-                    return std::future::pending::<Result<()>>().await;
+                tokio::select! {
+                    changed = updates.changed() => if changed.is_err() {
+                        return std::future::pending::<Result<()>>().await;
+                    },
+                    Ok(()) = unpublished.changed() => {}
                 }
                 continue;
             }

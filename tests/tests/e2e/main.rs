@@ -42,6 +42,7 @@ mod source_writes;
 mod subscribers;
 mod swap;
 mod swap_kinds;
+mod table_list;
 mod tables;
 mod tail;
 mod tls;
