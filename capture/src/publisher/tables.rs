@@ -407,6 +407,18 @@ impl Tables {
         found.filter_map(Result::transpose).collect()
     }
 
+    /// What a relation is called: by the mirror, or by the source if it is nothing to the mirror.
+    pub(crate) fn name(&self, oid: u32) -> Option<TableName> {
+        match self.known.get(&oid)? {
+            Known::Mapped(published) => Some(published.table.clone()),
+            Known::Displaced(displaced) => Some(displaced.table.clone()),
+            Known::Unmapped(relation) => Some(TableName {
+                schema: relation.schema.clone(),
+                name: relation.name.clone(),
+            }),
+        }
+    }
+
     /// The mapped table that misses the changes of `oid` under this name, and why.
     fn displaced(&self, oid: u32, name: &TableName) -> Option<(TableName, String)> {
         let expected = self.expected.get(name);
@@ -415,6 +427,12 @@ impl Tables {
         }
         let mut all = self.expected.iter();
         if let Some((table, _)) = all.find(|(_, expected)| expected.oid == oid) {
+            if table == name {
+                let reason = format!(
+                    "the table {table} has left the mirror; sync it again if it comes back"
+                );
+                return Some((table.clone(), reason));
+            }
             let reason = format!(
                 "the source table {table} was renamed to {name}; rename it back and sync it again, or take it out of the mirror"
             );

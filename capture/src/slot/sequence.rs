@@ -88,6 +88,15 @@ impl Sequencer {
         self.open.as_ref()
     }
 
+    /// Whether the log has a part of the open transaction from an earlier session.
+    pub(crate) fn is_resumed(&self) -> bool {
+        let after = self.resume_after;
+        after.seq > 0
+            && self
+                .open
+                .is_some_and(|open| open.commit_lsn == after.commit_lsn)
+    }
+
     pub(crate) fn begin(
         &mut self,
         commit_lsn: Lsn,
@@ -165,6 +174,10 @@ mod tests {
         assert_eq!(sequencer.row().unwrap(), None);
         assert_eq!(sequencer.row().unwrap(), None);
         assert_eq!(sequencer.row().unwrap(), Some(at(100, 3)));
+        assert!(sequencer.is_resumed());
+        sequencer.commit(Lsn(100)).unwrap();
+        sequencer.begin(Lsn(200), 0, 2).unwrap();
+        assert!(!sequencer.is_resumed());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use bunny_tests::content::TablePair;
-use bunny_tests::stage::CONVERGE;
+use bunny_tests::stage::{CONVERGE, Stage};
 use serde_json::{Value, json};
 
 use crate::lifecycle::wait_status;
@@ -72,4 +72,51 @@ async fn a_locked_table_keeps_no_other_waiting() -> Result<()> {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     Ok(())
+}
+
+/// Capture dies when a part of a transaction is in the log; all that is left of it is about a
+/// table that has left the mirror before capture is back, and of which nothing was recorded.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_whose_rest_has_left_the_mirror_ends() -> Result<()> {
+    let stage = Stage::new("rest_left").await?;
+    let [mut capture, _apply, _api] = stage.start_all()?;
+    let api = stage.api().await?;
+    stage.create_peers(&api).await?;
+    let source = stage.source.connect().await?;
+    source
+        .run("CREATE TABLE stays (id int PRIMARY KEY, v text); CREATE TABLE floods (id int PRIMARY KEY, v text);")
+        .await?;
+    let tables = ["public.stays", "public.floods"];
+    let mirror = stage
+        .create_mirror(&api, "mirror", &tables[..1], json!({}))
+        .await?;
+    mirror.wait_running().await?;
+    capture.restart_to_crash("capture::table_moved", 1)?;
+    api.put(TABLES, mappings(&tables)).await?.expect(202)?;
+    capture
+        .wait_crash_point("capture::table_moved", CONVERGE)
+        .await?;
+    source
+        .run("BEGIN; INSERT INTO stays VALUES (1, 'v'); INSERT INTO floods SELECT g, 'v' FROM generate_series(1, 5000) g; COMMIT;")
+        .await?;
+    capture.restart_to_crash("capture::mid_transaction", 1)?;
+    capture
+        .wait_crash_point("capture::mid_transaction", CONVERGE)
+        .await?;
+    api.put(TABLES, mappings(&tables[..1])).await?.expect(202)?;
+    capture.restart()?;
+    // Nothing is to come after it.
+    let destination = stage.destination.connect().await?;
+    let deadline = Instant::now() + CONVERGE;
+    while destination.number("SELECT count(*) FROM stays").await? == 0 {
+        ensure!(
+            Instant::now() < deadline,
+            "half a transaction waits for its end{}",
+            stage.logs_tail()
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    stage
+        .assert_converges(&mirror, &TablePair::all(&tables[..1]))
+        .await
 }
