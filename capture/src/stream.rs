@@ -164,9 +164,7 @@ impl Stream {
             }
             self.settle(source, registry).await?;
         }
-        if self.publisher.has_open() {
-            self.commit().await?;
-        }
+        self.commit_open().await?;
         self.wal.stop().await;
         Ok(())
     }
@@ -307,6 +305,7 @@ impl Stream {
                 let given = self.open()?.given();
                 if let Message::Relation(relation) = message {
                     self.streamed.described(relation.oid);
+                    self.commit_open().await?;
                     self.tables
                         .described(relation, given, source, registry)
                         .await?;
@@ -340,6 +339,7 @@ impl Stream {
             .is_none_or(|table| new.is_none_or(|new| !table.has_new_label(new)));
         let open = self.open()?;
         if !knows_all {
+            self.commit_open().await?;
             self.tables
                 .describe_again(relation, open.given(), source, registry)
                 .await?;
@@ -423,6 +423,10 @@ impl Stream {
         let Some(finding) = self.finding.take_if(is_ready) else {
             return Ok(());
         };
+        self.commit_open().await?;
+        self.tables
+            .expect(finding.expected, source, registry)
+            .await?;
         let count = finding.gaps.len() as u64;
         for (seq, (table, reason)) in (1..).zip(&finding.gaps) {
             let place = Place {
@@ -442,9 +446,6 @@ impl Stream {
             };
             self.send(Held { event, position }).await?;
         }
-        self.tables
-            .expect(finding.expected, source, registry)
-            .await?;
         self.commit_with(&finding.records).await?;
         // A watch that no longer waits has ended with its run.
         let _ = finding.done.send(());
@@ -465,6 +466,16 @@ impl Stream {
         self.encoder.recycle(held.event);
         self.reached.sent(held.position);
         self.sent += 1;
+        Ok(())
+    }
+
+    /// Commits what is sent, before the source's catalog or a schema registry is asked: either may
+    /// take a minute to answer, and an open transaction would hold back what came before from all
+    /// who read what is committed, until the broker ends it as if another capture had come.
+    async fn commit_open(&mut self) -> Result<()> {
+        if self.publisher.has_open() {
+            self.commit().await?;
+        }
         Ok(())
     }
 
@@ -506,7 +517,9 @@ impl Stream {
         self.status
             .send_modify(|status| status.events_published += sent);
         if let Some(open) = self.sequencer.open() {
-            crash_point(MID_TRANSACTION);
+            if open.commit_lsn == self.recorded.commit_lsn {
+                crash_point(MID_TRANSACTION);
+            }
             // What is published now is the beginning of this one, and all before it.
             let since = open.commit_ts_us;
             self.status
