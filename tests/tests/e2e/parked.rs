@@ -1,12 +1,15 @@
 //! Tables that somebody keeps locked are parked, the others go on, and they come back.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
-use bunny_tests::bunny::Role;
+use anyhow::{Result, ensure};
+use bunny_tests::api::Api;
+use bunny_tests::bunny::{Bunny, Role};
+use bunny_tests::content::TablePair;
+use bunny_tests::database::Session;
 use bunny_tests::load::{self, Load};
 use bunny_tests::stage::{CONVERGE, Stage};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::lifecycle::wait_status;
 
@@ -74,4 +77,98 @@ async fn a_locked_table_is_parked_and_comes_back() -> Result<()> {
     stage.assert_converges(&mirror, &load::pairs()).await?;
     stage.assert_topics_hold(&mirror, &load::pairs()).await?;
     Ok(())
+}
+
+/// A stage with one process per role, apply with failpoints.
+struct Setting {
+    // They end before the stage takes their databases away.
+    _processes: [Bunny; 3],
+    source: Session,
+    destination: Session,
+    api: Api,
+    stage: Stage,
+}
+
+impl Setting {
+    async fn new(test: &str, failpoints: &str) -> Result<Setting> {
+        let stage = Stage::new(test).await?;
+        stage.migrate()?;
+        let processes = [
+            stage.start(Role::Capture)?,
+            stage.start_with(Role::Apply, &[("FAILPOINTS", failpoints)])?,
+            stage.start(Role::Api)?,
+        ];
+        let api = stage.api().await?;
+        stage.create_peers(&api).await?;
+        Ok(Setting {
+            _processes: processes,
+            source: stage.source.connect().await?,
+            destination: stage.destination.connect().await?,
+            api,
+            stage,
+        })
+    }
+
+    /// Each run of the mirror raises it.
+    async fn epoch(&self) -> Result<i64> {
+        let session = &self.destination;
+        session.number("SELECT epoch FROM _bunny.owner").await
+    }
+
+    /// Lines of the mirror's log that hold all the words.
+    async fn said(&self, words: &[&str]) -> Result<usize> {
+        let path = "/v1/mirrors/mirror/logs?limit=500";
+        let log = self.api.get(path).await?.expect(200)?;
+        let lines = log["logs"].as_array().cloned().unwrap_or_default();
+        let holds = |line: &&Value| words.iter().all(|word| line.to_string().contains(word));
+        Ok(lines.iter().filter(holds).count())
+    }
+}
+
+/// The catch-up reader meets a lock while main, which it has asked to hold, is still busy.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_met_by_who_catches_up_does_not_end_main() -> Result<()> {
+    // Main takes its time before every commit.
+    let failpoints = "apply_lock_patience_seconds=return(6);apply::before_commit=sleep(1500)";
+    let setting = Setting::new("asked", failpoints).await?;
+    load::create_tables(&setting.source, 200).await?;
+    setting
+        .source
+        .run("CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t SELECT g, g FROM generate_series(1, 10) g")
+        .await?;
+    let tables = [&load::TABLES[..], &["public.t"][..]].concat();
+    let mirror = setting
+        .stage
+        .create_mirror(&setting.api, "mirror", &tables, json!({}))
+        .await?;
+    mirror.wait_running().await?;
+    let load = Load::start(&setting.stage.source, 1, 40);
+    let epoch = setting.epoch().await?;
+
+    // The table's lock can be had, a row's cannot: it is let go on, and meets it each time.
+    let locking = setting.stage.destination.connect().await?;
+    locking
+        .run("BEGIN; SELECT FROM t WHERE id = 1 FOR UPDATE")
+        .await?;
+    setting.source.run("UPDATE t SET v = v + 1").await?;
+    let given_up = Instant::now() + CONVERGE;
+    while setting.said(&["public.t is PARKED"]).await? < 3 {
+        load.advance(10).await;
+        assert_eq!(setting.epoch().await?, epoch, "another run");
+        ensure!(
+            Instant::now() < given_up,
+            "not parked again\n{}",
+            setting.stage.logs_tail()
+        );
+    }
+    mirror
+        .wait_for_lsn(setting.source.current_lsn().await?)
+        .await?;
+    assert_eq!(setting.epoch().await?, epoch, "another run");
+
+    locking.run("COMMIT").await?;
+    wait_status(&mirror, "public.t", "LIVE").await?;
+    load.stop().await;
+    let pairs = TablePair::all(&tables);
+    setting.stage.assert_converges(&mirror, &pairs).await
 }
