@@ -283,7 +283,8 @@ pub async fn set_state<C: GenericClient + Sync>(
 }
 
 /// Sets a table aside: its changes from `restart_offset` on are not applied any more.
-/// An earlier restart offset is kept.
+/// An earlier restart offset is kept. One that leaves main without one lacks what main has
+/// not committed: without any it could never come back from the log.
 pub async fn quarantine_table<C: GenericClient + Sync>(
     client: &C,
     mirror_id: Uuid,
@@ -294,7 +295,9 @@ pub async fn quarantine_table<C: GenericClient + Sync>(
     let rows = client
         .execute(
             "UPDATE _bunny.tables SET state = 'ERRORED', in_main = false, error = $4,
-                 restart_offset = CASE WHEN in_main OR restart_offset IS NULL THEN $5 ELSE restart_offset END,
+                 restart_offset = CASE
+                     WHEN in_main THEN coalesce($5, (SELECT next_offset FROM _bunny.progress WHERE mirror_id = $1))
+                     WHEN restart_offset IS NULL THEN $5 ELSE restart_offset END,
                  updated_at = now()
              WHERE mirror_id = $1 AND source_schema = $2 AND source_table = $3",
             &[&mirror_id, &source.schema, &source.name, &reason, &restart_offset],
@@ -321,7 +324,9 @@ pub async fn park_table<C: GenericClient + Sync>(
     client
         .execute(
             "UPDATE _bunny.tables SET state = 'PARKED', in_main = false, error = $4,
-                 restart_offset = CASE WHEN in_main OR restart_offset IS NULL THEN $5 ELSE restart_offset END,
+                 restart_offset = CASE
+                     WHEN in_main THEN coalesce($5, (SELECT next_offset FROM _bunny.progress WHERE mirror_id = $1))
+                     WHEN restart_offset IS NULL THEN $5 ELSE restart_offset END,
                  updated_at = now()
              WHERE mirror_id = $1 AND source_schema = $2 AND source_table = $3
                AND (in_main OR state = 'CATCHING_UP')",

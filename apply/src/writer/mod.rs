@@ -8,6 +8,7 @@
 //! that one table's failure ([`Error::Table`]). Whatever the error, the session must not
 //! be used afterwards: dropping it rolls everything back.
 
+mod blame;
 mod copy;
 mod create;
 mod drift;
@@ -30,7 +31,6 @@ use uuid::Uuid;
 
 use crate::batch::Part;
 use crate::bookkeeping::{Counts, Epoch, Prepared, Progress};
-use crate::catch_up::LOCK_NOT_AVAILABLE;
 use crate::error::{Error, Result};
 use crate::event::Change;
 use crate::net_effect::{self, Step};
@@ -38,6 +38,8 @@ use crate::parked;
 use crate::routes::Routes;
 use crate::schema_change::{Follower, Said};
 
+pub(crate) use blame::of_table;
+use blame::{missing_from, of_lock};
 pub(crate) use replica_role::enter_for as enter_replica_role;
 use target::Target;
 
@@ -157,23 +159,8 @@ impl Writer {
             .open
             .as_ref()
             .map_or(part.first_offset, |open| open.first_offset);
-        self.write_part(part).await.map_err(|error| match error {
-            Error::Table {
-                table,
-                reason,
-                restart_offset: None,
-            } => Error::Table {
-                table,
-                reason,
-                restart_offset: Some(first_offset),
-            },
-            Error::Locked { table, source, .. } => Error::Locked {
-                table,
-                restart_offset: Some(first_offset),
-                source,
-            },
-            other => other,
-        })
+        let written = self.write_part(part).await;
+        written.map_err(|error| missing_from(first_offset, error))
     }
 
     async fn write_part(&mut self, part: &Part) -> Result<()> {
@@ -212,7 +199,7 @@ impl Writer {
     /// Commits what was written, with the progress it makes.
     pub async fn commit(&mut self, progress: &Progress, caught_up: &[TableName]) -> Result<()> {
         let open = self.take_open(progress.next_offset);
-        self.follower.finish(&self.session).await?;
+        self.finish(&open).await?;
         let client: &Client = &self.session;
         let (counted, progressed) = tokio::join!(
             self.add_counts(&open),
@@ -236,12 +223,18 @@ impl Writer {
         tables: &[TableName],
     ) -> Result<()> {
         let open = self.take_open(next_offset);
-        self.follower.finish(&self.session).await?;
+        self.finish(&open).await?;
         self.add_counts(&open).await?;
         let client: &Client = &self.session;
         crate::catch_up::advance(client, self.ledger, tables, next_offset).await?;
         crate::crash_points::reached(crate::crash_points::CATCH_UP_BEFORE_COMMIT);
         self.end(&open).await
+    }
+
+    /// Runs what of schema changes waits for the end of the transaction.
+    async fn finish(&mut self, open: &Open) -> Result<()> {
+        let finished = self.follower.finish(&self.session).await;
+        finished.map_err(|error| missing_from(open.first_offset, error))
     }
 
     /// For the open transaction: how long its statements wait for someone else's lock.
@@ -488,29 +481,4 @@ async fn savepoint(client: &Client, statement: &'static str) -> Result<()> {
 /// SQLSTATE class 23, integrity constraint violation (PostgreSQL manual, appendix A).
 fn is_constraint_violation(error: &Error) -> bool {
     error.sqlstate().is_some_and(|code| code.starts_with("23"))
-}
-
-/// Somebody's lock on the table is the table's, too.
-fn of_lock(table: &TableName, error: Error) -> Error {
-    if error.sqlstate() != Some(LOCK_NOT_AVAILABLE) || matches!(error, Error::Locked { .. }) {
-        return error;
-    }
-    Error::Locked {
-        table: table.clone(),
-        restart_offset: None,
-        source: Box::new(error),
-    }
-}
-
-/// An error that trying again cannot cure is the table's.
-fn of_table(table: &TableName, error: Error) -> Error {
-    let error = of_lock(table, error);
-    if error.is_transient() || matches!(error, Error::Table { .. }) {
-        return error;
-    }
-    Error::Table {
-        table: table.clone(),
-        reason: error.to_string(),
-        restart_offset: None,
-    }
 }

@@ -8,7 +8,7 @@ use bunny_tests::bunny::{Bunny, Role};
 use bunny_tests::content::TablePair;
 use bunny_tests::database::Session;
 use bunny_tests::load::{self, Load};
-use bunny_tests::stage::{CONVERGE, Stage};
+use bunny_tests::stage::{CONVERGE, Mirror, Stage};
 use serde_json::{Value, json};
 
 use crate::lifecycle::wait_status;
@@ -123,7 +123,20 @@ impl Setting {
         let holds = |line: &&Value| words.iter().all(|word| line.to_string().contains(word));
         Ok(lines.iter().filter(holds).count())
     }
+
+    /// A change of `public.other`, which nobody locks, arrives.
+    async fn others_go_on(&self, mirror: &Mirror) -> Result<()> {
+        self.source.run("UPDATE other SET v = v + 1").await?;
+        let other = [TablePair::same("public.other")];
+        self.stage.assert_converges(mirror, &other).await
+    }
 }
+
+const TWO_TABLES: &str = "
+    CREATE TABLE t (id int PRIMARY KEY, v int); CREATE TABLE other (id int PRIMARY KEY, v int);
+    INSERT INTO t SELECT g, g FROM generate_series(1, 100) g;
+    INSERT INTO other SELECT g, g FROM generate_series(1, 100) g;";
+const NAMES: [&str; 2] = ["public.t", "public.other"];
 
 /// The catch-up reader meets a lock while main, which it has asked to hold, is still busy.
 #[tokio::test(flavor = "multi_thread")]
@@ -171,4 +184,37 @@ async fn a_lock_met_by_who_catches_up_does_not_end_main() -> Result<()> {
     load.stop().await;
     let pairs = TablePair::all(&tables);
     setting.stage.assert_converges(&mirror, &pairs).await
+}
+
+/// A reader is enough to hold off what is altered at the end of a transaction.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_who_holds_off_a_constraint_stops_its_table_only() -> Result<()> {
+    let setting = Setting::new("held_off", PATIENCE).await?;
+    setting.source.run(TWO_TABLES).await?;
+    let options = json!({"schema_changes": "all"});
+    let mirror = setting
+        .stage
+        .create_mirror(&setting.api, "mirror", &NAMES, options)
+        .await?;
+    mirror.wait_running().await?;
+    let epoch = setting.epoch().await?;
+    let reader = setting.stage.destination.connect().await?;
+    reader.run("BEGIN; SELECT count(*) FROM t").await?;
+    setting
+        .source
+        .run("ALTER TABLE t ALTER v SET NOT NULL; UPDATE t SET v = v + 1")
+        .await?;
+    wait_status(&mirror, "public.t", "PARKED").await?;
+    setting.others_go_on(&mirror).await?;
+    assert_eq!(setting.epoch().await?, epoch, "another run");
+
+    reader.run("COMMIT").await?;
+    wait_status(&mirror, "public.t", "LIVE").await?;
+    let pairs = TablePair::all(&NAMES);
+    setting.stage.assert_converges(&mirror, &pairs).await?;
+    let not_null =
+        "SELECT attnotnull FROM pg_attribute WHERE attrelid = 't'::regclass AND attname = 'v'";
+    let query = format!("SELECT count(*) FROM ({not_null}) a WHERE attnotnull");
+    assert_eq!(setting.destination.number(&query).await?, 1);
+    Ok(())
 }
