@@ -11,6 +11,7 @@ use uuid::Uuid;
 use crate::bookkeeping::Epoch;
 use crate::error::Result;
 use crate::swap;
+use crate::waits::Waits;
 
 /// One run of one mirror, from take-over to the first error or cancel. Cheap to clone.
 #[derive(Clone)]
@@ -30,6 +31,8 @@ pub struct MirrorRun {
     /// that of what is loaded beside its tables (`swap::ledger_of`).
     pub ledger: Uuid,
     pub cancel: CancellationToken,
+    /// What its tasks try again.
+    pub waits: Waits,
 }
 
 impl MirrorRun {

@@ -38,6 +38,7 @@ mod service;
 pub mod stats;
 mod swap;
 pub mod table_sync;
+pub mod waits;
 mod wanted;
 pub mod writer;
 

@@ -28,6 +28,7 @@ use crate::schema_change::labels;
 use crate::schema_sync::{self, Pending};
 use crate::stats::Stats;
 use crate::table_sync::{self, LoadProgress, Loads};
+use crate::waits::{Task, Waits};
 use crate::{
     main_stream, parked, paused, quarantine, reader, removal, replay, report, swap, wanted,
 };
@@ -141,6 +142,7 @@ async fn begin(shared: &Shared, mirror: Arc<Mirror>, context: &MirrorContext) ->
         destination,
         epoch,
         cancel: context.cancel.clone(),
+        waits: Waits::default(),
     };
     enter_generation(&run, &session).await?;
     wanted::reconcile(&run, &session).await?;
@@ -230,14 +232,19 @@ async fn first_entry(run: &MirrorRun, stats: &Arc<Stats>, load: &LoadProgress) -
 
 /// Loads the tables that are not loaded yet; which they are is decided before. A lock that
 /// someone holds on one of them, or a snapshot topic to be read again, is no reason to
-/// interrupt main.
+/// interrupt main; it is said, for it may last.
 async fn load_beside(run: MirrorRun, load: LoadProgress) -> Result<()> {
+    let task = Task::load_of(&run);
     let mut pause = LOAD_PAUSE_MIN;
     loop {
         match table_sync::load(&run, &load).await {
-            Ok(()) => return std::future::pending().await,
+            Ok(()) => {
+                run.waits.over(task);
+                return std::future::pending().await;
+            }
             Err(error) if leaves_main_alone(&error) => {
                 tracing::info!(mirror = %run.mirror.name, %error, "loading tables is tried again");
+                run.waits.met(task, &error);
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LOAD_PAUSE_MAX);
             }

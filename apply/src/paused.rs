@@ -23,6 +23,7 @@ use crate::reader::{self, PARTITION};
 use crate::report::{Known, report};
 use crate::retention::{self, Held};
 use crate::stats::Stats;
+use crate::waits::Waits;
 
 const EVERY: Duration = Duration::from_secs(1);
 /// In which of its rounds the report asks what the topics hold.
@@ -190,5 +191,6 @@ async fn reading(
         epoch: standing.epoch,
         ledger: mirror.id,
         cancel: context.cancel.clone(),
+        waits: Waits::default(),
     })
 }

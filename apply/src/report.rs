@@ -51,6 +51,7 @@ pub(crate) async fn report_forever(run: &MirrorRun, stats: &Stats, loads: &Loads
         let topic = run.topics.changes(&run.mirror.slug);
         let loading = loads.tables();
         let mut report = report(&stats.moment(), known, &loading, topic, SystemTime::now());
+        report.messages.extend(run.waits.messages());
         held.show(&run.mirror, &mut report);
         let tables: Vec<TableState> = known.all().cloned().collect();
         pace.show(&run.mirror, &tables, &loading, &mut report, Instant::now());

@@ -18,6 +18,7 @@ use bunny_apply::context::{MirrorRun, application_name};
 use bunny_apply::crossing::crossing;
 use bunny_apply::main_stream::{Ended, follow};
 use bunny_apply::stats::Stats;
+use bunny_apply::waits::Waits;
 use bunny_apply::{Error, Result};
 use bunny_catalog::{
     Catalog, Desired, EncryptionKey, Location, Mirror, MirrorConfig, MirrorTable, Reporter,
@@ -199,6 +200,7 @@ impl Stage {
             epoch,
             ledger: self.mirror.id,
             cancel: CancellationToken::new(),
+            waits: Waits::default(),
         }
     }
 

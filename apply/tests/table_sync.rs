@@ -14,6 +14,7 @@ use std::time::Duration;
 use bunny_apply::bookkeeping::{self, State, TableState};
 use bunny_apply::context::{MirrorRun, application_name};
 use bunny_apply::table_sync::{LoadProgress, load};
+use bunny_apply::waits::Waits;
 use bunny_catalog::{
     Catalog, Desired, EncryptionKey, Location, Mirror, MirrorConfig, MirrorTable, OnExistingRows,
     Reporter,
@@ -196,6 +197,7 @@ impl Stage {
             epoch,
             ledger: self.mirror.id,
             cancel: CancellationToken::new(),
+            waits: Waits::default(),
         }
     }
 

@@ -34,6 +34,7 @@ use crate::replay;
 use crate::schema_change::labels;
 use crate::swap;
 use crate::table_sync::chunk_copy;
+use crate::waits::Task;
 
 use round::Ended;
 pub(crate) use store::advance;
@@ -63,9 +64,13 @@ pub(crate) async fn run(
             && let Err(error) = exchange(&run, &mut look).await
         {
             match error {
-                Error::Table { .. } => set_aside_or(&run, error).await?,
+                Error::Table { .. } => {
+                    run.waits.over(Task::Exchange);
+                    set_aside_or(&run, error).await?;
+                }
                 error if swap::is_lock(&error) => {
                     tracing::info!(mirror = %run.mirror.name, %error, "a table is locked, its rows are exchanged later");
+                    run.waits.met(Task::Exchange, &error);
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LOCKED_PAUSE_MAX);
                 }
@@ -77,6 +82,7 @@ pub(crate) async fn run(
         let (all, behind) = look.behind(generation).await?;
         let (behind, bound) = replay::next_round(&run.mirror, behind, &all, &standing);
         if behind.is_empty() {
+            run.waits.over(Task::catch_up_of(&run));
             tokio::time::sleep(LOOK_EVERY).await;
             continue;
         }
@@ -110,6 +116,7 @@ pub(crate) async fn run(
             }) if !run.is_beside() => parked::park(&run, &table, restart_offset).await?,
             Err(error) if error.sqlstate() == Some(LOCK_NOT_AVAILABLE) => {
                 tracing::info!(mirror = %run.mirror.name, %error, "a table that catches up is locked, trying again");
+                run.waits.met(Task::catch_up_of(&run), &error);
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LOCKED_PAUSE_MAX);
             }

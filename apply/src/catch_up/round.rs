@@ -25,6 +25,7 @@ use crate::replay::{self, Bound};
 use crate::routes::Routes;
 use crate::stats::Stats;
 use crate::swap;
+use crate::waits::Task;
 use crate::writer::Writer;
 
 /// So many offsets behind main it asks main to hold: what is left takes a moment.
@@ -235,7 +236,9 @@ impl Round<'_> {
         if !self.writer.is_open() {
             return Ok(());
         }
-        self.commit().await
+        self.commit().await?;
+        self.run.waits.over(Task::catch_up_of(self.run));
+        Ok(())
     }
 
     async fn begin(&mut self, first_offset: i64) -> Result<()> {

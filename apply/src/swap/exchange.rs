@@ -17,6 +17,7 @@ use crate::crash_points::{self, reached};
 use crate::error::{Error, Result};
 use crate::schema_change::destination;
 use crate::schema_change::shape::{self, Shape};
+use crate::waits::Task;
 use crate::writer;
 
 /// Exchanges the rows of every table that is out of main and whose rows beside it are at
@@ -121,6 +122,7 @@ async fn one(
     reached(crash_points::SWAP_BEFORE_COMMIT);
     commit(client).await?;
     reached(crash_points::SWAP_DONE);
+    run.waits.over(Task::Exchange);
     let source = &table.source;
     tracing::info!(mirror = %run.mirror.name, table = %source, removed, added, "rows exchanged");
     run.reporter.log(

@@ -10,6 +10,7 @@ use super::destination_table::{self, Ensured, Wanted};
 use crate::bookkeeping::{self, State, TableState};
 use crate::context::MirrorRun;
 use crate::error::{Error, Result};
+use crate::parked;
 use crate::replay;
 use crate::schema::foundations;
 use crate::swap;
@@ -36,7 +37,8 @@ pub(super) async fn make_true(
     lay_foundations(client, run, sync).await?;
     client
         .batch_execute(&format!(
-            "BEGIN; SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"
+            "BEGIN; SET LOCAL lock_timeout = '{}s'",
+            LOCK_TIMEOUT_SECONDS.min(parked::patience_seconds())
         ))
         .await
         .map_err(Error::sql("beginning a table sync"))?;

@@ -124,6 +124,12 @@ impl Setting {
         Ok(lines.iter().filter(holds).count())
     }
 
+    async fn resync(&self, table: &str, strategy: &str) -> Result<()> {
+        let path = format!("/v1/mirrors/mirror/resync/{table}");
+        let accepted = self.api.post(&path, json!({"strategy": strategy})).await?;
+        accepted.expect(202).map(drop)
+    }
+
     /// A change of `public.other`, which nobody locks, arrives.
     async fn others_go_on(&self, mirror: &Mirror) -> Result<()> {
         self.source.run("UPDATE other SET v = v + 1").await?;
@@ -137,6 +143,26 @@ const TWO_TABLES: &str = "
     INSERT INTO t SELECT g, g FROM generate_series(1, 100) g;
     INSERT INTO other SELECT g, g FROM generate_series(1, 100) g;";
 const NAMES: [&str; 2] = ["public.t", "public.other"];
+
+async fn wait_message(mirror: &Mirror, words: &[&str]) -> Result<()> {
+    let what = format!("a message with {words:?}");
+    let holds = |message: &Value| words.iter().all(|word| message.to_string().contains(word));
+    mirror
+        .wait_until(&what, CONVERGE, |mirror, _| {
+            let messages = mirror["messages"].as_array();
+            messages.into_iter().flatten().any(holds)
+        })
+        .await
+}
+
+/// Nothing is tried again any more.
+async fn wait_all_well(mirror: &Mirror) -> Result<()> {
+    mirror
+        .wait_until("all well", CONVERGE, |mirror, _| {
+            !mirror["messages"].to_string().contains("tried again")
+        })
+        .await
+}
 
 /// The catch-up reader meets a lock while main, which it has asked to hold, is still busy.
 #[tokio::test(flavor = "multi_thread")]
@@ -216,5 +242,30 @@ async fn a_reader_who_holds_off_a_constraint_stops_its_table_only() -> Result<()
         "SELECT attnotnull FROM pg_attribute WHERE attrelid = 't'::regclass AND attname = 'v'";
     let query = format!("SELECT count(*) FROM ({not_null}) a WHERE attnotnull");
     assert_eq!(setting.destination.number(&query).await?, 1);
+    Ok(())
+}
+
+/// What is loaded and exchanged beside main may wait for long; main goes on, and it is said.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_tried_again_beside_main_is_said() -> Result<()> {
+    let failpoints = format!("{PATIENCE};apply::sync_started=1*panic(on purpose)->off");
+    let setting = Setting::new("tried_again", &failpoints).await?;
+    setting.source.run(TWO_TABLES).await?;
+    let mirror = setting
+        .stage
+        .create_mirror(&setting.api, "mirror", &NAMES, json!({}))
+        .await?;
+    mirror.wait_running().await?;
+    let died = ["ended by itself", "on purpose", "error"];
+    assert_eq!(setting.said(&died).await?, 1);
+
+    let reader = setting.stage.destination.connect().await?;
+    reader.run("BEGIN; SELECT count(*) FROM t").await?;
+    setting.resync("public.t", "truncate").await?;
+    wait_message(&mirror, &["tried again", "lock timeout"]).await?;
+    setting.others_go_on(&mirror).await?;
+    reader.run("COMMIT").await?;
+    wait_status(&mirror, "public.t", "LIVE").await?;
+    wait_all_well(&mirror).await?;
     Ok(())
 }
