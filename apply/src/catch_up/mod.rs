@@ -11,7 +11,7 @@
 //!
 //! On failure: an error about one table sets that table aside, its offset kept, and the
 //! others go on; a lock that someone holds is waited for with growing pauses, outside of
-//! main's time; every other error ends the run.
+//! main's time, and so is room for an exchange; every other error ends the run.
 
 mod round;
 mod store;
@@ -56,26 +56,12 @@ pub(crate) async fn run(
     followers: Arc<AtomicUsize>,
 ) -> Result<()> {
     let mut pause = LOCKED_PAUSE_MIN;
+    let mut exchange_pause = LOCKED_PAUSE_MIN;
     let mut look = Look::new(run.clone());
     // Replays that have reached their bound; the pause that ends this run is on its way.
     let mut standing: Vec<Uuid> = Vec::new();
     loop {
-        if run.is_beside()
-            && let Err(error) = exchange(&run, &mut look).await
-        {
-            match error {
-                Error::Table { .. } => {
-                    run.waits.over(Task::Exchange);
-                    set_aside_or(&run, error).await?;
-                }
-                error if swap::is_lock(&error) => {
-                    tracing::info!(mirror = %run.mirror.name, %error, "a table is locked, its rows are exchanged later");
-                    run.waits.met(Task::Exchange, &error);
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(LOCKED_PAUSE_MAX);
-                }
-                error => return Err(error),
-            }
+        if run.is_beside() && !exchange(&run, &mut look, &mut exchange_pause).await? {
             continue;
         }
         let generation = crossing.committed().borrow().generation;
@@ -125,9 +111,34 @@ pub(crate) async fn run(
     }
 }
 
-/// Exchanges the rows of the tables that are ready for it. If that fails, they are let go on
-/// with those they have.
-async fn exchange(run: &MirrorRun, look: &mut Look) -> Result<()> {
+/// Exchanges the rows of the tables that are ready for it. False: one of them could not be
+/// now, or not at all.
+async fn exchange(run: &MirrorRun, look: &mut Look, pause: &mut Duration) -> Result<bool> {
+    match try_exchange(run, look).await {
+        Ok(0) => Ok(true),
+        Ok(_) => {
+            *pause = LOCKED_PAUSE_MIN;
+            Ok(true)
+        }
+        Err(error @ Error::Table { .. }) => {
+            run.waits.over(Task::Exchange);
+            set_aside_or(run, error).await?;
+            Ok(false)
+        }
+        Err(error) if swap::may_pass(&error) => {
+            tracing::info!(mirror = %run.mirror.name, %error, "the rows of a table are exchanged later");
+            run.waits.met(Task::Exchange, &error);
+            tokio::time::sleep(*pause).await;
+            *pause = (*pause * 2).min(LOCKED_PAUSE_MAX);
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// As many tables as have other rows then. If it fails, they are let go on with those they
+/// have.
+async fn try_exchange(run: &MirrorRun, look: &mut Look) -> Result<usize> {
     let session = look.session().await?;
     swap::tidy(run, &session).await?;
     let exchanged = swap::exchange(run, &session).await;
@@ -138,7 +149,7 @@ async fn exchange(run: &MirrorRun, look: &mut Look) -> Result<()> {
         return exchanged;
     }
     look.session = Some(session);
-    Ok(())
+    exchanged
 }
 
 /// Looks at the table states, through a session that is kept.

@@ -267,5 +267,24 @@ async fn what_is_tried_again_beside_main_is_said() -> Result<()> {
     reader.run("COMMIT").await?;
     wait_status(&mirror, "public.t", "LIVE").await?;
     wait_all_well(&mirror).await?;
-    Ok(())
+
+    // An exchange needs room that nothing else does.
+    let destination = &setting.destination;
+    destination
+        .run("CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+                  RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = '53100'; END$$;
+              CREATE TRIGGER full_disk BEFORE INSERT OR UPDATE OR DELETE ON t FOR EACH STATEMENT EXECUTE FUNCTION full_disk();
+              ALTER TABLE t ENABLE ALWAYS TRIGGER full_disk;")
+        .await?;
+    setting.resync("public.t", "swap").await?;
+    wait_message(&mirror, &["tried again", "No space left on device"]).await?;
+    let epoch = setting.epoch().await?;
+    setting.others_go_on(&mirror).await?;
+    wait_status(&mirror, "public.t", "LIVE").await?;
+    assert_eq!(setting.epoch().await?, epoch, "another run");
+    destination.run("DROP FUNCTION full_disk CASCADE").await?;
+    wait_all_well(&mirror).await?;
+    crate::swap::assert_nothing_beside(&setting.stage).await?;
+    let pairs = TablePair::all(&NAMES);
+    setting.stage.assert_converges(&mirror, &pairs).await
 }
