@@ -148,11 +148,18 @@ async fn replay_staged(
         let only = Some(row.n);
         match row.op {
             Op::Delete => {
-                query(client, target, &target.sql.delete(only)).await?;
+                let done = query(client, target, &target.sql.delete(only)).await?;
+                let deleted = done.first().map_or(0, |done| done.count);
+                drift::report(target, Drift::DeleteMissed, u64::from(deleted == 0));
             }
             Op::Insert | Op::Upsert => {
                 let both = format!("{}; {}", target.sql.update(only), target.sql.insert(only));
-                query(client, target, &both).await?;
+                let done = query(client, target, &both).await?;
+                let met = done.first().map_or(0, |met| met.value(1));
+                match row.op {
+                    Op::Insert => drift::report(target, Drift::InsertOverwrote, met),
+                    _ => drift::report(target, Drift::UpdateInserted, u64::from(met == 0)),
+                }
             }
             Op::Patch => {
                 let patch = target.sql.patch(row.mask, masks.get(row.mask), only);

@@ -3,6 +3,7 @@
 use bunny_apply::bookkeeping::Epoch;
 use bunny_apply::event::{Before, Change};
 use bunny_apply::{Error, bookkeeping};
+use metrics_exporter_prometheus::PrometheusBuilder;
 
 use crate::stage::{KEYED, Stage, body, keyed, old_key, row, some, version};
 
@@ -33,6 +34,50 @@ async fn drift_is_resolved_towards_the_source() {
             .await,
         ["1|a", "2|b", "5|e"]
     );
+}
+
+/// What is swapped can only be written row by row, and there too drift is counted.
+#[tokio::test]
+#[ignore = "needs a server"]
+async fn drift_is_counted_where_rows_are_replayed_one_by_one() {
+    let mut stage = Stage::new(KEYED, &[("keyed", &["ID"])]).await;
+    stage
+        .execute(
+            r#"INSERT INTO {s}.keyed ("ID", code) VALUES (1, 'a'), (2, 'b'), (3, 'here already')"#,
+        )
+        .await;
+    let table = keyed();
+    let update = |id, code| {
+        let after = some(&[id, code, "1", "x"]);
+        body(&table, Change::update(None, after, Vec::new()))
+    };
+    let changes = vec![
+        update("1", "on the way"),
+        update("2", "a"),
+        update("1", "b"),
+        body(&table, Change::Insert(some(&["3", "c", "1", "x"]))),
+        update("8", "not there"),
+        body(&table, Change::Delete(old_key(9))),
+    ];
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let counted = recorder.handle();
+    let _here = metrics::set_default_local_recorder(&recorder);
+    stage.apply(vec![changes], 100).await.unwrap();
+    assert_eq!(
+        stage
+            .rows(r#"SELECT concat_ws('|', "ID", code) FROM {s}.keyed ORDER BY "ID""#)
+            .await,
+        ["1|b", "2|a", "3|c", "8|not there"]
+    );
+    let counted = counted.render();
+    for kind in ["insert_overwrote", "update_inserted", "delete_missed"] {
+        let label = format!("kind=\"{kind}\"");
+        let mut of_kind = counted.lines().filter(|line| line.contains(&label));
+        assert!(
+            of_kind.any(|line| line.ends_with(" 1")),
+            "{kind}: {counted}"
+        );
+    }
 }
 
 #[tokio::test]
