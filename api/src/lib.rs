@@ -7,6 +7,7 @@
 //! * [`Service`] listens and shuts down; [`router`] is the same without a listener.
 //! * `router.rs` holds the one table of routes, each with who may call it.
 //! * `openapi/` makes the document of all of it, from the routes and from what reads requests.
+//! * `gauges.rs` shows every mirror in the metrics of the process.
 //! * `mirror_validation/` decides whether a mirror can be created, before anything is.
 //!
 //! Every answer that is not a success is `{"error": "<what is wrong and what to do>"}` with the right
@@ -15,6 +16,7 @@
 mod auth;
 mod commands;
 mod error;
+mod gauges;
 mod health;
 mod mirror_validation;
 mod mirrors;
@@ -30,6 +32,7 @@ mod state;
 mod users;
 
 pub use error::Error;
+pub use gauges::show_gauges;
 pub use router::router;
 pub use service::Service;
 pub use state::{Api, Options};

@@ -194,6 +194,14 @@ async fn serve(process: Process, api: config::Api, cancel: CancellationToken) ->
             password.expose_secret()
         );
     }
+    let catalog = process.catalog.clone();
+    let gauges = async move {
+        match process.common.metrics_listen {
+            Some(_) => bunny_api::show_gauges(&catalog).await,
+            // Nobody could read them.
+            None => std::future::pending().await,
+        }
+    };
     let options = bunny_api::Options {
         catalog: process.catalog,
         kafka: process.common.kafka,
@@ -201,13 +209,14 @@ async fn serve(process: Process, api: config::Api, cancel: CancellationToken) ->
         listen: api.listen,
         jwt_secret,
     };
-    bunny_api::Service::new(options)
-        .run(cancel)
-        .await
-        .map_err(|error| match error {
-            bunny_api::Error::WeakSecret { .. } => Exit::setting(error),
-            error => Exit::failed(error),
-        })
+    let served = tokio::select! {
+        served = bunny_api::Service::new(options).run(cancel) => served,
+        never = gauges => match never {},
+    };
+    served.map_err(|error| match error {
+        bunny_api::Error::WeakSecret { .. } => Exit::setting(error),
+        error => Exit::failed(error),
+    })
 }
 
 fn open_catalog(common: &Common) -> Result<Catalog, Exit> {

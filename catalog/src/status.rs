@@ -38,6 +38,19 @@ pub enum Status {
 }
 
 impl Status {
+    /// Every status there is.
+    pub const ALL: [Status; 9] = [
+        Status::Setup,
+        Status::Snapshot,
+        Status::Running,
+        Status::Pausing,
+        Status::Paused,
+        Status::Resyncing,
+        Status::SyncingSchema,
+        Status::Failed,
+        Status::Terminating,
+    ];
+
     /// As the REST API says it.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -96,6 +109,9 @@ pub enum Health {
 }
 
 impl Health {
+    /// From the best to the worst.
+    pub const ALL: [Health; 3] = [Health::Ok, Health::Degraded, Health::Down];
+
     /// As the REST API says it.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -185,6 +185,16 @@ impl Bunny {
             .is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
+    /// What Prometheus would scrape.
+    pub async fn metrics(&self) -> anyhow::Result<String> {
+        let mut env = self.env.iter();
+        let (_, address) = env
+            .find(|(name, _)| name == "BUNNY_METRICS_LISTEN")
+            .context("the process serves no metrics")?;
+        let answer = reqwest::get(format!("http://{address}/metrics")).await?;
+        Ok(answer.error_for_status()?.text().await?)
+    }
+
     /// Peak resident memory of the running process, in bytes.
     pub fn peak_memory_bytes(&self) -> anyhow::Result<u64> {
         let pid = self.pid().context("the process is gone")?;

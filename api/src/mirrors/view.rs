@@ -228,4 +228,4 @@ fn time(moment: DateTime<Utc>) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

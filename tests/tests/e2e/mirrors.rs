@@ -5,9 +5,25 @@ use std::time::Duration;
 use anyhow::Result;
 use bunny_tests::bunny::Role;
 use bunny_tests::content::TablePair;
+use bunny_tests::stage::CONVERGE;
 use serde_json::json;
 
 use crate::scene::Scene;
+
+async fn wait_for_metrics(scene: &Scene, what: &str, are: impl Fn(&str) -> bool) -> Result<()> {
+    let deadline = std::time::Instant::now() + CONVERGE;
+    loop {
+        let metrics = scene.bunny.metrics().await?;
+        if are(&metrics) {
+            return Ok(());
+        }
+        assert!(
+            std::time::Instant::now() < deadline,
+            "not {what}:\n{metrics}"
+        );
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn deleting_a_mirror_leaves_only_the_data() -> Result<()> {
@@ -17,6 +33,20 @@ async fn deleting_a_mirror_leaves_only_the_data() -> Result<()> {
         .run("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 100);")
         .await?;
     let mirror = scene.running_mirror(&["public.t"], json!({})).await?;
+    for line in [
+        r#"bunny_mirror_status{mirror="mirror",status="RUNNING"} 1"#,
+        r#"bunny_mirror_tables{mirror="mirror",state="LIVE"} 1"#,
+        r#"bunny_mirror_rows_synced{mirror="mirror"} 100"#,
+        r#"bunny_source_slot_active{mirror="mirror"} 1"#,
+        r#"bunny_mirror_lag_bytes{mirror="mirror"} 0"#,
+    ] {
+        wait_for_metrics(&scene, line, |text| text.lines().any(|found| found == line)).await?;
+    }
+    let metrics = scene.bunny.metrics().await?;
+    assert!(
+        metrics.contains("process_resident_memory_bytes "),
+        "{metrics}"
+    );
     scene.api.delete("/v1/mirrors/mirror").await?.expect(202)?;
     let deadline = std::time::Instant::now() + Duration::from_secs(60);
     while scene.api.get("/v1/mirrors/mirror").await?.status != 404 {
@@ -40,6 +70,11 @@ async fn deleting_a_mirror_leaves_only_the_data() -> Result<()> {
             .await?,
         0
     );
+
+    wait_for_metrics(&scene, "no series of the mirror", |text| {
+        text.contains("bunny_catalog_up 1") && !text.contains(r#"mirror="mirror""#)
+    })
+    .await?;
 
     // And the same name again.
     let mirror = scene

@@ -12,7 +12,7 @@ fn moment() -> DateTime<Utc> {
     "2026-01-24T10:30:00Z".parse().unwrap()
 }
 
-fn mirror() -> Mirror {
+pub(crate) fn mirror() -> Mirror {
     let users = TableName::new("public", "users");
     Mirror {
         id: Uuid::nil(),
@@ -52,7 +52,7 @@ fn mirror() -> Mirror {
     }
 }
 
-fn status() -> StatusView {
+pub(crate) fn status() -> StatusView {
     StatusView {
         status: Status::Running,
         phase: Phase::Cdc,
@@ -62,7 +62,7 @@ fn status() -> StatusView {
     }
 }
 
-fn silent() -> Reports {
+pub(crate) fn silent() -> Reports {
     Reports {
         read_at: moment(),
         capture: RoleState::default(),
