@@ -3,7 +3,7 @@
 //!
 //! Each step is recorded on the command and may run again. What cannot be cleaned does not
 //! hold up the rest: with the source away the topics go all the same, and the mirror stays
-//! TERMINATING, with what is left and why, until the source is back or the user says
+//! TERMINATING, with what is left and why, until the source or Kafka is back or the user says
 //! `?force=true`. Then it is left behind, and the command tells how to remove it by hand.
 
 use std::time::Duration;
@@ -23,6 +23,7 @@ const SOURCE_LEFT: &str = "source_left";
 const DESTINATION_CLEAN: &str = "destination_clean";
 const DESTINATION_LEFT: &str = "destination_left";
 const TOPICS_CLEAN: &str = "topics_clean";
+const TOPICS_LEFT: &str = "topics_left";
 
 const POLL: Duration = Duration::from_millis(300);
 
@@ -52,19 +53,10 @@ pub(crate) async fn run(run: &Run) -> Result<Finished> {
             () = tokio::time::sleep(POLL) => {}
         }
     }
-    if !mirror.keep_topics {
-        let topics = &run.options.topics;
-        let names = [
-            topics.changes(&mirror.slug),
-            topics.snapshot(&mirror.slug),
-            topics.position(&mirror.slug),
-        ];
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        run.options.kafka.delete_topics(&names).await?;
-    }
-    catalog.mark_step(command.id, TOPICS_CLEAN).await?;
+    let topics = topics_gone(run, &command).await;
     crash_point(REMOVAL_TOPICS_CLEAN);
     source?;
+    topics?;
     catalog.finish_delete(mirror.id).await?;
     tracing::info!(mirror = %mirror.name, "mirror deleted");
     Ok(Finished::Deleted)
@@ -108,6 +100,59 @@ async fn source_gone(run: &Run, command: &Command) -> Result<()> {
     Err(Error::transient(format!(
         "the source cannot be cleaned yet ({error}) and the mirror stays until it is; DELETE it again to try at once, or with ?force=true to leave behind: {left}"
     )))
+}
+
+/// Cleans Kafka, or leaves it as it is when the user has said so.
+async fn topics_gone(run: &Run, command: &Command) -> Result<()> {
+    if has(command, TOPICS_CLEAN) || has(command, TOPICS_LEFT) {
+        return Ok(());
+    }
+    let catalog = &run.options.catalog;
+    let mirror = &run.mirror;
+    let names = if mirror.keep_topics {
+        Vec::new()
+    } else {
+        topics_of(run)
+    };
+    let Err(error) = clean_topics(run, &names).await else {
+        catalog.mark_step(command.id, TOPICS_CLEAN).await?;
+        return Ok(());
+    };
+    let left = format!("topics {}", names.join(", "));
+    if command.args["force"] == true {
+        let outcome = format!("left in Kafka, which could not be cleaned ({error}): {left}");
+        tracing::warn!(mirror = %mirror.name, outcome, "deleting the mirror by force");
+        catalog
+            .leave_behind(command.id, TOPICS_LEFT, &outcome)
+            .await?;
+        return Ok(());
+    }
+    Err(Error::transient(format!(
+        "Kafka cannot be cleaned yet ({error}) and the mirror stays until it is; DELETE it again to try at once, or with ?force=true to leave behind: {left}"
+    )))
+}
+
+fn topics_of(run: &Run) -> Vec<String> {
+    let topics = &run.options.topics;
+    let slug = &run.mirror.slug;
+    vec![
+        topics.changes(slug),
+        topics.snapshot(slug),
+        topics.position(slug),
+    ]
+}
+
+/// The consumer group goes in any case: nobody commits to it any more. It holds nothing that
+/// anybody needs, and Kafka forgets it in time: so it holds nothing up.
+async fn clean_topics(run: &Run, names: &[String]) -> Result<()> {
+    let kafka = &run.options.kafka;
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    kafka.delete_topics(&names).await?;
+    let group = run.options.topics.apply_group(&run.mirror.slug);
+    if let Err(error) = kafka.delete_group(&group).await {
+        tracing::warn!(mirror = %run.mirror.name, group, %error, "the consumer group is left to Kafka");
+    }
+    Ok(())
 }
 
 async fn clean_source(run: &Run) -> Result<()> {

@@ -7,6 +7,7 @@
 //! - [`content`]: source and destination hold the same rows.
 //! - [`topic`]: the topics, read by another Avro implementation, hold the source's history.
 //! - [`backup`]: dumps of a database, and databases made from them.
+//! - [`broker`]: the topics and consumer groups there are.
 //! - [`load`]: writers that keep changing the source while things break.
 //! - [`transfers`]: writers and a reader that tell whether whole transactions arrive.
 //! - [`clients`]: programs that read the topics from outside.
@@ -16,6 +17,7 @@
 
 pub mod api;
 pub mod backup;
+pub mod broker;
 pub mod bunny;
 pub mod certificates;
 pub mod clients;

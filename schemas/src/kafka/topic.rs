@@ -192,6 +192,24 @@ impl KafkaConfig {
         Ok(())
     }
 
+    /// Deletes a consumer group and the offsets it has committed; one that does not exist counts
+    /// as deleted.
+    pub async fn delete_group(&self, name: &str) -> Result<()> {
+        let doing = format!("delete consumer group {name}");
+        let results = self
+            .admin()?
+            .delete_groups(&[name], &options())
+            .await
+            .map_err(Error::kafka(doing.clone()))?;
+        for result in results {
+            match result {
+                Ok(_) | Err((_, RDKafkaErrorCode::GroupIdNotFound)) => {}
+                Err((_, code)) => return Err(Error::kafka_code_error(doing, code)),
+            }
+        }
+        Ok(())
+    }
+
     /// Deletes the records of a partition below `offset` (DeleteRecords) and
     /// returns the partition's new first offset.
     pub async fn delete_records(&self, topic: &str, partition: i32, offset: i64) -> Result<i64> {
