@@ -13,6 +13,7 @@ mod full;
 #[cfg(feature = "full")]
 mod fuzz;
 mod generations;
+mod given_names;
 mod kills;
 mod lifecycle;
 #[cfg(feature = "full")]
