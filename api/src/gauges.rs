@@ -137,7 +137,7 @@ async fn read(catalog: &Catalog) -> Result<Vec<Seen>> {
 
 fn show(seen: &Seen) {
     let now = seen.reports.read_at;
-    let lag = lag(&seen.reports, now);
+    let lag = lag(&seen.reports, seen.mirror.created_at, now);
     for gauge in gauges(&seen.mirror, &seen.reports, &seen.status, &lag, now) {
         metrics::gauge!(gauge.name, gauge.labels).set(gauge.value);
     }

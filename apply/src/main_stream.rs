@@ -284,9 +284,7 @@ impl Applier<'_> {
         let live: Vec<TableName> = live.into_iter().map(|(table, _)| table).collect();
         self.writer.commit(&progress, &live).await?;
         reached(crash_points::AFTER_COMMIT);
-        for said in self.writer.said() {
-            said.log(self.run);
-        }
+        self.writer.tell(self.run);
         for table in live {
             tracing::info!(mirror = %self.run.mirror.name, %table, "table is LIVE");
         }

@@ -5,7 +5,7 @@ use bunny_postgres::{Lsn, TableName};
 use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
@@ -318,14 +318,36 @@ pub struct Reports {
 pub trait Report: Serialize + DeserializeOwned + Send + Sync {
     /// The role that makes it.
     const ROLE: Role;
+
+    /// What the role was doing and how far it was, for whoever reads of a failure later.
+    fn place(&self) -> Value;
 }
 
 impl Report for CaptureReport {
     const ROLE: Role = Role::Capture;
+
+    fn place(&self) -> Value {
+        json!({
+            "phase": self.phase,
+            "lsn": self.published.commit_lsn,
+            "seq": self.published.seq,
+            "confirmed_flush_lsn": self.confirmed_flush_lsn,
+        })
+    }
 }
 
 impl Report for ApplyReport {
     const ROLE: Role = Role::Apply;
+
+    fn place(&self) -> Value {
+        json!({
+            "phase": self.phase,
+            "lsn": self.applied.commit_lsn,
+            "seq": self.applied.seq,
+            "topic": self.topic,
+            "offset": self.offset,
+        })
+    }
 }
 
 impl Catalog {

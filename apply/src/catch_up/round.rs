@@ -255,6 +255,7 @@ impl Round<'_> {
             .commit_behind(self.next_offset, &self.sources)
             .await?;
         reached(crash_points::CATCH_UP_AFTER_COMMIT);
+        self.writer.tell(self.run);
         self.stored_offset = self.next_offset;
         Ok(())
     }

@@ -172,7 +172,7 @@ async fn replay_staged(
                     return Err(missing(target, &key));
                 }
                 if met == 0 {
-                    drift::report(target, Drift::UpdateNotOurs, 1);
+                    drift::note(target, Drift::UpdateNotOurs, 1);
                 }
             }
             Op::Rename => rename(client, target, row, masks, policy).await?,
@@ -261,7 +261,7 @@ async fn write_set(
     let mut next = || results.next().unwrap_or_default();
 
     if has_deletes {
-        drift::report(
+        drift::note(
             target,
             Drift::DeleteMissed,
             deletes.saturating_sub(next().count),
@@ -271,8 +271,8 @@ async fn write_set(
         let met = next();
         let (met_inserts, met_all) = (met.value(0), met.value(1));
         let missed = upserts.saturating_sub(met_all - met_inserts);
-        drift::report(target, Drift::InsertOverwrote, met_inserts);
-        drift::report(target, Drift::UpdateInserted, missed);
+        drift::note(target, Drift::InsertOverwrote, met_inserts);
+        drift::note(target, Drift::UpdateInserted, missed);
         if missed > 0 && !has_inserts {
             query(client, target, &target.sql.insert(None)).await?;
         }
@@ -291,7 +291,7 @@ async fn write_set(
                 return Err(missing(target, &keys.join("; ")));
             }
         }
-        drift::report(target, Drift::UpdateNotOurs, patches - met_patches);
+        drift::note(target, Drift::UpdateNotOurs, patches - met_patches);
     }
     if has_updates || patches > 0 {
         adopt_identities(client, target).await?;
@@ -356,11 +356,11 @@ async fn rename(
         );
         let done = query(client, target, &patch).await?;
         if done.get(1).map_or(0, |patched| patched.value(0)) == 0 {
-            drift::report(target, Drift::UpdateNotOurs, 1);
+            drift::note(target, Drift::UpdateNotOurs, 1);
         }
         return Ok(());
     }
-    drift::report(target, Drift::UpdateInserted, 1);
+    drift::note(target, Drift::UpdateInserted, 1);
     let insert = format!(
         "{}; {}",
         target.sql.rename_to(n, Op::Insert),

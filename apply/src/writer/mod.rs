@@ -31,15 +31,17 @@ use uuid::Uuid;
 
 use crate::batch::Part;
 use crate::bookkeeping::{Counts, Epoch, Prepared, Progress};
+use crate::context::MirrorRun;
 use crate::error::{Error, Result};
 use crate::event::Change;
 use crate::net_effect::{self, Step};
 use crate::parked;
 use crate::routes::Routes;
-use crate::schema_change::{Follower, Said};
+use crate::schema_change::Follower;
 
 pub(crate) use blame::of_table;
 use blame::{missing_from, of_lock};
+use drift::Drifts;
 pub(crate) use replica_role::enter_for as enter_replica_role;
 use target::Target;
 
@@ -48,8 +50,6 @@ pub struct Writer {
     session: Session,
     mirror_id: Uuid,
     /// Whose table states are counted and followed: [`MirrorRun::ledger`].
-    ///
-    /// [`MirrorRun::ledger`]: crate::context::MirrorRun::ledger
     ledger: Uuid,
     epoch: Epoch,
     prepared: Prepared,
@@ -59,6 +59,8 @@ pub struct Writer {
     /// By value schema id; one version of each table at a time.
     targets: HashMap<u32, Target>,
     open: Option<Open>,
+    /// What committed transactions have met and nobody has asked for yet.
+    drifted: Drifts,
 }
 
 /// What the mirror's options say to the writer.
@@ -76,6 +78,7 @@ pub struct Policy {
 /// The open destination transaction.
 struct Open {
     counts: BTreeMap<TableName, Counts>,
+    drifts: Drifts,
     /// Offset of the first event in it.
     first_offset: i64,
 }
@@ -117,6 +120,7 @@ impl Writer {
             follower: Follower::new(mirror_id, policy.schema_changes),
             targets: HashMap::new(),
             open: None,
+            drifted: Drifts::new(),
         })
     }
 
@@ -143,14 +147,19 @@ impl Writer {
         fenced?;
         self.open = Some(Open {
             counts: BTreeMap::new(),
+            drifts: Drifts::new(),
             first_offset,
         });
         Ok(())
     }
 
-    /// What the mirror's log is to say of the transactions committed so far.
-    pub(crate) fn said(&mut self) -> Vec<Said> {
-        self.follower.said()
+    /// Says in the mirror's log, and in the metrics, what there is to say of the transactions
+    /// committed so far.
+    pub(crate) fn tell(&mut self, run: &MirrorRun) {
+        for said in self.follower.said() {
+            said.log(run);
+        }
+        drift::tell(run, &std::mem::take(&mut self.drifted));
     }
 
     /// Writes a part into the open transaction.
@@ -190,8 +199,14 @@ impl Writer {
             for target in self.targets.values_mut() {
                 // Staged rows may be back that were cleared since the savepoint.
                 target.staged = target.stage_copy.is_some();
+                target.met.put_back(Default::default());
             }
             self.write_steps(steps, Care::Careful).await?;
+        }
+        if let Some(open) = &mut self.open {
+            for target in self.targets.values() {
+                target.met.hand_over(&target.source, &mut open.drifts);
+            }
         }
         self.run("RELEASE SAVEPOINT part").await
     }
@@ -213,7 +228,7 @@ impl Writer {
                 .await?;
         }
         crate::crash_points::reached(crate::crash_points::BEFORE_COMMIT);
-        self.end(&open).await
+        self.end(open).await
     }
 
     /// Commits what was written for tables that are behind main, with their own progress.
@@ -228,7 +243,7 @@ impl Writer {
         let client: &Client = &self.session;
         crate::catch_up::advance(client, self.ledger, tables, next_offset).await?;
         crate::crash_points::reached(crate::crash_points::CATCH_UP_BEFORE_COMMIT);
-        self.end(&open).await
+        self.end(open).await
     }
 
     /// Runs what of schema changes waits for the end of the transaction.
@@ -248,6 +263,7 @@ impl Writer {
     fn take_open(&mut self, first_offset: i64) -> Open {
         self.open.take().unwrap_or(Open {
             counts: BTreeMap::new(),
+            drifts: Drifts::new(),
             first_offset,
         })
     }
@@ -261,12 +277,15 @@ impl Writer {
         counted.into_iter().collect()
     }
 
-    async fn end(&mut self, open: &Open) -> Result<()> {
+    async fn end(&mut self, open: Open) -> Result<()> {
         if let Err(error) = self.run("COMMIT").await {
             return Err(self.attributed(error, open.first_offset));
         }
         for target in self.targets.values_mut() {
             target.staged = false;
+        }
+        for (of, rows) in open.drifts {
+            *self.drifted.entry(of).or_default() += rows;
         }
         Ok(())
     }
@@ -458,11 +477,13 @@ async fn write_rows(
     }
     target.ensure_staging(client).await?;
     savepoint(client, "SAVEPOINT one_table").await?;
+    let met_before = target.met.rows();
     match keyed::write(client, target, changes, care, policy).await {
         Ok(()) => {}
         Err(error) if is_constraint_violation(&error) => {
             savepoint(client, "ROLLBACK TO SAVEPOINT one_table").await?;
             target.staged = true;
+            target.met.put_back(met_before);
             tracing::info!(table = %target.source, %error, "replaying a batch row by row, in source order");
             keyed::replay(client, target, changes, policy).await?;
         }

@@ -4,6 +4,7 @@
 use bunny_postgres::{TableName, quote_ident};
 use tokio_postgres::{Client, Statement};
 
+use super::drift::Met;
 use super::packed;
 use super::sql::{Sql, SqlColumn};
 use crate::byte_char::ByteChars;
@@ -59,6 +60,7 @@ pub(super) struct Target {
     pub(super) avoid_direct_copy: bool,
     /// The staging table holds rows of this transaction.
     pub(super) staged: bool,
+    pub(super) met: Met,
 }
 
 impl Target {
@@ -157,6 +159,7 @@ impl Target {
             direct_copy: None,
             avoid_direct_copy: false,
             staged: false,
+            met: Met::default(),
         })
     }
 

@@ -80,10 +80,37 @@ async fn deleting_a_mirror_leaves_only_the_data() -> Result<()> {
     let mirror = scene
         .running_mirror(&["public.t"], json!({"on_existing_rows": "truncate"}))
         .await?;
-    scene.source.run("DELETE FROM t WHERE id < 50").await?;
+    // Rows that somebody has changed at the destination are the source's again, and it is said.
+    destination
+        .run("DELETE FROM t WHERE id < 8; INSERT INTO t VALUES (500)")
+        .await?;
+    scene
+        .source
+        .run("DELETE FROM t WHERE id < 50; INSERT INTO t VALUES (500)")
+        .await?;
     scene
         .assert_holds(&mirror, &[TablePair::same("public.t")])
-        .await
+        .await?;
+    let deadline = std::time::Instant::now() + CONVERGE;
+    let logs = loop {
+        let logs = scene
+            .api
+            .get("/v1/mirrors/mirror/logs?search=not%20as%20the%20stream%20implies")
+            .await?
+            .expect(200)?;
+        if logs["total"] != 0 {
+            break logs;
+        }
+        assert!(std::time::Instant::now() < deadline, "no word of drift");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    let drift = json!([{"table": "public.t", "kind": "delete_missed", "rows": 7},
+        {"table": "public.t", "kind": "insert_overwrote", "rows": 1}]);
+    assert_eq!(logs["logs"][0]["details"]["drift"], drift, "{logs}");
+    wait_for_metrics(&scene, "drift counted", |text| {
+        text.contains(r#"bunny_apply_drift_rows_total{mirror="mirror",table="public.t",kind="delete_missed"} 7"#)
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
