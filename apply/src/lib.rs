@@ -8,6 +8,7 @@
 //! from the progress row.
 
 pub mod batch;
+mod batch_log;
 mod behind;
 pub mod bookkeeping;
 pub mod budget;

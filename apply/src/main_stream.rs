@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
 use crate::batch::Part;
+use crate::batch_log::BatchLog;
 use crate::bookkeeping::{self, Progress, State};
 use crate::budget::Budget;
 use crate::context::MirrorRun;
@@ -133,6 +134,7 @@ pub async fn follow(
         next_offset: progress.next_offset,
         work,
         demand,
+        batches: BatchLog::default(),
         main_end,
     };
     let ended = Box::pin(applier.run()).await?;
@@ -182,6 +184,7 @@ struct Applier<'a> {
     work: mpsc::Receiver<Work>,
     demand: watch::Sender<bool>,
     main_end: &'a mut MainEnd,
+    batches: BatchLog,
 }
 
 impl Applier<'_> {
@@ -243,6 +246,18 @@ impl Applier<'_> {
     }
 
     async fn part(&mut self, part: &Part) -> Result<()> {
+        self.batches.begins(part);
+        match self.write(part).await {
+            Ok(()) => self.batches.written(self.run, part),
+            Err(error) => {
+                self.batches.failed(self.run, part, &error);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    async fn write(&mut self, part: &Part) -> Result<()> {
         self.stats.writing(part.commit_ts_us);
         if !self.writer.is_open() {
             reached(crash_points::BEFORE_BEGIN);

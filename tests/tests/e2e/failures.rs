@@ -203,6 +203,7 @@ async fn what_goes_wrong_with_one_table_stays_with_it() -> Result<()> {
                 && error.contains("No space left on device")
         })
         .await?;
+    assert_log_says_where(&api).await?;
     destination.run("DROP FUNCTION full_disk CASCADE").await?;
     post(&api, "/v1/mirrors/mirror/retry", json!({})).await?;
     stage
@@ -212,6 +213,40 @@ async fn what_goes_wrong_with_one_table_stays_with_it() -> Result<()> {
         .assert_topics_hold(&mirror, &TablePair::all(&tables))
         .await
         .map(drop)
+}
+
+/// Which batch it was, where it stands in the log and at the source, and how far apply was.
+async fn assert_log_says_where(api: &Api) -> Result<()> {
+    let logs = async |search: &str| {
+        let path = format!("/v1/mirrors/mirror/logs?search={search}");
+        api.get(&path).await?.expect(200)
+    };
+    let undone = logs("a%20batch%20was%20undone").await?;
+    let entry = &undone["logs"][0];
+    let message = entry["message"].as_str().context("no batch was undone")?;
+    assert!(
+        message.contains("100 changes of public.good") && message.contains("No space left"),
+        "{message}"
+    );
+    let details = &entry["details"];
+    assert_eq!(details["tables"][0]["table"], "public.good", "{details}");
+    let offsets = (&details["first_offset"], &details["next_offset"]);
+    assert!(offsets.0.as_i64() < offsets.1.as_i64(), "{details}");
+    assert!(
+        details["first_lsn"].is_string() && details["duration_ms"].is_u64(),
+        "{details}"
+    );
+    let failed = logs("No%20space%20left").await?;
+    let mut entries = failed["logs"].as_array().into_iter().flatten();
+    let failure = entries
+        .find(|entry| entry["details"]["role"] == "apply")
+        .with_context(|| format!("no failure of apply: {failed}"))?;
+    let place = &failure["details"]["last_report"];
+    assert!(
+        place["phase"].is_string() && place["lsn"].is_string() && place["offset"].is_i64(),
+        "{failure}"
+    );
+    Ok(())
 }
 
 fn admin(stage: &Stage) -> Result<AdminClient<DefaultClientContext>> {
