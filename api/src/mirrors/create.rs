@@ -11,6 +11,7 @@ use axum::http::StatusCode;
 use bunny_catalog::{LogLevel, Mirror, NewMirror, Peer};
 use serde_json::{Value, json};
 
+use super::estimate::estimate;
 use super::request::{CreateRequest, without_effect_yet};
 use crate::auth::Caller;
 use crate::mirror_validation::facts::{Place, place_of};
@@ -45,7 +46,8 @@ pub(crate) async fn create(
     }
     refuse(&findings)?;
     if request.dry_run {
-        return Ok((StatusCode::OK, Json(estimate(&request, &facts, &findings))));
+        let answer = estimate(&api, &peers.source, &request, &facts, &findings).await?;
+        return Ok((StatusCode::OK, Json(answer)));
     }
     for server in [&facts.source.server, &facts.destination.server] {
         // Before anything depends on it: a peer that mirrors use stays this database.
@@ -183,56 +185,4 @@ async fn write_log(api: &Api, mirror: &Mirror, findings: &Findings) {
             return;
         }
     }
-}
-
-/// What a mirror would cost: rows and bytes by the source's statistics, and the room they take.
-fn estimate(request: &CreateRequest, facts: &Facts, findings: &Findings) -> Value {
-    let rows_per_chunk =
-        i64::try_from(request.config.snapshot_num_rows_per_partition).unwrap_or(i64::MAX);
-    let mut tables = Vec::with_capacity(request.tables.len());
-    let (mut rows_sum, mut bytes_sum, mut chunks_sum) = (0_i64, 0_i64, 0_i64);
-    for (mapping, table) in request.tables.iter().zip(&facts.source.tables) {
-        let definition = table
-            .found
-            .as_ref()
-            .and_then(|found| found.definition.as_ref());
-        let Some(definition) = definition else {
-            continue;
-        };
-        let rows = definition.row_estimate.max(0);
-        let chunks = if request.config.do_initial_snapshot {
-            1 + (rows - 1).max(0) / rows_per_chunk.max(1)
-        } else {
-            0
-        };
-        rows_sum = rows_sum.saturating_add(rows);
-        bytes_sum = bytes_sum.saturating_add(definition.size_bytes);
-        chunks_sum = chunks_sum.saturating_add(chunks);
-        tables.push(json!({
-            "source_table": mapping.source.to_string(),
-            "destination_table": mapping.destination.to_string(),
-            "mode": if definition.can_carry_updates() { "all" } else { "insert_only" },
-            "row_estimate": rows,
-            "size_bytes": definition.size_bytes,
-            "chunks": chunks,
-        }));
-    }
-    let bytes_to_copy = if request.config.do_initial_snapshot {
-        bytes_sum
-    } else {
-        0
-    };
-    json!({
-        "message": format!("Mirror '{}' can be created; nothing was", request.name),
-        "dry_run": true,
-        "tables": tables,
-        "estimate": {
-            "rows": rows_sum,
-            "bytes": bytes_sum,
-            "chunks": chunks_sum,
-            "kafka_bytes": bytes_to_copy,
-            "destination_bytes": bytes_to_copy,
-        },
-        "warnings": findings.warnings,
-    })
 }

@@ -2,6 +2,7 @@
 
 mod available;
 mod create;
+mod estimate;
 mod patch;
 mod pausing;
 mod replay;

@@ -329,6 +329,34 @@ impl KafkaConfig {
         .await
     }
 
+    /// How many brokers keep a topic that asks for no number of its own, as ours do.
+    pub async fn default_replication(&self) -> Result<i32> {
+        const SETTING: &str = "default.replication.factor";
+        let doing = format!("read {SETTING} of a broker");
+        let brokers_doing = doing.clone();
+        let broker = self
+            .with_consumer(move |consumer| {
+                let metadata = consumer
+                    .fetch_metadata(None, CALL_TIMEOUT)
+                    .map_err(Error::kafka(brokers_doing))?;
+                Ok(metadata.brokers().first().map(|broker| broker.id()))
+            })
+            .await?;
+        let unknown = || Error::Corrupt(format!("{doing}: no answer"));
+        let broker = broker.ok_or_else(unknown)?;
+        let results = self
+            .admin()?
+            .describe_configs([&ResourceSpecifier::Broker(broker)], &options())
+            .await
+            .map_err(Error::kafka(doing.clone()))?;
+        let found = results.into_iter().next().ok_or_else(unknown)?;
+        let found = found.map_err(|code| Error::kafka_code_error(doing.clone(), code))?;
+        let value = found.get(SETTING).and_then(|entry| entry.value.as_deref());
+        value
+            .and_then(|value| value.parse().ok())
+            .ok_or_else(unknown)
+    }
+
     /// Ok when a broker answers within `timeout`.
     pub async fn broker_reachable(&self, timeout: Duration) -> Result<()> {
         let doing = format!("reach Kafka at {}", self.brokers);

@@ -20,6 +20,7 @@ mod lifecycle;
 mod machine;
 mod mirrors;
 mod objects;
+mod options;
 mod oracles;
 mod outages;
 mod parked;
