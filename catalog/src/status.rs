@@ -4,10 +4,11 @@
 use bunny_postgres::Lsn;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use serde_json::json;
 
 use crate::commands::Command;
 use crate::leases::Role;
-use crate::mirrors::{Desired, Mirror};
+use crate::mirrors::{Desired, Mirror, ResyncStrategy};
 use crate::replay::REPLAY;
 use crate::reports::{ApplyReport, Reports, RoleState, TableReport};
 use crate::schema_sync::SYNC_SCHEMA;
@@ -77,6 +78,8 @@ pub enum Phase {
     Snapshot,
     /// Changes are followed.
     Cdc,
+    /// Tables are loaded anew beside themselves and then exchanged, while changes are followed.
+    Swap,
     /// Tables are rebuilt from the topics.
     Replay,
     /// The destination is being brought to the source's present schema.
@@ -90,6 +93,7 @@ impl Phase {
             Phase::Setup => "SETUP",
             Phase::Snapshot => "SNAPSHOT",
             Phase::Cdc => "CDC",
+            Phase::Swap => "SWAP",
             Phase::Replay => "REPLAY",
             Phase::SchemaSync => "SCHEMA_SYNC",
         }
@@ -157,6 +161,7 @@ pub fn derive(
     let phase = match phase(mirror, reports) {
         Phase::Cdc | Phase::Snapshot if is_open(REPLAY) => Phase::Replay,
         Phase::Cdc if is_open(SYNC_SCHEMA) => Phase::SchemaSync,
+        Phase::Cdc if commands.iter().any(is_open_swap) => Phase::Swap,
         phase => phase,
     };
     let deleting = commands
@@ -185,7 +190,7 @@ pub fn derive(
             Phase::Snapshot => Status::Snapshot,
             Phase::SchemaSync => Status::SyncingSchema,
             Phase::Cdc if resyncing => Status::Resyncing,
-            Phase::Replay => Status::Resyncing,
+            Phase::Replay | Phase::Swap => Status::Resyncing,
             Phase::Cdc => Status::Running,
         }
     };
@@ -205,6 +210,11 @@ pub fn derive(
         error_message: worst,
         error_count: problems.iter().map(|problem| problem.count).sum(),
     }
+}
+
+fn is_open_swap(command: &Command) -> bool {
+    let is_swap = command.args["strategy"] == json!(ResyncStrategy::Swap);
+    command.kind == RESYNC && command.state.is_open() && is_swap
 }
 
 /// How far the mirror has come. A table in error or set aside does not hold the
