@@ -83,7 +83,8 @@ async fn what_is_away_is_cleaned_when_it_is_back_or_left_by_force() -> Result<()
                 .unwrap_or_default();
             Ok(mirror["status"] == "TERMINATING"
                 && message.contains("cannot be cleaned yet")
-                && message.contains("force=true"))
+                && message.contains("force=true")
+                && mirror["failures"][role]["next_try"].is_string())
         })
         .await?;
     }
@@ -186,7 +187,7 @@ async fn what_is_away_is_cleaned_when_it_is_back_or_left_by_force() -> Result<()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deletion_outlives_the_death_of_everyone_who_acts_on_it() -> Result<()> {
     let stage = Stage::new("delete_kills").await?;
-    let [mut capture, mut apply, _api] = stage.start_all()?;
+    let [mut capture, mut apply, mut rest] = stage.start_all()?;
     let api = stage.api().await?;
     stage.create_peers(&api).await?;
     let source = stage.source.connect().await?;
