@@ -25,6 +25,7 @@ mod size;
 mod slot;
 mod snapshot;
 mod stream;
+mod table_topics;
 mod watch;
 
 pub use error::{Error, Result};

@@ -22,6 +22,7 @@ use crate::run::{Options, Run};
 use crate::slot::{self, Places};
 use crate::snapshot::SyncRecorder;
 use crate::stream::{Parts, Stream};
+use crate::table_topics::{self, TopicPerTable};
 use crate::watch::Watch;
 use crate::{definitions, paused, publication, removal, size};
 
@@ -121,6 +122,7 @@ async fn capture(run: &Run, source: Session) -> Result<Finished> {
             watch.expected(mirror, &pending),
             watch.exclusions(),
             visibility,
+            TopicPerTable::of(run),
         ),
         encoder: EventEncoder::new(mirror.name.clone(), mirror.generation, gap_schema_id),
         record,
@@ -252,5 +254,5 @@ async fn ensure_topics(run: &Run) -> Result<()> {
         kafka.ensure_topic(&changes, TopicKind::Changes),
         kafka.ensure_topic(&snapshot, TopicKind::Snapshot { partitions }),
     )?;
-    Ok(())
+    table_topics::ensure(run).await
 }

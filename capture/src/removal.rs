@@ -15,7 +15,7 @@ use crate::crash_points::{REMOVAL_SOURCE_CLEAN, REMOVAL_TOPICS_CLEAN, crash_poin
 use crate::error::{Error, Result};
 use crate::mirror::{NAMES_CLAIMED, end_former_sessions};
 use crate::run::Run;
-use crate::{publication, slot};
+use crate::{publication, slot, table_topics};
 
 /// The steps of a `delete` command, in the catalog's words.
 const SOURCE_CLEAN: &str = "source_clean";
@@ -112,7 +112,7 @@ async fn topics_gone(run: &Run, command: &Command) -> Result<()> {
     let names = if mirror.keep_topics {
         Vec::new()
     } else {
-        topics_of(run)
+        topics_of(run).await?
     };
     let Err(error) = clean_topics(run, &names).await else {
         catalog.mark_step(command.id, TOPICS_CLEAN).await?;
@@ -132,14 +132,16 @@ async fn topics_gone(run: &Run, command: &Command) -> Result<()> {
     )))
 }
 
-fn topics_of(run: &Run) -> Vec<String> {
+async fn topics_of(run: &Run) -> Result<Vec<String>> {
     let topics = &run.options.topics;
     let slug = &run.mirror.slug;
-    vec![
+    let mut names = vec![
         topics.changes(slug),
         topics.snapshot(slug),
         topics.position(slug),
-    ]
+    ];
+    names.extend(table_topics::all_names(run).await?);
+    Ok(names)
 }
 
 /// The consumer group goes in any case: nobody commits to it any more. It holds nothing that

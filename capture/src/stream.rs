@@ -463,6 +463,7 @@ impl Stream {
         self.publisher
             .send_event(held.event.key(), held.event.value())
             .await?;
+        self.publisher.send_records(held.event.records()).await?;
         self.encoder.recycle(held.event);
         self.reached.sent(held.position);
         self.sent += 1;

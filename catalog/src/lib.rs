@@ -43,7 +43,7 @@ pub use logs::{LogEntry, LogLevel, LogQuery};
 pub use mirrors::{
     ApplyMode, Desired, Mirror, MirrorChange, MirrorConfig, MirrorTable, NAME_LENGTH_MAX,
     NewMirror, NewMirrorTable, OnExistingRows, OnTableError, PauseScope, ResyncStrategy,
-    SchemaChanges, TableInUse, UntrackedChanges, check_name, slugs,
+    SchemaChanges, TableInUse, TableTopics, UntrackedChanges, check_name, slugs,
 };
 pub use peers::{NewPeer, Peer};
 pub use replay::{NewReplay, REPLAY, Replay, RetainedSync, Until};

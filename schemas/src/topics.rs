@@ -171,11 +171,17 @@ mod tests {
         let topics = Topics::new("bunny");
         let table = |schema, table| topics.table("shop", schema, table);
         assert_eq!(table("public", "users"), "bunny.shop.public.users");
-        assert_eq!(table("public", "Order Items"), "bunny.shop.public.Order_x20Items");
+        assert_eq!(
+            table("public", "Order Items"),
+            "bunny.shop.public.Order_x20Items"
+        );
         assert_eq!(table("public", "fa_xt"), "bunny.shop.public.fa_x5Fxt");
         assert_ne!(table("a.b", "c"), table("a", "b.c"));
         let long = "ü".repeat(31);
-        let (one, two) = (table(&long, &format!("{long}1")), table(&long, &format!("{long}2")));
+        let (one, two) = (
+            table(&long, &format!("{long}1")),
+            table(&long, &format!("{long}2")),
+        );
         assert_ne!(one, two);
         assert!(one.len() <= NAME_BYTES_MAX && one.starts_with("bunny.shop._xC3"));
     }

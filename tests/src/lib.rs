@@ -11,6 +11,7 @@
 //! - [`load`]: writers that keep changing the source while things break.
 //! - [`transfers`]: writers and a reader that tell whether whole transactions arrive.
 //! - [`clients`]: programs that read the topics from outside.
+//! - [`connect`]: Kafka Connect with Debezium's JDBC sink.
 //! - [`proxy`]: a TCP proxy that cuts, freezes and refuses connections.
 //!
 //! It uses none of the product's crates, so that no mistake can hide on both sides.
@@ -21,6 +22,7 @@ pub mod broker;
 pub mod bunny;
 pub mod certificates;
 pub mod clients;
+pub mod connect;
 pub mod content;
 pub mod database;
 pub mod load;

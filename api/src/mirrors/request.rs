@@ -2,7 +2,7 @@
 
 use bunny_catalog::{
     ApplyMode, MirrorConfig, NewMirrorTable, OnExistingRows, OnTableError, ResyncStrategy,
-    SchemaChanges, UntrackedChanges, check_name,
+    SchemaChanges, TableTopics, UntrackedChanges, check_name,
 };
 use bunny_postgres::TableName;
 
@@ -204,6 +204,15 @@ fn config(fields: &mut Fields) -> MirrorConfig {
         checkpoint_interval_hours: fields
             .integer("checkpoint_interval_hours", 0..=u64::from(u32::MAX))
             .and_then(|hours| u32::try_from(hours).ok()),
+        table_topics: fields
+            .choice(
+                "table_topics",
+                &[
+                    ("off", TableTopics::Off),
+                    ("debezium", TableTopics::Debezium),
+                ],
+            )
+            .unwrap_or(defaults.table_topics),
     }
 }
 

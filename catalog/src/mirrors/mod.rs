@@ -20,7 +20,7 @@ pub use change::MirrorChange;
 pub(crate) use checks::{check_destinations_free, check_tables};
 pub use config::{
     ApplyMode, MirrorConfig, OnExistingRows, OnTableError, ResyncStrategy, SchemaChanges,
-    UntrackedChanges,
+    TableTopics, UntrackedChanges,
 };
 pub use naming::{NAME_LENGTH_MAX, check_name, slugs};
 pub use store::TableInUse;

@@ -28,7 +28,12 @@ impl Plan {
     pub(super) fn new(schema: &TableSchema, columns: &[Column], origin: &Origin) -> Plan {
         let namespace = format!("{}.{}.{}", origin.name, schema.schema, schema.table);
         let head = |schema: Json| format!(r#"{{"schema":{schema},"payload":"#).into_bytes();
-        let texts = [&*origin.name, &origin.database, &schema.schema, &schema.table];
+        let texts = [
+            &*origin.name,
+            &origin.database,
+            &schema.schema,
+            &schema.table,
+        ];
         let [name, database, source_schema, source_table] = texts.map(|text| json!(text));
         Plan {
             key_head: head(key_schema(&namespace, columns)),
@@ -148,7 +153,9 @@ fn write_datum(out: &mut Vec<u8>, datum: &Datum<'_>) {
         Datum::Bool(false) => out.extend_from_slice(b"false"),
         Datum::Int(value) => numbers::print_int(out, *value),
         Datum::Float(value) => {
-            write_float(out, f64::from(*value), |out| numbers::print_float(out, *value));
+            write_float(out, f64::from(*value), |out| {
+                numbers::print_float(out, *value)
+            });
         }
         Datum::Double(value) => write_float(out, *value, |out| numbers::print_double(out, *value)),
         Datum::Bytes(bytes) => {

@@ -67,7 +67,10 @@ fn after(columns: Vec<ColumnSchema>, row: &[Value]) -> Json {
 
 #[test]
 fn a_record_has_the_envelope_of_debezium() {
-    let encoder = encoder(vec![column("id", 23, true), column("the \"note\"", 25, false)]);
+    let encoder = encoder(vec![
+        column("id", 23, true),
+        column("the \"note\"", 25, false),
+    ]);
     let row = [text("5"), text("a \"b\"\n")];
     let key = [text("5"), Value::Null];
     let record = value(&encoder, Op::Update, Some(&key), Some(&row));
@@ -104,9 +107,17 @@ fn schema_and_payload_agree() {
             assert_eq!(schema["optional"], true, "{schema}");
             return;
         }
-        let mut names: Vec<&str> = fields.iter().map(|field| field["field"].as_str().unwrap()).collect();
+        let mut names: Vec<&str> = fields
+            .iter()
+            .map(|field| field["field"].as_str().unwrap())
+            .collect();
         names.sort_unstable();
-        let found: Vec<&str> = payload.as_object().unwrap().keys().map(String::as_str).collect();
+        let found: Vec<&str> = payload
+            .as_object()
+            .unwrap()
+            .keys()
+            .map(String::as_str)
+            .collect();
         assert_eq!(found, names);
         for field in fields {
             check(field, &payload[field["field"].as_str().unwrap()]);
@@ -121,7 +132,12 @@ fn schema_and_payload_agree() {
     ] {
         let record = value(&encoder, op, before, after);
         check(&record["schema"], &record["payload"]);
-        assert!(record["schema"]["name"].as_str().unwrap().ends_with(".Envelope"));
+        assert!(
+            record["schema"]["name"]
+                .as_str()
+                .unwrap()
+                .ends_with(".Envelope")
+        );
     }
 }
 
@@ -141,8 +157,16 @@ fn each_type_has_its_form() {
         (1082, "1970-01-11", json!(10)),
         (1083, "00:00:01", json!(1_000_000)),
         (1114, "1970-01-01 00:00:01", json!(1_000_000)),
-        (1184, "2026-01-24 10:30:00+00", json!("2026-01-24T10:30:00Z")),
-        (1700, "12345678901234567890.10", json!("12345678901234567890.10")),
+        (
+            1184,
+            "2026-01-24 10:30:00+00",
+            json!("2026-01-24T10:30:00Z"),
+        ),
+        (
+            1700,
+            "12345678901234567890.10",
+            json!("12345678901234567890.10"),
+        ),
         (1007, "{1,2}", json!("{1,2}")),
         (3802, "{\"a\": 1}", json!("{\"a\": 1}")),
     ];
@@ -157,7 +181,11 @@ fn each_type_has_its_form() {
 
 #[test]
 fn what_was_not_sent_is_said_to_be_unavailable() {
-    let columns = vec![column("t", 25, false), column("b", 17, false), column("n", 1700, false)];
+    let columns = vec![
+        column("t", 25, false),
+        column("b", 17, false),
+        column("n", 1700, false),
+    ];
     let found = after(columns, &[Value::Unchanged; 3]);
     assert_eq!(found["t"], UNAVAILABLE);
     assert_eq!(found["b"], "X19kZWJleml1bV91bmF2YWlsYWJsZV92YWx1ZQ==");
@@ -166,7 +194,12 @@ fn what_was_not_sent_is_said_to_be_unavailable() {
 
 #[test]
 fn what_is_no_value_of_its_type_is_refused_without_saying_it() {
-    for (type_oid, printed) in [(21, "32768"), (1082, "secret"), (16, "secret"), (25, "\u{1}")] {
+    for (type_oid, printed) in [
+        (21, "32768"),
+        (1082, "secret"),
+        (16, "secret"),
+        (25, "\u{1}"),
+    ] {
         let encoder = encoder(vec![column("c", type_oid, false)]);
         let row = [text(printed)];
         let event = RowEvent {

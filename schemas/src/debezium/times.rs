@@ -145,7 +145,14 @@ mod tests {
             assert!(i32::try_from(days).is_ok(), "{days}");
             assert!(days.abs() > 2_145_042_905);
         }
-        for wrong in ["", "2026", "2026-13-01", "2026-01-01-01", "x-01-01", "-5-01-01"] {
+        for wrong in [
+            "",
+            "2026",
+            "2026-13-01",
+            "2026-01-01-01",
+            "x-01-01",
+            "-5-01-01",
+        ] {
             assert_eq!(date(wrong), None, "{wrong}");
         }
     }

@@ -26,7 +26,7 @@ async fn wait_for(what: &str, api: &Api, done: impl AsyncFn() -> Result<bool>) -
     Ok(())
 }
 
-async fn wait_gone(api: &Api) -> Result<()> {
+pub async fn wait_gone(api: &Api) -> Result<()> {
     wait_for("gone", api, async || {
         Ok(matches!(api.get("/v1/mirrors/mirror").await, Ok(answer) if answer.status == 404))
     })

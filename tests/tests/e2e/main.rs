@@ -14,6 +14,8 @@ mod full;
 mod fuzz;
 mod generations;
 mod given_names;
+#[cfg(feature = "full")]
+mod jdbc_sink;
 mod kills;
 mod lifecycle;
 #[cfg(feature = "full")]
@@ -45,6 +47,7 @@ mod subscribers;
 mod swap;
 mod swap_kinds;
 mod table_list;
+mod table_topics;
 mod tables;
 mod tail;
 mod tls;
