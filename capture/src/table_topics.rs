@@ -13,7 +13,7 @@ use bunny_catalog::TableTopics;
 use bunny_postgres::TableName;
 use bunny_schemas::debezium::{NEW_KEY_HEADER, OLD_KEY_HEADER, Origin, RowEncoder, RowEvent};
 use bunny_schemas::envelope::{Op, Source, TableSchema, Value};
-use bunny_schemas::kafka::TopicKind;
+use bunny_schemas::kafka::{KafkaConfig, TopicKind};
 use bunny_schemas::topics::Topics;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use rdkafka::error::RDKafkaErrorCode;
@@ -38,16 +38,17 @@ pub(crate) async fn ensure(run: &Run) -> Result<()> {
         retention_hours: config.topic_retention_hours.max(1),
     };
     let tables = run.mirror.tables.iter();
-    let names = tables.map(|table| name(run, &table.source));
+    let names: Vec<String> = tables.map(|table| name(run, &table.source)).collect();
+    let kafka = run.options.kafka.clone();
     stream::iter(names)
-        .map(|name| ensure_one(run, name, kind))
+        .map(move |name| ensure_one(kafka.clone(), name, kind))
         .buffer_unordered(TOPICS_AT_ONCE)
         .try_collect()
         .await
 }
 
-async fn ensure_one(run: &Run, name: String, kind: TopicKind) -> Result<()> {
-    match run.options.kafka.ensure_topic(&name, kind).await {
+async fn ensure_one(kafka: KafkaConfig, name: String, kind: TopicKind) -> Result<()> {
+    match kafka.ensure_topic(&name, kind).await {
         Err(error) if error.kafka_code() == Some(RDKafkaErrorCode::InvalidTopic) => {
             Err(Error::fatal(format!(
                 "Kafka does not take {name} as a topic's name, most likely because another topic's differs from it in nothing but dots and underscores; delete or rename that one, or map the table in a mirror of another name"

@@ -42,6 +42,7 @@ pub async fn start(
         ),
         ("key.converter.schemas.enable", "true".into()),
         ("value.converter.schemas.enable", "true".into()),
+        ("plugin.discovery", "service_load".into()),
         ("consumer.isolation.level", "read_committed".into()),
         (
             "offset.storage.file.filename",

@@ -112,12 +112,13 @@ fn schema_and_payload_agree() {
             .map(|field| field["field"].as_str().unwrap())
             .collect();
         names.sort_unstable();
-        let found: Vec<&str> = payload
+        let mut found: Vec<&str> = payload
             .as_object()
             .unwrap()
             .keys()
             .map(String::as_str)
             .collect();
+        found.sort_unstable();
         assert_eq!(found, names);
         for field in fields {
             check(field, &payload[field["field"].as_str().unwrap()]);

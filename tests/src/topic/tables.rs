@@ -98,7 +98,7 @@ pub async fn assert_without(brokers: &str, topic: &str, needle: &str) -> anyhow:
 fn read(brokers: &str, topic: &str) -> anyhow::Result<Vec<Record>> {
     let mut records = Vec::new();
     consume_messages(brokers, topic, |message| {
-        let json = |bytes: Option<&[u8]>| bytes.map(serde_json::from_slice).transpose();
+        let json = |bytes: Option<&[u8]>| bytes.map(parse).transpose();
         let mut headers = BTreeMap::new();
         for header in message.headers().into_iter().flat_map(|all| all.iter()) {
             let value = json(header.value)?.context("a header without a value")?;
@@ -112,6 +112,47 @@ fn read(brokers: &str, topic: &str) -> anyhow::Result<Vec<Record>> {
         Ok(())
     })?;
     Ok(records)
+}
+
+/// Parses JSON, with every number that is not whole as its text: the parser's own floats are not
+/// always the nearest ones.
+fn parse(bytes: &[u8]) -> anyhow::Result<Value> {
+    let text = std::str::from_utf8(bytes)?;
+    let mut quoted = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find(|c: char| c == '"' || c == '-' || c.is_ascii_digit()) {
+        quoted.push_str(&rest[..start]);
+        rest = &rest[start..];
+        let length = match rest.strip_prefix('"') {
+            Some(inside) => string_length(inside) + 1,
+            None => rest
+                .find(|c: char| !c.is_ascii_alphanumeric() && !"+-.".contains(c))
+                .unwrap_or(rest.len()),
+        };
+        let (token, after) = rest.split_at(length);
+        rest = after;
+        if !token.starts_with('"') && token.contains(['.', 'e', 'E']) {
+            quoted.push_str(&format!("\"{token}\""));
+        } else {
+            quoted.push_str(token);
+        }
+    }
+    quoted.push_str(rest);
+    Ok(serde_json::from_str(&quoted)?)
+}
+
+/// Bytes up to the end of a string, its closing quote included.
+fn string_length(inside: &str) -> usize {
+    let mut is_escaped = false;
+    for (at, byte) in inside.bytes().enumerate() {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = true,
+            b'"' => return at + 1,
+            _ => {}
+        }
+    }
+    inside.len()
 }
 
 /// A table as its records tell it.
