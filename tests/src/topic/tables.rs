@@ -195,7 +195,7 @@ impl Contents {
                     let (old_key, new_key, old_row) =
                         self.moving.take().context("no delete before it")?;
                     ensure!(
-                        payload_of(old)? == old_key && key.as_ref() == Some(&new_key),
+                        old.to_string() == old_key && key.as_ref() == Some(&new_key),
                         "the create of another change of key than {old_key} to {new_key}"
                     );
                     summary.moves += 1;
@@ -214,7 +214,7 @@ impl Contents {
                 summary.deletes += 1;
                 let old = self.remove(key.as_deref(), || row("before"))?;
                 if let (Some(new), Some(key)) = (record.headers.get(NEW_KEY), &key) {
-                    self.moving = Some((key.clone(), payload_of(new)?, old));
+                    self.moving = Some((key.clone(), new.to_string(), old));
                 }
                 self.buried = key;
                 Ok(())
@@ -360,6 +360,12 @@ fn expression(field: &Value, value: &Value) -> anyhow::Result<String> {
         Some("MicroTime") => format!("time '00:00' + {literal}::bigint * interval '1 microsecond'"),
         Some("MicroTimestamp") => {
             format!("timestamp '1970-01-01' + {literal}::bigint * interval '1 microsecond'")
+        }
+        Some("ZonedTimestamp") if text.starts_with("-") && text != "-infinity" => {
+            // ISO 8601 has a year 0, and Postgres 1 BC in its place.
+            let (year, rest) = text[1..].split_once('-').context("no year")?;
+            let year: i32 = year.parse()?;
+            format!("'{:04}-{rest} BC'", year + 1)
         }
         Some("ZonedTimestamp") | None => match field["type"].as_str() {
             Some("bytes") if !UNAVAILABLE.contains(&&*text) => {

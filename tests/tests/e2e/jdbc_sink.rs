@@ -90,7 +90,7 @@ async fn debeziums_jdbc_sink_makes_the_same_tables() -> Result<()> {
     stage.assert_converges(&mirror, &pairs).await?;
     let deadline = Instant::now() + LIMIT;
     while let Err(error) = content::assert_same(&source, &sink, &pairs).await {
-        let runs = connect.is_running()?;
+        let runs = connect.is_running()? && !connect.output()?.contains("unrecoverable");
         ensure!(
             runs && Instant::now() < deadline,
             "{error:#}\n{}{}",
