@@ -367,8 +367,10 @@ mod tests {
         [id, n].map(|text| Value::Text(text.as_bytes()))
     }
 
-    /// Per record: id in the key, op, header and the id in it.
-    fn seen(records: &Records) -> Vec<(Option<i64>, Option<String>, Option<(&str, i64)>)> {
+    /// Of a record: id in the key, op, header and the id in it.
+    type Seen = (Option<i64>, Option<String>, Option<(&'static str, i64)>);
+
+    fn seen(records: &Records) -> Vec<Seen> {
         let id = |bytes: &[u8]| {
             let key: serde_json::Value = serde_json::from_slice(bytes).unwrap();
             key["payload"]["id"].as_i64().unwrap()
