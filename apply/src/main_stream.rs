@@ -114,7 +114,7 @@ pub async fn follow(
     // Dropped with this future, which ends both tasks.
     let mut tasks = JoinSet::new();
     tasks.spawn(Box::pin(reader.run(consumer.clone())));
-    let topic = run.topics.changes(&run.mirror.slug);
+    let topic = run.topics.changes(run.mirror.topics_slug());
     tasks.spawn(watch_end(consumer.clone(), topic.clone(), stats.clone()));
 
     let mut applier = Applier {

@@ -69,6 +69,7 @@ impl Shared {
 pub(crate) async fn run(shared: Arc<Shared>, mirror: Mirror, context: MirrorContext) -> Outcome {
     let cancel = context.cancel.clone();
     let generation = mirror.generation;
+    let owner = mirror.owner.clone();
     let ended = tokio::select! {
         () = cancel.cancelled() => return Ok(Finished::Idle),
         ended = Box::pin(run_as_desired(&shared, mirror, context)) => ended,
@@ -76,6 +77,13 @@ pub(crate) async fn run(shared: Arc<Shared>, mirror: Mirror, context: MirrorCont
     ended.or_else(|error| match error {
         Error::Cancelled => Ok(Finished::Idle),
         Error::Fenced { .. } => Err(TaskFailure::fenced(error)),
+        Error::History(cause) if let Some(owner) = &owner => {
+            let cure = format!(
+                "{cause}. Capture is that of mirror \"{}\", which is not concerned: delete this mirror and attach it again",
+                owner.name
+            );
+            Err(TaskFailure::history_lost(Error::History(cure), generation))
+        }
         Error::History(_) => Err(TaskFailure::history_lost(error, generation)),
         error if error.is_transient() => Err(TaskFailure::transient(error)),
         error => Err(TaskFailure::fatal(error)),
@@ -376,7 +384,7 @@ fn wait_at_most(before: Option<(i64, Duration)>, end_offset: i64) -> Duration {
 /// come before this began to look.
 async fn wait_for_more(run: &MirrorRun, at_most: Duration) -> Result<()> {
     let until = Instant::now() + at_most;
-    let topic = run.topics.changes(&run.mirror.slug);
+    let topic = run.topics.changes(run.mirror.topics_slug());
     let (_, end_before) = run.kafka.watermarks(&topic, reader::PARTITION).await?;
     loop {
         tokio::time::sleep(UNFINISHED_POLL).await;

@@ -109,7 +109,7 @@ async fn watch(
     if let Some(progress) = &standing.progress {
         stats.begins(progress);
     }
-    let topic = shared.topics.changes(&mirror.slug);
+    let topic = shared.topics.changes(mirror.topics_slug());
     // What waits first stays first; until there is something, each growth is looked at.
     let mut is_waiting = false;
     let mut looked_up_to = None;
@@ -138,7 +138,7 @@ async fn watch(
         }
         if round % HELD_EVERY == 0 {
             let (kafka, topics) = (&shared.kafka, &shared.topics);
-            held.read_topics(kafka, topics, &mirror.slug, standing.floor)
+            held.read_topics(kafka, topics, mirror.topics_slug(), standing.floor)
                 .await;
         }
         round += 1;

@@ -48,7 +48,7 @@ pub(crate) async fn report_forever(run: &MirrorRun, stats: &Stats, loads: &Loads
         if let Err(error) = settle(run, &mut commands, known.all()).await {
             tracing::debug!(mirror = %run.mirror.name, %error, "commands are ended later");
         }
-        let topic = run.topics.changes(&run.mirror.slug);
+        let topic = run.topics.changes(run.mirror.topics_slug());
         let loading = loads.tables();
         let mut report = report(&stats.moment(), known, &loading, topic, SystemTime::now());
         report.messages.extend(run.waits.messages());

@@ -124,6 +124,8 @@ impl Stage {
             id,
             name: slug.clone(),
             slug: slug.clone(),
+            owner: None,
+            attached: Vec::new(),
             source_peer: "s".into(),
             destination_peer: "d".into(),
             slot_name: "slot".into(),

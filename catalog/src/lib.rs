@@ -41,9 +41,10 @@ pub use lag::{ApplyLag, CaptureLag, LagView, SourceView, TableLag, lag, table_la
 pub use leases::{Lease, Role};
 pub use logs::{LogEntry, LogLevel, LogQuery};
 pub use mirrors::{
-    ApplyMode, Desired, Mirror, MirrorChange, MirrorConfig, MirrorTable, NAME_LENGTH_MAX,
-    NewMirror, NewMirrorTable, OnExistingRows, OnTableError, PauseScope, ResyncStrategy,
-    SchemaChanges, TableInUse, TableTopics, UntrackedChanges, check_name, slugs,
+    ApplyMode, Attach, AttachedTable, Desired, Granted, InitialCopy, Mirror, MirrorChange,
+    MirrorConfig, MirrorTable, NAME_LENGTH_MAX, NewMirror, NewMirrorTable, OnExistingRows,
+    OnTableError, Owner, PauseScope, ResyncStrategy, SchemaChanges, TableInUse, TableTopics,
+    UntrackedChanges, check_name, slugs,
 };
 pub use peers::{NewPeer, Peer};
 pub use replay::{NewReplay, REPLAY, Replay, RetainedSync, Until};

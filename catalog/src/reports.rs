@@ -351,8 +351,8 @@ impl Report for ApplyReport {
 }
 
 impl Catalog {
-    /// What both roles last said about a mirror. [`Error::NotFound`] if there
-    /// is no such mirror.
+    /// What both roles last said about a mirror; of one that another captures for, capture is that
+    /// one's. [`Error::NotFound`] if there is no such mirror.
     pub async fn reports(&self, mirror_id: Uuid) -> Result<Reports> {
         let failed = |error| Error::database("reading reports", error);
         let rows = sqlx::query(
@@ -361,8 +361,11 @@ impl Catalog {
                     l.heartbeat_at
              FROM bunny.mirrors m
              CROSS JOIN (VALUES ('capture'), ('apply')) AS k (role)
-             LEFT JOIN bunny.reports r ON r.mirror_id = m.id AND r.role = k.role
-             LEFT JOIN bunny.leases l ON l.mirror_id = m.id AND l.role = k.role
+             CROSS JOIN LATERAL (
+                 SELECT CASE k.role WHEN 'capture' THEN coalesce(m.source_mirror, m.id) ELSE m.id END
+             ) AS w (id)
+             LEFT JOIN bunny.reports r ON r.mirror_id = w.id AND r.role = k.role
+             LEFT JOIN bunny.leases l ON l.mirror_id = w.id AND l.role = k.role
              WHERE m.id = $1 ORDER BY k.role",
         )
         .bind(mirror_id)

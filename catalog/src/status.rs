@@ -153,9 +153,12 @@ pub fn derive(
     now: DateTime<Utc>,
 ) -> StatusView {
     let problems = problems(mirror, reports, now);
-    let fatal = [&reports.capture.failure, &reports.apply.failure]
+    // An owner's capture that has failed is for the owner to be mended.
+    let capture = reports.capture.failure.as_ref();
+    let fatal = capture
+        .filter(|_| mirror.owner.is_none())
         .into_iter()
-        .flatten()
+        .chain(&reports.apply.failure)
         .any(|failure| failure.fatal);
     let is_open = |kind: &str| commands.iter().any(|c| c.kind == kind && c.state.is_open());
     let phase = match phase(mirror, reports) {
@@ -280,16 +283,34 @@ struct Problem {
 /// Everything that is wrong, what explains most first.
 fn problems(mirror: &Mirror, reports: &Reports, now: DateTime<Utc>) -> Vec<Problem> {
     let mut problems = Vec::new();
-    problems.extend(failure(&reports.capture, Role::Capture));
-    problems.extend(failure(&reports.apply, Role::Apply));
+    problems.extend(failure(&reports.capture, &capture_of(mirror)));
+    problems.extend(failure(&reports.apply, Role::Apply.as_str()));
     problems.extend(slot_at_risk(reports));
+    problems.extend(capture_paused(mirror));
     problems.extend(silence(mirror, &reports.capture, Role::Capture, now));
     problems.extend(silence(mirror, &reports.apply, Role::Apply, now));
     problems.extend(tables_in_error(reports));
     problems
 }
 
-fn failure<R>(state: &RoleState<R>, role: Role) -> Option<Problem> {
+/// Whose capture it is, in words.
+fn capture_of(mirror: &Mirror) -> String {
+    match &mirror.owner {
+        None => Role::Capture.as_str().to_owned(),
+        Some(owner) => format!("capture of mirror \"{}\", which feeds this one", owner.name),
+    }
+}
+
+fn capture_paused(mirror: &Mirror) -> Option<Problem> {
+    let owner = mirror.owner.as_ref().filter(|owner| owner.capture_paused)?;
+    Some(Problem {
+        health: Health::Degraded,
+        message: format!("capture paused by {}", owner.name),
+        count: 0,
+    })
+}
+
+fn failure<R>(state: &RoleState<R>, role: &str) -> Option<Problem> {
     let failure = state.failure.as_ref()?;
     Some(Problem {
         health: if failure.fatal {

@@ -12,6 +12,7 @@ use bunny_catalog::{LogLevel, Mirror, NewMirror, Peer};
 use serde_json::{Value, json};
 
 use super::estimate::estimate;
+use super::attach;
 use super::request::{CreateRequest, without_effect_yet};
 use crate::auth::Caller;
 use crate::mirror_validation::facts::{Place, place_of};
@@ -28,7 +29,8 @@ pub(crate) async fn create(
     caller: Caller,
     Body(fields): Body,
 ) -> Result<(StatusCode, Json<Value>)> {
-    let request = CreateRequest::read(fields)?;
+    let mut request = CreateRequest::read(fields)?;
+    let owner = attach::complete(&api, &mut request).await?;
     refuse(&mirror_validation::check_request(&request))?;
     let peers = Peers::of(&api, &request).await?;
     name_is_free(&api, &request.name).await?;
@@ -37,7 +39,8 @@ pub(crate) async fn create(
         other_mirrors(&api, &peers),
         tokio::time::timeout(KAFKA_TIME_MAX, api.kafka.broker_reachable(KAFKA_TIME_MAX)),
     );
-    let facts = facts?;
+    let mut facts = facts?;
+    attach::needs_no_slot(&request, &mut facts);
     let mut findings = mirror_validation::check(&request, &facts, &others?);
     if !matches!(kafka, Ok(Ok(_))) {
         findings
@@ -45,6 +48,10 @@ pub(crate) async fn create(
             .push("Kafka cannot be reached at present; the mirror starts when it can".to_owned());
     }
     refuse(&findings)?;
+    let attach = match &owner {
+        Some(owner) => Some(attach::chosen(&api, &request, owner).await?),
+        None => None,
+    };
     if request.dry_run {
         let answer = estimate(&api, &peers.source, &request, &facts, &findings).await?;
         return Ok((StatusCode::OK, Json(answer)));
@@ -57,7 +64,10 @@ pub(crate) async fn create(
     }
     let mirror = api
         .catalog
-        .create_mirror(&wish(&api, &request, &facts, caller.username))
+        .create_mirror(&NewMirror {
+            attach,
+            ..wish(&api, &request, &facts, caller.username)
+        })
         .await?;
     write_log(&api, &mirror, &findings).await;
     let mut body = json!({ "message": format!("Mirror '{}' created successfully", mirror.name) });
@@ -168,6 +178,7 @@ fn wish(api: &Api, request: &CreateRequest, facts: &Facts, requested_by: String)
         slot_given: facts.source.slot.is_some(),
         publication_name: request.publication_name.clone(),
         publication_given: facts.source.publication.is_some(),
+        attach: None,
         requested_by,
     }
 }

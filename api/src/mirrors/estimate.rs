@@ -7,6 +7,7 @@ use bunny_catalog::Peer;
 use bunny_postgres::{ResultExt, Session};
 use serde_json::{Value, json};
 
+use super::attach::{AttachRequest, InitialLoad};
 use super::request::CreateRequest;
 use crate::mirror_validation::facts::open;
 use crate::mirror_validation::{Facts, Findings};
@@ -170,7 +171,12 @@ fn answer(
         true => bytes,
         false => 0,
     };
-    let copies = i64::from(replicas.unwrap_or(1).max(1));
+    // Copies that are in Kafka already take no room there.
+    let is_there = |attach: &AttachRequest| attach.load == InitialLoad::Retained;
+    let copies = match request.attach.as_ref().is_some_and(is_there) {
+        true => 0,
+        false => i64::from(replicas.unwrap_or(1).max(1)),
+    };
     json!({
         "message": format!("Mirror '{}' can be created; nothing was", request.name),
         "dry_run": true,

@@ -1,5 +1,6 @@
 //! Mirrors: created, looked at, deleted.
 
+mod attach;
 mod available;
 mod create;
 mod estimate;
@@ -97,7 +98,7 @@ pub(crate) async fn metrics(
     let mirror = api.catalog.get_mirror(&name).await?;
     let seen = see(&api.catalog, mirror).await?;
     let lag = lag(&seen.reports, seen.mirror.created_at, seen.reports.read_at);
-    let topic = api.topics.changes(&seen.mirror.slug);
+    let topic = api.topics.changes(seen.mirror.topics_slug());
     Ok(Json(view::metrics(
         &seen.mirror,
         &seen.status,

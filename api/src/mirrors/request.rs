@@ -6,7 +6,8 @@ use bunny_catalog::{
 };
 use bunny_postgres::TableName;
 
-use crate::refusal::{Refusal, Result};
+use super::attach::AttachRequest;
+use crate::refusal::Result;
 use crate::request::Fields;
 
 /// Longest identifier of Postgres in bytes (`NAMEDATALEN` - 1). Longer ones are cut by the server, so
@@ -35,6 +36,9 @@ pub(super) const ON_TABLE_ERROR: [(&str, OnTableError); 2] = [
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct CreateRequest {
     pub(crate) name: String,
+    /// It is to be fed by another mirror's capture.
+    pub(crate) attach: Option<AttachRequest>,
+    /// The owner's, if it is to be fed by another.
     pub(crate) source_peer: String,
     pub(crate) destination_peer: String,
     pub(crate) config: MirrorConfig,
@@ -49,7 +53,7 @@ impl CreateRequest {
     /// Reads the body.
     ///
     /// # Errors
-    /// 400 that names every bad field; 422 for what is known but not available yet.
+    /// 400 that names every bad field.
     pub(crate) fn read(mut fields: Fields) -> Result<Self> {
         let name = fields.required_text("name");
         if !name.is_empty()
@@ -57,8 +61,8 @@ impl CreateRequest {
         {
             fields.sentence(why);
         }
-        let source_mirror = fields.text("source_mirror");
-        let source_peer = match &source_mirror {
+        let attach = AttachRequest::read(&mut fields);
+        let source_peer = match &attach {
             Some(_) => fields.text("source_peer").unwrap_or_default(),
             None => fields.required_text("source_peer"),
         };
@@ -68,6 +72,9 @@ impl CreateRequest {
             fields.sentence(problem);
         }
         let tables = mappings(&mut fields);
+        if let Some(attach) = &attach {
+            attach.check(&mut fields, config.do_initial_snapshot, &tables);
+        }
         let replication_slot_name = fields.text("replication_slot_name");
         if let Some(slot) = &replication_slot_name
             && !is_slot_name(slot)
@@ -85,9 +92,9 @@ impl CreateRequest {
         }
         let dry_run = fields.boolean("dry_run", false);
         fields.finish()?;
-        not_available(source_mirror.as_deref())?;
         Ok(Self {
             name,
+            attach,
             source_peer,
             destination_peer,
             config,
@@ -97,17 +104,6 @@ impl CreateRequest {
             dry_run,
         })
     }
-}
-
-/// What the contract knows and this version cannot do. Accepting it silently would do something else
-/// than asked.
-fn not_available(source_mirror: Option<&str>) -> Result<()> {
-    if source_mirror.is_some() {
-        return Err(Refusal::unprocessable(
-            "source_mirror is not available in this version; give a source_peer, which captures through a slot of its own",
-        ));
-    }
-    Ok(())
 }
 
 /// What is accepted and stored but has no effect yet, a sentence each for the mirror's log.
@@ -420,14 +416,6 @@ mod tests {
         let long = "t".repeat(64);
         let body = GUIDE.replace("public.users", &format!("public.{long}"));
         assert!(read(&body).unwrap_err().message.contains("63 bytes"));
-    }
-
-    #[test]
-    fn what_is_not_available_is_said() {
-        let fan_out = GUIDE.replace("\"source_peer\": \"source_db\"", "\"source_mirror\": \"m\"");
-        let refusal = read(&fan_out).unwrap_err();
-        assert_eq!(refusal.status, StatusCode::UNPROCESSABLE_ENTITY);
-        assert!(refusal.message.contains("not available"));
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub(super) fn brief(mirror: &Mirror, reports: &Reports, status: &StatusView) -> 
     json!({
         "name": mirror.name,
         "source_peer": mirror.source_peer,
+        "source_mirror": mirror.owner.as_ref().map(|owner| &owner.name),
         "destination_peer": mirror.destination_peer,
         "status": status.status.as_str(),
         "current_phase": status.phase.as_str(),
@@ -56,6 +57,7 @@ pub(super) fn full(mirror: &Mirror, reports: &Reports, status: &StatusView) -> V
     json!({
         "name": mirror.name,
         "source_peer": mirror.source_peer,
+        "source_mirror": mirror.owner.as_ref().map(|owner| &owner.name),
         "destination_peer": mirror.destination_peer,
         "status": status.status.as_str(),
         "current_phase": status.phase.as_str(),
@@ -63,6 +65,7 @@ pub(super) fn full(mirror: &Mirror, reports: &Reports, status: &StatusView) -> V
         "error_message": status.error_message,
         "error_count": status.error_count,
         "messages": messages,
+        "attached_mirrors": mirror.attached_mirrors(),
         "slot_name": mirror.slot_name,
         "publication_name": mirror.publication_name,
         "last_lsn": applied.map(|lsn| lsn.to_string()),
@@ -79,10 +82,11 @@ fn config(mirror: &Mirror) -> Value {
     let mut config = serde_json::to_value(&mirror.config).unwrap_or_else(|_| json!({}));
     if let Value::Object(fields) = &mut config {
         // A name the user gave is shown as the option it was.
-        if mirror.slot_given {
+        let is_own = mirror.owner.is_none();
+        if is_own && mirror.slot_given {
             fields.insert("replication_slot_name".into(), json!(mirror.slot_name));
         }
-        if mirror.publication_given {
+        if is_own && mirror.publication_given {
             fields.insert("publication_name".into(), json!(mirror.publication_name));
         }
     }

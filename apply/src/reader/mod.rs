@@ -143,7 +143,7 @@ pub(crate) async fn open(
     run: &MirrorRun,
     next_offset: i64,
 ) -> Result<Arc<Closing<StreamConsumer>>> {
-    let topic = run.topics.changes(&run.mirror.slug);
+    let topic = run.topics.changes(run.mirror.topics_slug());
     let (low, end) = match run.kafka.watermarks(&topic, PARTITION).await {
         Err(error) if is_gone(&error) => {
             return Err(Error::History(format!(
@@ -247,7 +247,7 @@ impl Reader {
     pub fn new(run: &MirrorRun, options: Options) -> Reader {
         let limits = options.budget.limits(options.changes_max);
         Reader {
-            topic: run.topics.changes(&run.mirror.slug),
+            topic: run.topics.changes(run.mirror.topics_slug()),
             registry: run.registry.clone(),
             decoding: Decoding::new(options.routes.clone()),
             order: Order::after(&options.start),

@@ -305,7 +305,7 @@ where
         Ok(())
     }
 
-    /// Reads what is wanted; returns how many mirrors there are.
+    /// Reads what is wanted; returns for how many mirrors the role has work.
     async fn read_mirrors(&mut self) -> Result<usize> {
         let mirrors = self.catalog.list_mirrors().await?;
         let peers = self.catalog.list_peers().await?;
@@ -319,7 +319,8 @@ where
                 None => held.entry.lease_lost(),
             }
         }
-        Ok(mirrors.len())
+        let has_work = |mirror: &&Mirror| self.role == Role::Apply || mirror.owner.is_none();
+        Ok(mirrors.iter().filter(has_work).count())
     }
 
     /// Takes what is free: at once up to this worker's fair share, the rest when

@@ -7,6 +7,7 @@ mod deletion;
 mod excluded_columns;
 mod failover;
 mod failures;
+mod fan_out;
 mod fidelity;
 #[cfg(feature = "full")]
 mod full;

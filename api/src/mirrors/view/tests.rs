@@ -18,6 +18,8 @@ pub(crate) fn mirror() -> Mirror {
         id: Uuid::nil(),
         name: "prod_to_staging".into(),
         slug: "prod_to_staging".into(),
+        owner: None,
+        attached: Vec::new(),
         source_peer: "source_db".into(),
         destination_peer: "dest_db".into(),
         slot_name: "bunny_prod_to_staging".into(),
