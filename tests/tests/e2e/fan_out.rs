@@ -109,7 +109,8 @@ impl FanOut {
         }
     }
 
-    /// Lets the load end and compares what the owner and these have; then it goes on.
+    /// Lets the load end and compares what the owner and these have, without any lag; then it
+    /// goes on.
     async fn settle(&mut self, attached: &[&Attached]) -> Result<()> {
         if let Some(load) = self.load.take() {
             ensure!(load.stop().await > 0, "there was no load");
@@ -123,6 +124,10 @@ impl FanOut {
                 .assert_converges_at(mirror, at, &attached.pairs)
                 .await
                 .with_context(|| format!("mirror {}", mirror.name))?;
+        }
+        let no_lag = |_: &Value, metrics: &Value| metrics["lag_bytes"] == 0;
+        for mirror in attached.iter().map(|one| &one.mirror).chain([&self.owner]) {
+            mirror.wait_until("no lag", CONVERGE, no_lag).await?;
         }
         self.load = Some(Load::start(&self.stage.source, 2, 40));
         Ok(())
@@ -249,20 +254,11 @@ async fn three_destinations_of_one_capture() -> Result<()> {
     let there = third.destination.connect().await?;
     let stood_at = there.number(PROGRESS).await?;
     fan.advance(150).await;
-    for (mirror, destination) in [
-        (&fan.owner, &fan.stage.destination),
-        (&second.mirror, &second.destination),
-    ] {
-        let caught_up = |mirror: &Value, metrics: &Value| {
-            mirror["status"] == "RUNNING" && metrics["apply"]["lag_bytes"] == 0
-        };
-        mirror.wait_until("no lag", CONVERGE, caught_up).await?;
-        let session = destination.connect().await?;
-        ensure!(
-            session.number(PROGRESS).await? > stood_at,
-            "it stood still too"
-        );
-    }
+    fan.settle(&[&second]).await?;
+    ensure!(
+        there.number(PROGRESS).await? == stood_at,
+        "it did not stand still"
+    );
     // What the others need is far above by now, and still the log is kept.
     fan.wait_need("second", |need| need > stood_at).await?;
     let own = fan.stage.destination.connect().await?;
