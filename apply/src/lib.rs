@@ -7,6 +7,7 @@
 //! progress commit together. Any error ends the run by one path; the next run starts
 //! from the progress row.
 
+mod adopt;
 pub mod batch;
 mod batch_log;
 mod behind;
@@ -20,6 +21,7 @@ pub mod crash_points;
 pub mod crossing;
 mod error;
 pub mod event;
+mod last_wish;
 pub mod main_stream;
 mod mirror;
 pub mod net_effect;

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use bunny_catalog::{Desired, Finished, Mirror, MirrorContext, OnTableError, Outcome, TaskFailure};
+use bunny_catalog::{
+    ADOPT, Desired, Finished, Mirror, MirrorContext, OnTableError, Outcome, TaskFailure,
+};
 use bunny_postgres::{Session, TableName};
-use bunny_schemas::kafka::KafkaConfig;
+use bunny_schemas::kafka::{KafkaConfig, TopicKind};
 use bunny_schemas::registry::Registry;
 use bunny_schemas::topics::Topics;
 use tokio::sync::OnceCell;
@@ -21,6 +23,7 @@ use crate::context::{MirrorRun, application_name, application_name_prefix};
 use crate::crash_points::{self, reached};
 use crate::crossing::{MainEnd, crossing};
 use crate::error::{Error, Result};
+use crate::last_wish::Known;
 use crate::main_stream::Ended;
 use crate::retention::{self, Held};
 use crate::schema::upkeep;
@@ -30,7 +33,8 @@ use crate::stats::Stats;
 use crate::table_sync::{self, LoadProgress, Loads};
 use crate::waits::{Task, Waits};
 use crate::{
-    main_stream, parked, paused, quarantine, reader, removal, replay, report, swap, wanted,
+    adopt, last_wish, main_stream, parked, paused, quarantine, reader, removal, replay, report,
+    swap, wanted,
 };
 
 /// How often the log is looked at while the end of a transaction is missing.
@@ -50,17 +54,21 @@ pub(crate) struct Shared {
     pub(crate) kafka: KafkaConfig,
     pub(crate) topics: Topics,
     pub(crate) registry: OnceCell<Registry>,
+    pub(crate) known: Known,
     /// Mirrors that follow their stream now.
     pub(crate) followers: Arc<AtomicUsize>,
 }
 
 impl Shared {
-    /// The schemas of the events; Kafka is asked the first time.
+    /// The schemas of the events. Kafka is asked each time a run begins: what is known of a Kafka
+    /// that was lost since would give ids another meaning.
     pub(crate) async fn registry(&self) -> Result<Registry> {
-        let opened = self
-            .registry
-            .get_or_try_init(|| Registry::open(self.kafka.clone(), &self.topics))
-            .await?;
+        let open = || Registry::open(self.kafka.clone(), &self.topics);
+        let opened = self.registry.get_or_try_init(open).await?;
+        // A Kafka that is new has no such topic yet.
+        let topic = self.topics.schemas();
+        self.kafka.ensure_topic(&topic, TopicKind::Schemas).await?;
+        opened.refresh().await?;
         Ok(opened.clone())
     }
 }
@@ -99,6 +107,11 @@ async fn run_as_desired(
         Desired::Paused => paused::stand_by(shared, Arc::new(mirror), &context).await,
         Desired::Deleted => removal::run(&mirror, &context).await,
         Desired::Running => {
+            // Without the catalog nobody can have asked.
+            let open = context.catalog.open_command(mirror.id, ADOPT).await;
+            if let Some(command) = open.ok().flatten() {
+                return adopt::read_destination(shared, &mirror, &context, command).await;
+            }
             let stats = Arc::new(Stats::default());
             let mirror = wait_for_generation(mirror, &context).await;
             let run = begin(shared, mirror, &context).await?;
@@ -136,6 +149,7 @@ async fn begin(shared: &Shared, mirror: Arc<Mirror>, context: &MirrorContext) ->
     let epoch = bookkeeping::take_over(&session, &mirror).await?;
     reached(crash_points::AFTER_TAKE_OVER);
     tracing::info!(mirror = %mirror.name, epoch = epoch.0, "took the destination over");
+    last_wish::check(shared, &mirror, context, &session, epoch).await?;
     let admitted = replay::admitted(shared, &mirror, context, &session).await?;
     let mirror = Arc::new(replay::as_wanted(admitted));
     let run = MirrorRun {

@@ -10,6 +10,7 @@ use bunny_schemas::topics::Topics;
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
+use crate::last_wish::Known;
 use crate::mirror::{self, Shared};
 
 /// What the role needs.
@@ -47,6 +48,7 @@ impl Service {
             kafka,
             topics,
             registry: OnceCell::new(),
+            known: Known::default(),
             followers: Arc::new(AtomicUsize::new(0)),
         });
         let options = SuperviseOptions {

@@ -8,14 +8,17 @@
 
 use std::time::Duration;
 
-use bunny_catalog::{Command, Finished, Mirror};
+use bunny_catalog::{Command, Finished, Mirror, NAMES_CLAIMED};
 use bunny_postgres::{Session, quote_ident, quote_literal};
+use bunny_schemas::control::WishRecord;
+use bunny_schemas::registry::Registry;
 
 use crate::crash_points::{REMOVAL_SOURCE_CLEAN, REMOVAL_TOPICS_CLEAN, crash_point};
 use crate::error::{Error, Result};
-use crate::mirror::{NAMES_CLAIMED, end_former_sessions};
-use crate::run::Run;
-use crate::{publication, slot, table_topics};
+use crate::mirror::end_former_sessions;
+use crate::publisher::Publisher;
+use crate::run::{Options, Run};
+use crate::{last_wish, publication, slot, table_topics};
 
 /// The steps of a `delete` command, in the catalog's words.
 const SOURCE_CLEAN: &str = "source_clean";
@@ -39,7 +42,20 @@ pub(crate) async fn run(run: &Run) -> Result<Finished> {
                 mirror.name
             ))
         })?;
-    let source = source_gone(run, &command).await;
+    let created = catalog.last_command(mirror.id, "create").await?;
+    // Else nothing was made there yet: what stands under the mirror's names is another's.
+    let is_ours = created.is_some_and(|command| has(&command, NAMES_CLAIMED));
+    if is_ours {
+        let looked = look_back(run, &command).await;
+        match looked {
+            // Then nobody can read the log.
+            Err(error) if is_away(&error) && command.args["force"] == true => {
+                tracing::warn!(mirror = %mirror.name, %error, "Kafka is not asked what the mirror was told");
+            }
+            looked => looked?,
+        }
+    }
+    let source = source_gone(run, &command, is_ours).await;
     crash_point(REMOVAL_SOURCE_CLEAN);
 
     // Apply reads the topics until its side is gone. With the source away nothing is waited
@@ -53,7 +69,7 @@ pub(crate) async fn run(run: &Run) -> Result<Finished> {
             () = tokio::time::sleep(POLL) => {}
         }
     }
-    let topics = topics_gone(run, &command).await;
+    let topics = topics_gone(run, &command, is_ours).await;
     crash_point(REMOVAL_TOPICS_CLEAN);
     source?;
     topics?;
@@ -71,13 +87,46 @@ fn has(command: &Command, step: &str) -> bool {
     command.steps.iter().any(|done| done == step)
 }
 
+/// A catalog that is older than the log does not know what it would delete.
+async fn look_back(run: &Run, command: &Command) -> Result<()> {
+    let positions = last_wish::positions_if_any(run).await?;
+    last_wish::check(run, positions.wish).await?;
+    if run.mirror.keep_topics && positions.position.is_some() {
+        keep_in_mind(run, command).await?;
+    }
+    Ok(())
+}
+
+fn is_away(error: &Error) -> bool {
+    !error.is_fatal() && !error.is_fenced()
+}
+
+/// Topics that stay tell that the mirror was deleted: a catalog of before would fill the
+/// destination from them once more.
+async fn keep_in_mind(run: &Run, command: &Command) -> Result<()> {
+    let Options {
+        kafka,
+        topics,
+        schema_ids,
+        ..
+    } = &*run.options;
+    let registry = Registry::open_with(kafka.clone(), topics, schema_ids.clone()).await?;
+    let mut publisher = Publisher::open(kafka, topics, &registry, &run.mirror.slug).await?;
+    let command_id = command.id;
+    publisher.remember(WishRecord { command_id }).await
+}
+
 /// Cleans the source, or leaves it as it is when the user has said so.
-async fn source_gone(run: &Run, command: &Command) -> Result<()> {
+async fn source_gone(run: &Run, command: &Command, is_ours: bool) -> Result<()> {
     if has(command, SOURCE_CLEAN) || has(command, SOURCE_LEFT) {
         return Ok(());
     }
     let catalog = &run.options.catalog;
-    let Err(error) = clean_source(run).await else {
+    let cleaned = match is_ours {
+        true => clean_source(run).await,
+        false => Ok(()),
+    };
+    let Err(error) = cleaned else {
         catalog.mark_step(command.id, SOURCE_CLEAN).await?;
         return Ok(());
     };
@@ -103,18 +152,21 @@ async fn source_gone(run: &Run, command: &Command) -> Result<()> {
 }
 
 /// Cleans Kafka, or leaves it as it is when the user has said so.
-async fn topics_gone(run: &Run, command: &Command) -> Result<()> {
+async fn topics_gone(run: &Run, command: &Command, is_ours: bool) -> Result<()> {
     if has(command, TOPICS_CLEAN) || has(command, TOPICS_LEFT) {
         return Ok(());
     }
     let catalog = &run.options.catalog;
     let mirror = &run.mirror;
-    let names = if mirror.keep_topics {
-        Vec::new()
-    } else {
-        topics_of(run).await?
+    let names = match is_ours && !mirror.keep_topics {
+        true => topics_of(run).await?,
+        false => Vec::new(),
     };
-    let Err(error) = clean_topics(run, &names).await else {
+    let cleaned = match is_ours {
+        true => clean_topics(run, &names).await,
+        false => Ok(()),
+    };
+    let Err(error) = cleaned else {
         catalog.mark_step(command.id, TOPICS_CLEAN).await?;
         return Ok(());
     };
@@ -159,15 +211,6 @@ async fn clean_topics(run: &Run, names: &[String]) -> Result<()> {
 
 async fn clean_source(run: &Run) -> Result<()> {
     let mirror = &run.mirror;
-    let created = run
-        .options
-        .catalog
-        .last_command(mirror.id, "create")
-        .await?;
-    if !created.is_some_and(|command| has(&command, NAMES_CLAIMED)) {
-        // Nothing was made there yet: what stands under the mirror's names is another's.
-        return Ok(());
-    }
     let source = Session::connect(&run.peer, &run.application_name).await?;
     end_former_sessions(run, &source).await?;
     slot::drop_slot(&source, mirror).await?;

@@ -209,6 +209,30 @@ impl Catalog {
             .collect()
     }
 
+    /// Raises a lease above an epoch that a session at the source was seen with, as long as it
+    /// is this one: then that session is of a holder that this catalog, restored since, does not
+    /// remember. `false`: another has the lease, and the session may be that holder's.
+    pub async fn raise_lease_above(
+        &self,
+        mirror_id: Uuid,
+        role: Role,
+        epoch: i64,
+        seen: i64,
+    ) -> Result<bool> {
+        let raised = sqlx::query(
+            "UPDATE bunny.leases SET epoch = $4 + 1
+             WHERE mirror_id = $1 AND role = $2 AND epoch = $3 AND expires_at > clock_timestamp()",
+        )
+        .bind(mirror_id)
+        .bind(role.as_str())
+        .bind(epoch)
+        .bind(seen)
+        .execute(self.pool())
+        .await
+        .map_err(|error| Error::database("raising a lease", error))?;
+        Ok(raised.rows_affected() > 0)
+    }
+
     /// Gives a lease back, so that another process need not wait for its end.
     pub async fn release_lease(&self, lease: &Lease) -> Result<()> {
         sqlx::query(

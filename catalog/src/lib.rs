@@ -6,6 +6,7 @@
 //! no Kafka. When its database is away, running work goes on: nothing on the
 //! data path waits for it.
 
+mod adopt;
 mod audit;
 mod catalog;
 mod checkpoints;
@@ -13,6 +14,7 @@ mod commands;
 mod encryption;
 mod error;
 mod lag;
+mod last_wish;
 mod leases;
 mod logs;
 mod mirrors;
@@ -31,6 +33,7 @@ mod topic_bytes;
 mod untracked;
 mod users;
 
+pub use adopt::{ADOPT, AdoptedTable, FoundLog};
 pub use audit::AuditEntry;
 pub use catalog::{Catalog, Location};
 pub use checkpoints::CHECKPOINT;
@@ -42,9 +45,9 @@ pub use leases::{Lease, Role};
 pub use logs::{LogEntry, LogLevel, LogQuery};
 pub use mirrors::{
     ApplyMode, Attach, AttachedTable, Desired, Granted, InitialCopy, Mirror, MirrorChange,
-    MirrorConfig, MirrorTable, NAME_LENGTH_MAX, NewMirror, NewMirrorTable, OnExistingRows,
-    OnTableError, Owner, PauseScope, ResyncStrategy, SchemaChanges, TableInUse, TableTopics,
-    UntrackedChanges, check_name, slugs,
+    MirrorConfig, MirrorTable, NAME_LENGTH_MAX, NAMES_CLAIMED, NewMirror, NewMirrorTable,
+    OnExistingRows, OnTableError, Owner, PauseScope, ResyncStrategy, SchemaChanges, TableInUse,
+    TableTopics, UntrackedChanges, check_name, slugs,
 };
 pub use peers::{NewPeer, Peer};
 pub use replay::{NewReplay, REPLAY, Replay, RetainedSync, Until};

@@ -13,13 +13,14 @@ use serde_json::{Value, json};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use crate::adopt::ADOPT;
 use crate::commands::{self, Command};
 use crate::mirrors::{
     self, Desired, Mirror, MirrorTable, NewMirrorTable, ResyncStrategy, notify, share_request,
 };
 use crate::replay::REPLAY;
 use crate::schema_sync::{SYNC_SCHEMA, under_way};
-use crate::{Catalog, Error, Result};
+use crate::{Catalog, Error, Result, last_wish};
 
 /// The command of a changed list of tables.
 pub const TABLES: &str = "tables";
@@ -350,7 +351,7 @@ impl Begun<'_> {
         name: &str,
         awaiting: &[AwaitedTable],
     ) -> Result<Uuid> {
-        for kind in [TABLES, RESYNC, REPLAY] {
+        for kind in [ADOPT, TABLES, RESYNC, REPLAY] {
             let by = "another generation of the mirror";
             replace_open(connection, mirror_id, kind, by).await?;
         }
@@ -360,6 +361,7 @@ impl Begun<'_> {
         });
         let by = self.requested_by;
         let id = commands::insert(connection, mirror_id, name, RESYNC, &args, by).await?;
+        last_wish::pass_over_noted(connection, mirror_id, id).await?;
         mirrors::raise_version(connection, mirror_id).await?;
         Ok(id)
     }
@@ -406,7 +408,7 @@ fn with_requests(mirror: &Mirror, wanted: &NewMirrorTable) -> MirrorTable {
 }
 
 /// What earlier commands of a kind still waited for is decided by something new.
-async fn replace_open(
+pub(crate) async fn replace_open(
     connection: &mut PgConnection,
     mirror_id: Uuid,
     kind: &str,

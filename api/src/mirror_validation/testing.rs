@@ -130,6 +130,7 @@ pub(crate) fn request(tables: &[&str]) -> CreateRequest {
             .collect(),
         replication_slot_name: None,
         publication_name: None,
+        adopt: false,
         dry_run: false,
     }
 }

@@ -25,6 +25,7 @@ const OF_THE_OWNER: [&str; 8] = [
     "checkpoint_interval_hours",
     "untracked_changes",
     "table_topics",
+    "adopt",
 ];
 
 /// Where the tables come from at first.

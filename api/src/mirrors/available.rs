@@ -64,6 +64,7 @@ pub(crate) async fn available_tables(
         publication_name: mirror
             .publication_given
             .then(|| mirror.publication_name.clone()),
+        adopt: false,
         dry_run: true,
     };
     let facts = SourceFacts::gather(&session, &peer, &request)

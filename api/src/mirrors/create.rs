@@ -11,8 +11,8 @@ use axum::http::StatusCode;
 use bunny_catalog::{LogLevel, Mirror, NewMirror, Peer};
 use serde_json::{Value, json};
 
+use super::{adopt, attach};
 use super::estimate::estimate;
-use super::attach;
 use super::request::{CreateRequest, without_effect_yet};
 use crate::auth::Caller;
 use crate::mirror_validation::facts::{Place, place_of};
@@ -52,6 +52,10 @@ pub(crate) async fn create(
         Some(owner) => Some(attach::chosen(&api, &request, owner).await?),
         None => None,
     };
+    let adopts = match request.adopt {
+        true => Some(adopt::mirror_of(&peers.destination, &request.name).await?),
+        false => None,
+    };
     if request.dry_run {
         let answer = estimate(&api, &peers.source, &request, &facts, &findings).await?;
         return Ok((StatusCode::OK, Json(answer)));
@@ -66,6 +70,7 @@ pub(crate) async fn create(
         .catalog
         .create_mirror(&NewMirror {
             attach,
+            adopts,
             ..wish(&api, &request, &facts, caller.username)
         })
         .await?;
@@ -179,6 +184,7 @@ fn wish(api: &Api, request: &CreateRequest, facts: &Facts, requested_by: String)
         publication_name: request.publication_name.clone(),
         publication_given: facts.source.publication.is_some(),
         attach: None,
+        adopts: None,
         requested_by,
     }
 }

@@ -1,5 +1,6 @@
 //! Mirrors: created, looked at, deleted.
 
+mod adopt;
 mod attach;
 mod available;
 mod create;
@@ -27,6 +28,7 @@ use crate::refusal::Result;
 use crate::request::{Body, Fields, Path, Query};
 use crate::state::Api;
 
+pub(crate) use adopt::adopt;
 pub(crate) use available::available_tables;
 pub(crate) use create::create;
 pub(crate) use patch::{patch, read_patch};

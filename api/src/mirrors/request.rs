@@ -45,6 +45,8 @@ pub(crate) struct CreateRequest {
     pub(crate) tables: Vec<NewMirrorTable>,
     pub(crate) replication_slot_name: Option<String>,
     pub(crate) publication_name: Option<String>,
+    /// Go on with what is left of a mirror of this name that another catalog had.
+    pub(crate) adopt: bool,
     /// Only validate.
     pub(crate) dry_run: bool,
 }
@@ -90,6 +92,7 @@ impl CreateRequest {
         {
             fields.problem("publication_name", "must be 1 to 63 bytes");
         }
+        let adopt = fields.boolean("adopt", false);
         let dry_run = fields.boolean("dry_run", false);
         fields.finish()?;
         Ok(Self {
@@ -101,6 +104,7 @@ impl CreateRequest {
             tables,
             replication_slot_name,
             publication_name,
+            adopt,
             dry_run,
         })
     }

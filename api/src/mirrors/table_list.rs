@@ -216,6 +216,7 @@ fn request(mirror: &Mirror, tables: Vec<NewMirrorTable>) -> CreateRequest {
         publication_name: mirror
             .publication_given
             .then(|| mirror.publication_name.clone()),
+        adopt: false,
         dry_run: false,
     }
 }

@@ -30,7 +30,7 @@ pub use objects::{
     notes_are_said, put_missing_object, put_notes,
 };
 pub use overview::{Overview, overview};
-pub use owner::{Epoch, fence, take_over};
+pub use owner::{Epoch, fence, last_wish, set_last_wish, take_over};
 pub use prepared::{Counts, Prepared};
 pub use progress::{Progress, progress, set_progress};
 pub use schema_syncs::{

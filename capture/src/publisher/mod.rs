@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bunny_postgres::TableName;
-use bunny_schemas::control::{PositionRecord, SchemaKind, SyncRecord, TableRecord};
+use bunny_schemas::control::{PositionRecord, SchemaKind, SyncRecord, TableRecord, WishRecord};
 use bunny_schemas::kafka::{Closing, KafkaConfig, commit_transaction};
 use bunny_schemas::registry::Registry;
 use bunny_schemas::topics::Topics;
@@ -95,6 +95,7 @@ pub(crate) struct Publisher {
     position_schema_id: u32,
     sync_schema_id: u32,
     table_schema_id: u32,
+    wish_schema_id: u32,
     open: Option<OpenTransaction>,
     /// Events of the open transaction that librdkafka does not have yet.
     outbox: Outbox,
@@ -115,6 +116,7 @@ impl Publisher {
         let position_schema_id = registry.register_control(SchemaKind::Position).await?;
         let sync_schema_id = registry.register_control(SchemaKind::Sync).await?;
         let table_schema_id = registry.register_control(SchemaKind::Table).await?;
+        let wish_schema_id = registry.register_control(SchemaKind::Wish).await?;
         let id = topics.capture_transactional_id(slug);
         let producer: TransactionalProducer = kafka
             .transactional_producer(&id)
@@ -132,6 +134,7 @@ impl Publisher {
             position_schema_id,
             sync_schema_id,
             table_schema_id,
+            wish_schema_id,
             open: None,
             outbox: Outbox::default(),
             events_max: match is_armed(MID_TRANSACTION) {
@@ -286,6 +289,17 @@ impl Publisher {
             let key = TableRecord::key_of(table);
             self.record(key.as_bytes(), record.as_deref()).await?;
         }
+        self.end_transaction().await
+    }
+
+    /// Records the wish that is acted on from now on; returns once Kafka has answered.
+    pub(crate) async fn remember(&mut self, wish: WishRecord) -> Result<()> {
+        let record = wish.encode(self.wish_schema_id);
+        self.record(WishRecord::KEY, Some(&record)).await?;
+        self.end_transaction().await
+    }
+
+    async fn end_transaction(&mut self) -> Result<()> {
         crash_point(BEFORE_KAFKA_COMMIT);
         let began = Instant::now();
         self.blocking("committing a transaction", |producer| {

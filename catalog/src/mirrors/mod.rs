@@ -29,6 +29,10 @@ pub use naming::{NAME_LENGTH_MAX, check_name, slugs};
 pub use store::TableInUse;
 pub(crate) use store::{lock_creation, notify, raise_version, replace_tables, set_request};
 
+/// The step of a `create` command from which on slot, publications and topics of the mirror's
+/// names are its own.
+pub const NAMES_CLAIMED: &str = "source_names_claimed";
+
 /// What the user wants of a mirror now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -240,6 +244,9 @@ pub struct NewMirror {
     pub publication_given: bool,
     /// The mirror whose capture is to feed it, if it is to have none of its own.
     pub attach: Option<Attach>,
+    /// The id under which the destination knows the mirror of an earlier catalog, which is to
+    /// go on.
+    pub adopts: Option<Uuid>,
     /// The user who asks.
     pub requested_by: String,
 }

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::notify;
 use crate::leases::Role;
-use crate::{Catalog, Error, Result, commands};
+use crate::{Catalog, Error, Result, commands, last_wish};
 
 impl Catalog {
     /// Asks for a mirror to be taken down; returns the `delete` command. Asked
@@ -51,6 +51,7 @@ impl Catalog {
             )));
         }
         if let Some(command_id) = open {
+            last_wish::pass_over_noted(&mut transaction, mirror_id, command_id).await?;
             try_delete_again(&mut transaction, mirror_id, command_id, force).await?;
             transaction.commit().await.map_err(failed)?;
             return Ok(command_id);
@@ -86,6 +87,7 @@ impl Catalog {
             requested_by,
         )
         .await?;
+        last_wish::pass_over_noted(&mut transaction, mirror_id, command_id).await?;
         notify(&mut transaction).await?;
         transaction.commit().await.map_err(failed)?;
         Ok(command_id)

@@ -12,7 +12,7 @@ use super::{
     AttachedTable, Desired, Mirror, MirrorConfig, MirrorTable, NewMirror, Owner, PauseScope,
     fan_out, naming,
 };
-use crate::{Catalog, Error, Result, commands};
+use crate::{Catalog, Error, Result, adopt, commands};
 
 /// Serialises the creation of mirrors, so that names and tables which must not
 /// meet are checked against everything that is there. Any number will do.
@@ -100,6 +100,9 @@ impl Catalog {
                 commands::finish(&mut transaction, command_id).await?;
             }
             _ => insert_tables(&mut transaction, mirror_id, new).await?,
+        }
+        if new.adopts.is_some() {
+            adopt::insert(&mut transaction, mirror_id, name, by).await?;
         }
         notify(&mut transaction).await?;
         transaction.commit().await.map_err(failed)?;
@@ -248,7 +251,7 @@ async fn insert_mirror(
         ),
         None => (slot_name, publication, publication_ins),
     };
-    let mirror_id = Uuid::new_v4();
+    let mirror_id = new.adopts.unwrap_or_else(Uuid::new_v4);
     let generation = owner.map_or_else(Uuid::new_v4, |owner| owner.generation);
     sqlx::query(
         "INSERT INTO bunny.mirrors (id, name, slug, source_peer, destination_peer,
@@ -269,7 +272,8 @@ async fn insert_mirror(
     .bind(Json(&new.config))
     .bind(generation)
     // The owner's counts; a worker of an earlier version must not take this for a history to begin.
-    .bind(owner.is_some())
+    // Of one that is adopted the log says which it is; none is ever begun for it.
+    .bind(owner.is_some() || new.adopts.is_some())
     .bind(owner.map(|owner| owner.id))
     .execute(&mut *connection)
     .await
