@@ -35,7 +35,7 @@ pub struct Stage {
     pub name: String,
     pub source: Url,
     pub destination: Url,
-    catalog: Url,
+    pub catalog: Url,
     api_port: u16,
     logs: PathBuf,
 }

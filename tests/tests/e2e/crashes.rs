@@ -113,7 +113,7 @@ pub const APPLY_CATCH_UP: [(&str, u32); 5] = [
 pub struct Scene {
     pub capture: Bunny,
     pub apply: Bunny,
-    _api: Bunny,
+    pub api_process: Bunny,
     pub load: Load,
     pub mirror: Mirror,
     pub stage: Stage,
@@ -170,7 +170,7 @@ async fn scene_with(
     Ok(Scene {
         capture,
         apply,
-        _api: api_process,
+        api_process,
         load,
         mirror,
         stage,

@@ -106,7 +106,7 @@ const ADDED: [&str; 2] = ["public.documents", "public.measurements"];
 const KEPT: [&str; 2] = ["public.accounts", "public.journal"];
 const CRASH_LIMIT: Duration = Duration::from_secs(60);
 
-fn mappings(tables: &[&str]) -> Value {
+pub fn mappings(tables: &[&str]) -> Value {
     let mapping = |table: &&str| json!({"source_table": table, "destination_table": table});
     json!({ "table_mappings": tables.iter().map(mapping).collect::<Vec<Value>>() })
 }

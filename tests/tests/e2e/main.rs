@@ -30,6 +30,7 @@ mod parked;
 mod pausing;
 mod pgbench;
 mod readers;
+mod recovery;
 mod replay;
 mod replay_swap;
 mod resync_columns;
