@@ -15,7 +15,7 @@ use crate::request::Fields;
 use crate::state::Api;
 
 /// What the owner's capture goes by, so that it cannot be another for who is attached.
-const OF_THE_OWNER: [&str; 8] = [
+const OF_THE_OWNER: [&str; 10] = [
     "source_peer",
     "replication_slot_name",
     "publication_name",

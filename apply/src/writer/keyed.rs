@@ -150,15 +150,15 @@ async fn replay_staged(
             Op::Delete => {
                 let done = query(client, target, &target.sql.delete(only)).await?;
                 let deleted = done.first().map_or(0, |done| done.count);
-                drift::report(target, Drift::DeleteMissed, u64::from(deleted == 0));
+                drift::note(target, Drift::DeleteMissed, u64::from(deleted == 0));
             }
             Op::Insert | Op::Upsert => {
                 let both = format!("{}; {}", target.sql.update(only), target.sql.insert(only));
                 let done = query(client, target, &both).await?;
                 let met = done.first().map_or(0, |met| met.value(1));
                 match row.op {
-                    Op::Insert => drift::report(target, Drift::InsertOverwrote, met),
-                    _ => drift::report(target, Drift::UpdateInserted, u64::from(met == 0)),
+                    Op::Insert => drift::note(target, Drift::InsertOverwrote, met),
+                    _ => drift::note(target, Drift::UpdateInserted, u64::from(met == 0)),
                 }
             }
             Op::Patch => {
