@@ -118,7 +118,7 @@ impl Scene {
     }
 
     /// Ends the load and compares contents.
-    async fn converge(self, pairs: &[TablePair]) -> Result<()> {
+    pub async fn converge(self, pairs: &[TablePair]) -> Result<()> {
         assert!(self.load.stop().await > 50);
         self.stage.assert_converges(&self.mirror, pairs).await
     }
