@@ -11,9 +11,9 @@ use axum::http::StatusCode;
 use bunny_catalog::{LogLevel, Mirror, NewMirror, Peer};
 use serde_json::{Value, json};
 
-use super::{adopt, attach};
 use super::estimate::estimate;
 use super::request::{CreateRequest, without_effect_yet};
+use super::{adopt, attach};
 use crate::auth::Caller;
 use crate::mirror_validation::facts::{Place, place_of};
 use crate::mirror_validation::{self, Edge, Facts, Findings};

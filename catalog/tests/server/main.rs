@@ -131,6 +131,7 @@ fn mirror(name: &str, destination_table: &str) -> NewMirror {
         slot_given: false,
         publication_name: None,
         publication_given: false,
+        attach: None,
         adopts: None,
         requested_by: "admin".into(),
     }
