@@ -68,7 +68,10 @@ async fn looked_up(
 /// Which wishes the catalog knew when it was last asked, by mirror: while it is away, a run for
 /// the same version of the mirror may begin without it.
 #[derive(Default)]
-pub(crate) struct Known(Mutex<HashMap<Uuid, (i64, [Option<Uuid>; 3])>>);
+pub(crate) struct Known(Mutex<Wishes>);
+
+/// By mirror: its version then, and the wishes.
+type Wishes = HashMap<Uuid, (i64, [Option<Uuid>; 3])>;
 
 impl Known {
     fn put(&self, mirror: &Mirror, wishes: [Option<Uuid>; 3]) {
@@ -84,7 +87,7 @@ impl Known {
         *version == mirror.version && wishes.all(|wish| known.contains(wish))
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, (i64, [Option<Uuid>; 3])>> {
+    fn lock(&self) -> MutexGuard<'_, Wishes> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

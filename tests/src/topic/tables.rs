@@ -195,7 +195,7 @@ impl Contents {
                     let (old_key, new_key, old_row) =
                         self.moving.take().context("no delete before it")?;
                     ensure!(
-                        old.to_string() == old_key && key.as_ref() == Some(&new_key),
+                        *old == old_key && key.as_ref() == Some(&new_key),
                         "the create of another change of key than {old_key} to {new_key}"
                     );
                     summary.moves += 1;
