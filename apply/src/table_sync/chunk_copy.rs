@@ -3,8 +3,7 @@
 use std::pin::Pin;
 
 use bunny_catalog::OnExistingRows;
-use bunny_postgres::introspect::IdentityKind;
-use bunny_postgres::{ColumnDefinition, Session, TableDefinition, TableName, quote_ident};
+use bunny_postgres::{Session, TableDefinition, TableName, quote_ident};
 use bytes::Bytes;
 use futures_util::SinkExt;
 use tokio_postgres::error::SqlState;
@@ -191,7 +190,11 @@ async fn start_copy(
     let mut into = target.clone();
     let mut merge = None;
     if run.mirror.config.on_existing_rows == OnExistingRows::Upsert {
-        merge = merge_statement(&Merge::of(&table)?, &target, &columns);
+        let merged = Merge {
+            key: quoted_key(&table)?,
+            fixed: fixed_columns(client, &table.destination).await?,
+        };
+        merge = merge_statement(&merged, &target, &columns);
     }
     if merge.is_some() {
         let staging = format!(
@@ -237,28 +240,33 @@ struct Merge {
     fixed: Vec<String>,
 }
 
-impl Merge {
-    fn of(table: &TableState) -> Result<Merge> {
-        let Some(definition) = &table.definition else {
-            return Ok(Merge::default());
-        };
-        let definition: TableDefinition =
-            serde_json::from_value(definition.clone()).map_err(|error| {
-                Error::Inconsistent(format!(
-                    "_bunny.tables holds a definition of {} that can't be read: {error}",
-                    table.source
-                ))
-            })?;
-        let is_fixed = |column: &&ColumnDefinition| column.identity == Some(IdentityKind::Always);
-        let fixed = definition.columns.iter().filter(is_fixed);
-        Ok(Merge {
-            fixed: fixed.map(|column| quote_ident(&column.name)).collect(),
-            key: key_of(&definition)
-                .iter()
-                .map(|name| quote_ident(name))
-                .collect(),
-        })
-    }
+fn quoted_key(table: &TableState) -> Result<Vec<String>> {
+    let Some(definition) = &table.definition else {
+        return Ok(Vec::new());
+    };
+    let definition: TableDefinition =
+        serde_json::from_value(definition.clone()).map_err(|error| {
+            Error::Inconsistent(format!(
+                "_bunny.tables holds a definition of {} that can't be read: {error}",
+                table.source
+            ))
+        })?;
+    Ok(key_of(&definition)
+        .iter()
+        .map(|name| quote_ident(name))
+        .collect())
+}
+
+/// The quoted GENERATED ALWAYS identities of a destination table.
+pub(super) async fn fixed_columns(client: &Client, table: &TableName) -> Result<Vec<String>> {
+    let rows = client
+        .query(
+            "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass($1) AND attidentity = 'a'",
+            &[&table.quoted()],
+        )
+        .await
+        .map_err(Error::sql(format!("looking at the identities of {table}")))?;
+    Ok(rows.iter().map(|row| quote_ident(row.get(0))).collect())
 }
 
 /// The columns that identify a row; empty when nothing does.

@@ -1,7 +1,6 @@
 //! Makes the start of a sync true at the destination, in one fenced transaction.
 
 use bunny_catalog::{MirrorTable, OnExistingRows, SchemaChanges};
-use bunny_postgres::introspect::IdentityKind;
 use bunny_postgres::{Session, TableDefinition, TableName, quote_ident};
 use bunny_schemas::control::TableSyncStarted;
 
@@ -159,7 +158,8 @@ async fn write(
             && destination_table::has_rows(client, &table.destination).await?
     };
     if keeps_rows {
-        refuse_fixed_identities(&table.destination, &definition, &sync.columns)?;
+        let fixed = chunk_copy::fixed_columns(client, &table.destination).await?;
+        refuse_fixed(&table.destination, &definition, &sync.columns, &fixed)?;
     }
     if !ensured.created && !keeps_rows {
         make_room(client, &table, is_ours, config.on_existing_rows).await?;
@@ -173,21 +173,20 @@ async fn write(
 }
 
 /// No UPDATE gives a present row the source's value of a GENERATED ALWAYS identity outside the key.
-fn refuse_fixed_identities(
+fn refuse_fixed(
     destination: &TableName,
     definition: &TableDefinition,
     columns: &[String],
+    fixed: &[String],
 ) -> Result<()> {
     let key = chunk_copy::key_of(definition);
-    let mut fixed = definition.columns.iter().filter(|column| {
-        column.identity == Some(IdentityKind::Always)
-            && columns.contains(&column.name)
-            && !key.contains(&column.name)
-    });
+    let mut fixed = columns
+        .iter()
+        .filter(|column| fixed.contains(&quote_ident(column)) && !key.contains(column));
     fixed.next().map_or(Ok(()), |column| {
         Err(Error::Refused(format!(
             "column {} of destination table {destination} is GENERATED ALWAYS AS IDENTITY and not in the key, so rows that are there cannot be given the source's values by \"on_existing_rows\": \"upsert\"; empty the table and sync it again, or put the column into exclude_columns",
-            quote_ident(&column.name)
+            quote_ident(column)
         )))
     })
 }

@@ -32,7 +32,7 @@ impl Drift {
         Drift::UpdateNotOurs,
     ];
 
-    fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Drift::InsertOverwrote => "insert_overwrote",
             Drift::UpdateInserted => "update_inserted",

@@ -162,6 +162,15 @@ impl Writer {
         drift::tell(run, &std::mem::take(&mut self.drifted));
     }
 
+    /// Rows that were not as the stream implies, as far as they have not been told of: source
+    /// table, kind, how many.
+    pub fn drifted(&self) -> Vec<(TableName, &'static str, u64)> {
+        let drifted = self.drifted.iter();
+        drifted
+            .map(|((table, drift), rows)| (table.clone(), drift.as_str(), *rows))
+            .collect()
+    }
+
     /// Writes a part into the open transaction.
     pub async fn write(&mut self, part: &Part) -> Result<()> {
         let first_offset = self

@@ -23,6 +23,8 @@ pub struct Stage {
     pub epoch: Epoch,
     pub tables: Vec<TableState>,
     pub has_initial_snapshot: bool,
+    /// What the latest changes met: kind and rows, of all tables.
+    pub drifted: Vec<(&'static str, u64)>,
     pub next_offset: i64,
     pub position: Position,
 }
@@ -76,6 +78,7 @@ impl Stage {
             epoch: Epoch(7),
             tables: states,
             has_initial_snapshot: true,
+            drifted: Vec::new(),
             next_offset: 0,
             position: Position::default(),
         }
@@ -154,6 +157,8 @@ impl Stage {
                 writer.commit(&progress, &[]).await?;
             }
         }
+        let drifted = writer.drifted().into_iter();
+        self.drifted = drifted.map(|(_, kind, rows)| (kind, rows)).collect();
         Ok(())
     }
 
