@@ -46,11 +46,13 @@ pub(crate) async fn run(run: &Run) -> Result<Finished> {
     // Else nothing was made there yet: what stands under the mirror's names is another's.
     let is_ours = created.is_some_and(|command| has(&command, NAMES_CLAIMED));
     if is_ours {
-        let looked = look_back(run, &command).await;
-        match looked {
-            // Then nobody can read the log.
-            Err(error) if is_away(&error) && command.args["force"] == true => {
-                tracing::warn!(mirror = %mirror.name, %error, "Kafka is not asked what the mirror was told");
+        match look_back(run, &command).await {
+            // Then nobody can read what the mirror was told.
+            Err(error) if is_of_kafka(&error) && command.args["force"] == true => {
+                tracing::warn!(mirror = %mirror.name, %error, "the log is not looked at");
+            }
+            Err(error) if is_of_kafka(&error) => {
+                return Err(not_cleaned(&error, "its topics"));
             }
             looked => looked?,
         }
@@ -97,8 +99,14 @@ async fn look_back(run: &Run, command: &Command) -> Result<()> {
     Ok(())
 }
 
-fn is_away(error: &Error) -> bool {
-    !error.is_fatal() && !error.is_fenced()
+fn is_of_kafka(error: &Error) -> bool {
+    matches!(error, Error::Schemas(_) | Error::Kafka { .. }) && !error.is_fenced()
+}
+
+fn not_cleaned(error: &Error, left: &str) -> Error {
+    Error::transient(format!(
+        "Kafka cannot be cleaned yet ({error}) and the mirror stays until it is; DELETE it again to try at once, or with ?force=true to leave behind: {left}"
+    ))
 }
 
 /// Topics that stay tell that the mirror was deleted: a catalog of before would fill the
@@ -179,9 +187,7 @@ async fn topics_gone(run: &Run, command: &Command, is_ours: bool) -> Result<()> 
             .await?;
         return Ok(());
     }
-    Err(Error::transient(format!(
-        "Kafka cannot be cleaned yet ({error}) and the mirror stays until it is; DELETE it again to try at once, or with ?force=true to leave behind: {left}"
-    )))
+    Err(not_cleaned(&error, &left))
 }
 
 async fn topics_of(run: &Run) -> Result<Vec<String>> {
