@@ -41,19 +41,16 @@ services-down: ## Stop them
 	@scripts/services stop .local/services
 	@rm -f .local/env
 
-# End-to-end tests mostly wait for servers: more of them at a time than there are cores.
-TEST_THREADS ?= 4
-
 # Some crates have tests of their own against a server, ignored where none is in the environment.
 test: deps ## Unit, property and end-to-end tests on real servers
 	@scripts/install-deps --clients
 	cargo build --workspace --all-targets $(FEATURES)
-	scripts/with-services cargo test --workspace $(FEATURES) -- --include-ignored --test-threads=$(TEST_THREADS)
+	scripts/with-services cargo test --workspace $(FEATURES) -- --include-ignored
 
 test-full: deps ## Everything: also memory bounds, soak and the matrix (about an hour)
 	@scripts/install-deps --clients --registry --connect
 	cargo build --workspace --all-targets $(FEATURES),bunny-tests/full
-	scripts/with-services cargo test --workspace $(FEATURES),bunny-tests/full -- --include-ignored --test-threads=$(TEST_THREADS)
+	scripts/with-services cargo test --workspace $(FEATURES),bunny-tests/full -- --include-ignored
 	$(MAKE) test-matrix
 
 test-matrix: deps ## The fidelity suite over PostgreSQL 14 to 18, mixed both ways; PAIRS="18:18 15:18" for some

@@ -194,8 +194,9 @@ impl Contents {
                 if let Some(old) = record.headers.get(OLD_KEY) {
                     let (old_key, new_key, old_row) =
                         self.moving.take().context("no delete before it")?;
+                    let named = old.to_string();
                     ensure!(
-                        *old == old_key && key.as_ref() == Some(&new_key),
+                        named == old_key && key.as_ref() == Some(&new_key),
                         "the create of another change of key than {old_key} to {new_key}"
                     );
                     summary.moves += 1;
