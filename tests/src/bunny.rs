@@ -114,6 +114,13 @@ impl Bunny {
         self.spawn(&[("FAILPOINTS", &failpoints)])
     }
 
+    /// Starts it again so that it takes `each` longer whenever it passes the crash point `name`.
+    pub fn restart_slowed(&mut self, name: &str, each: Duration) -> anyhow::Result<()> {
+        self.kill9();
+        let failpoints = format!("{name}=sleep({})", each.as_millis());
+        self.spawn(&[("FAILPOINTS", &failpoints)])
+    }
+
     /// `kill -9`; nothing if it does not run.
     pub fn kill9(&mut self) {
         if let Some(mut child) = self.child.take() {
