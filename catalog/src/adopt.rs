@@ -68,7 +68,8 @@ impl Catalog {
                 owner.name
             )));
         }
-        if let Some(open) = self.open_command(mirror.id, ADOPT).await? {
+        let open = commands::open(&mut *transaction, mirror.id).await?;
+        if let Some(open) = open.into_iter().find(|open| open.kind == ADOPT) {
             mirrors::raise_version(&mut transaction, mirror.id).await?;
             notify(&mut transaction).await?;
             transaction.commit().await.map_err(failed)?;

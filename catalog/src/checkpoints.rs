@@ -44,7 +44,7 @@ impl Catalog {
         let names: Option<Vec<String>> =
             named.map(|named| named.iter().map(TableName::to_string).collect());
         let mut args = json!({ "tables": names });
-        for open in self.open_commands(mirror.id).await? {
+        for open in commands::open(&mut *transaction, mirror.id).await? {
             if open.kind == CHECKPOINT && open.args["tables"] == args["tables"] {
                 return Ok(open.id);
             }

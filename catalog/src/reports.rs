@@ -6,9 +6,9 @@ use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
+use sqlx::{PgExecutor, Row as _};
 use uuid::Uuid;
 
 use crate::leases::Role;
@@ -350,37 +350,42 @@ impl Report for ApplyReport {
     }
 }
 
+/// See [`Catalog::reports`].
+pub(crate) async fn read(executor: impl PgExecutor<'_>, mirror_id: Uuid) -> Result<Reports> {
+    let failed = |error| Error::database("reading reports", error);
+    let rows = sqlx::query(
+        "SELECT clock_timestamp() AS read_at, k.role, r.report, r.reported_at, r.failure,
+                CASE WHEN l.expires_at > clock_timestamp() THEN nullif(l.holder, '') END AS holder,
+                l.heartbeat_at
+         FROM bunny.mirrors m
+         CROSS JOIN (VALUES ('capture'), ('apply')) AS k (role)
+         CROSS JOIN LATERAL (
+             SELECT CASE k.role WHEN 'capture' THEN coalesce(m.source_mirror, m.id) ELSE m.id END
+         ) AS w (id)
+         LEFT JOIN bunny.reports r ON r.mirror_id = w.id AND r.role = k.role
+         LEFT JOIN bunny.leases l ON l.mirror_id = w.id AND l.role = k.role
+         WHERE m.id = $1 ORDER BY k.role",
+    )
+    .bind(mirror_id)
+    .fetch_all(executor)
+    .await
+    .map_err(failed)?;
+    // Ordered by role: apply, then capture.
+    let [apply, capture] = rows.as_slice() else {
+        return Err(Error::not_found("mirror", mirror_id));
+    };
+    Ok(Reports {
+        read_at: capture.try_get("read_at").map_err(failed)?,
+        capture: role_state_from(capture)?,
+        apply: role_state_from(apply)?,
+    })
+}
+
 impl Catalog {
     /// What both roles last said about a mirror; of one that another captures for, capture is that
     /// one's. [`Error::NotFound`] if there is no such mirror.
     pub async fn reports(&self, mirror_id: Uuid) -> Result<Reports> {
-        let failed = |error| Error::database("reading reports", error);
-        let rows = sqlx::query(
-            "SELECT clock_timestamp() AS read_at, k.role, r.report, r.reported_at, r.failure,
-                    CASE WHEN l.expires_at > clock_timestamp() THEN nullif(l.holder, '') END AS holder,
-                    l.heartbeat_at
-             FROM bunny.mirrors m
-             CROSS JOIN (VALUES ('capture'), ('apply')) AS k (role)
-             CROSS JOIN LATERAL (
-                 SELECT CASE k.role WHEN 'capture' THEN coalesce(m.source_mirror, m.id) ELSE m.id END
-             ) AS w (id)
-             LEFT JOIN bunny.reports r ON r.mirror_id = w.id AND r.role = k.role
-             LEFT JOIN bunny.leases l ON l.mirror_id = w.id AND l.role = k.role
-             WHERE m.id = $1 ORDER BY k.role",
-        )
-        .bind(mirror_id)
-        .fetch_all(self.pool())
-        .await
-        .map_err(failed)?;
-        // Ordered by role: apply, then capture.
-        let [apply, capture] = rows.as_slice() else {
-            return Err(Error::not_found("mirror", mirror_id));
-        };
-        Ok(Reports {
-            read_at: capture.try_get("read_at").map_err(failed)?,
-            capture: role_state_from(capture)?,
-            apply: role_state_from(apply)?,
-        })
+        read(self.pool(), mirror_id).await
     }
 
     /// Stores a report, if the lease has still that epoch: a worker that was

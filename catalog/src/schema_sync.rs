@@ -81,7 +81,7 @@ impl Catalog {
             return Err(Error::conflict(format!("mirror \"{name}\" is {why}")));
         }
         let args = json!({ "schema_changes": mode });
-        for open in self.open_commands(mirror.id).await? {
+        for open in commands::open(&mut *transaction, mirror.id).await? {
             if open.kind == SYNC_SCHEMA && open.args["schema_changes"] == args["schema_changes"] {
                 return Ok(open.id);
             }

@@ -20,7 +20,7 @@ use crate::mirrors::{
 };
 use crate::replay::REPLAY;
 use crate::schema_sync::{SYNC_SCHEMA, under_way};
-use crate::{Catalog, Error, Result, last_wish};
+use crate::{Catalog, Error, Result, last_wish, reports};
 
 /// The command of a changed list of tables.
 pub const TABLES: &str = "tables";
@@ -188,7 +188,7 @@ impl Catalog {
             return Err(Error::not_found("table", what));
         }
         let table_name = table.map(TableName::to_string);
-        if let Some(generation) = self.lost_generation(&mirror).await? {
+        if let Some(generation) = lost_generation(&mut transaction, &mirror).await? {
             let what = "what its destination needs of the log there is lost (its error_message says how); delete this mirror and attach it again";
             mirrors::refuse_attached(&mirror, what)?;
             check_new_generation(table, strategy)?;
@@ -198,7 +198,7 @@ impl Catalog {
             tracing::info!(mirror = name, lost = %generation, "another generation is asked for");
             return Ok(begun);
         }
-        for open in self.open_commands(mirror.id).await? {
+        for open in commands::open(&mut *transaction, mirror.id).await? {
             if open.kind == SYNC_SCHEMA {
                 return Err(under_way(name, &open));
             }
@@ -244,19 +244,6 @@ impl Catalog {
         notify(&mut transaction).await?;
         transaction.commit().await.map_err(failed)?;
         Ok(command_id)
-    }
-}
-
-impl Catalog {
-    /// The mirror's generation, if a role of it has failed because it cannot go on.
-    async fn lost_generation(&self, mirror: &Mirror) -> Result<Option<Uuid>> {
-        let reports = self.reports(mirror.id).await?;
-        // An owner's capture that cannot go on is the owner's to cure.
-        let capture = reports.capture.failure.filter(|_| mirror.owner.is_none());
-        let failures = [capture, reports.apply.failure];
-        let lost = failures.into_iter().flatten();
-        let mut lost = lost.filter_map(|failure| failure.lost_generation);
-        Ok(lost.find(|lost| *lost == mirror.generation))
     }
 
     pub(crate) async fn lock_living(
@@ -427,6 +414,17 @@ pub(crate) async fn replace_open(
     .await
     .map(|_| ())
     .map_err(|error| Error::database("replacing a command", error))
+}
+
+/// The mirror's generation, if a role of it has failed because it cannot go on.
+async fn lost_generation(connection: &mut PgConnection, mirror: &Mirror) -> Result<Option<Uuid>> {
+    let reports = reports::read(connection, mirror.id).await?;
+    // An owner's capture that cannot go on is the owner's to cure.
+    let capture = reports.capture.failure.filter(|_| mirror.owner.is_none());
+    let failures = [capture, reports.apply.failure];
+    let lost = failures.into_iter().flatten();
+    let mut lost = lost.filter_map(|failure| failure.lost_generation);
+    Ok(lost.find(|lost| *lost == mirror.generation))
 }
 
 #[cfg(test)]

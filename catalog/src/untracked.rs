@@ -45,7 +45,7 @@ impl Catalog {
         let mut is_asked_now = false;
         let mut busy: Vec<AwaitedTable> = Vec::new();
         let mut is_held = false;
-        for open in self.open_commands(mirror.id).await? {
+        for open in commands::open(&mut *transaction, mirror.id).await? {
             match &*open.kind {
                 TABLES | RESYNC | REPLAY => busy.extend(AwaitedTable::of(&open)),
                 // It works on the tables as they are.
