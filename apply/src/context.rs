@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::bookkeeping::Epoch;
+use crate::budget::Memory;
 use crate::error::Result;
 use crate::swap;
 use crate::waits::Waits;
@@ -31,6 +32,7 @@ pub struct MirrorRun {
     /// that of what is loaded beside its tables (`swap::ledger_of`).
     pub ledger: Uuid,
     pub cancel: CancellationToken,
+    pub memory: Memory,
     /// What its tasks try again.
     pub waits: Waits,
 }

@@ -2,7 +2,6 @@
 //! the stream; or take the bookkeeping down when the mirror is deleted.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use bunny_catalog::{
@@ -17,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::bookkeeping::{self, Progress, State, TableState};
-use crate::budget::{self, Budget};
+use crate::budget::Memory;
 use crate::catch_up;
 use crate::context::{MirrorRun, application_name, application_name_prefix};
 use crate::crash_points::{self, reached};
@@ -55,8 +54,7 @@ pub(crate) struct Shared {
     pub(crate) topics: Topics,
     pub(crate) registry: OnceCell<Registry>,
     pub(crate) known: Known,
-    /// Mirrors that follow their stream now.
-    pub(crate) followers: Arc<AtomicUsize>,
+    pub(crate) memory: Memory,
 }
 
 impl Shared {
@@ -120,7 +118,7 @@ async fn run_as_desired(
             // What the first report says must be so; a later look corrects what was away.
             held.read(&run).await;
             tokio::select! {
-                ended = Box::pin(go(shared, &run, &stats, &loads)) => ended,
+                ended = Box::pin(go(&run, &stats, &loads)) => ended,
                 () = report::report_forever(&run, &stats, &loads, &held) => Err(Error::Cancelled),
                 () = Box::pin(upkeep::run(run.clone())) => Err(Error::Cancelled),
                 () = Box::pin(retention::run(run.clone(), held.clone())) => Err(Error::Cancelled),
@@ -164,6 +162,7 @@ async fn begin(shared: &Shared, mirror: Arc<Mirror>, context: &MirrorContext) ->
         destination,
         epoch,
         cancel: context.cancel.clone(),
+        memory: shared.memory.clone(),
         waits: Waits::default(),
     };
     enter_generation(&run, &session).await?;
@@ -196,12 +195,7 @@ pub(crate) async fn connect_to_take_over(
 
 /// Follows the stream, and beside it loads tables and lets them catch up. The first time,
 /// and where another generation begins, main waits until every table is loaded.
-async fn go(
-    shared: &Shared,
-    run: &MirrorRun,
-    stats: &Arc<Stats>,
-    loads: &Loads,
-) -> Result<Finished> {
+async fn go(run: &MirrorRun, stats: &Arc<Stats>, loads: &Loads) -> Result<Finished> {
     loop {
         if run.mirror.config.on_table_error == OnTableError::Stop {
             refuse_errored(run).await?;
@@ -219,19 +213,11 @@ async fn go(
                 swapping.clone(),
                 loads.beside.clone(),
             )));
-            beside.spawn(Box::pin(catch_up::run(
-                swapping,
-                crossing.clone(),
-                shared.followers.clone(),
-            )));
+            beside.spawn(Box::pin(catch_up::run(swapping, crossing.clone())));
         }
-        beside.spawn(Box::pin(catch_up::run(
-            run.clone(),
-            crossing,
-            shared.followers.clone(),
-        )));
+        beside.spawn(Box::pin(catch_up::run(run.clone(), crossing)));
         tokio::select! {
-            ended = Box::pin(follow_on(shared, run, stats, main_end, progress)) => ended?,
+            ended = Box::pin(follow_on(run, stats, main_end, progress)) => ended?,
             Some(ended) = beside.join_next() => match ended {
                 Ok(ended) => ended?,
                 Err(error) => return Err(Error::NotYet(format!("a task of the mirror ended by itself: {error}"))),
@@ -283,7 +269,6 @@ fn leaves_main_alone(error: &Error) -> bool {
 /// Follows the change topic until another generation begins: what goes wrong with one
 /// table, and what is only not there yet, does not end it.
 async fn follow_on(
-    shared: &Shared,
     run: &MirrorRun,
     stats: &Arc<Stats>,
     mut main_end: MainEnd,
@@ -293,7 +278,7 @@ async fn follow_on(
     let mut schema_sync = Box::pin(schema_sync::prepare(run, stats, &progress)).await?;
     loop {
         stats.phase("following changes");
-        let budget = Budget::join(budget::PROCESS_BYTES, &shared.followers);
+        let budget = run.memory.join();
         let stop = schema_sync.as_ref().map(Pending::stop_at);
         match Box::pin(main_stream::follow(run, stats, budget, &mut main_end, stop)).await {
             Ok(Ended::Joined) => {}

@@ -191,6 +191,7 @@ async fn reading(
         epoch: standing.epoch,
         ledger: mirror.id,
         cancel: context.cancel.clone(),
+        memory: shared.memory.clone(),
         waits: Waits::default(),
     })
 }

@@ -9,11 +9,10 @@
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use bunny_apply::bookkeeping::{self, Progress, State, TableState};
-use bunny_apply::budget::{Budget, PROCESS_BYTES};
+use bunny_apply::budget::Memory;
 use bunny_apply::context::{MirrorRun, application_name};
 use bunny_apply::crossing::crossing;
 use bunny_apply::main_stream::{Ended, follow};
@@ -202,6 +201,7 @@ impl Stage {
             epoch,
             ledger: self.mirror.id,
             cancel: CancellationToken::new(),
+            memory: Memory::of(128 << 20),
             waits: Waits::default(),
         }
     }
@@ -210,7 +210,7 @@ impl Stage {
     async fn follow(&self, limit: Duration) -> Option<Result<Ended>> {
         let run = self.run().await;
         let stats = Arc::new(Stats::default());
-        let budget = Budget::join(PROCESS_BYTES, &Arc::new(AtomicUsize::new(0)));
+        let budget = run.memory.join();
         let (mut main_end, _crossing) = crossing(Progress {
             generation: self.mirror.generation,
             position: Position::default(),

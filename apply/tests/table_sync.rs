@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bunny_apply::bookkeeping::{self, State, TableState};
+use bunny_apply::budget::Memory;
 use bunny_apply::context::{MirrorRun, application_name};
 use bunny_apply::table_sync::{LoadProgress, load};
 use bunny_apply::waits::Waits;
@@ -199,6 +200,7 @@ impl Stage {
             epoch,
             ledger: self.mirror.id,
             cancel: CancellationToken::new(),
+            memory: Memory::of(128 << 20),
             waits: Waits::default(),
         }
     }

@@ -137,6 +137,7 @@ async fn capture(process: Process, cancel: CancellationToken) -> Result<(), Exit
         schema_ids: process.common.schema_ids,
         holder: process.holder,
         lease_ttl: process.common.lease_ttl,
+        memory_bytes: process.common.memory_bytes,
     };
     tracing::info!("capture runs");
     bunny_capture::Service::new(options)
@@ -155,6 +156,7 @@ async fn apply(process: Process, cancel: CancellationToken) -> Result<(), Exit> 
         topics: process.common.topics,
         holder: process.holder,
         lease_ttl: process.common.lease_ttl,
+        memory_bytes: process.common.memory_bytes,
     };
     tracing::info!("apply runs");
     bunny_apply::Service::new(options).run(cancel).await;

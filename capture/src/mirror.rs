@@ -20,7 +20,7 @@ use crate::report::{self, Reporting, SettingUp};
 use crate::rounds::{self, Rounds};
 use crate::run::{Options, Run};
 use crate::slot::{self, Places};
-use crate::snapshot::SyncRecorder;
+use crate::snapshot::{SyncRecorder, UnderWay};
 use crate::stream::{Parts, Stream};
 use crate::table_topics::{self, TopicPerTable};
 use crate::watch::Watch;
@@ -34,8 +34,9 @@ pub(crate) async fn run(
     mirror: Mirror,
     context: MirrorContext,
     options: Arc<Options>,
+    under_way: UnderWay,
 ) -> Result<Finished> {
-    let run = Run::new(mirror, context, options);
+    let run = Run::new(mirror, context, options, under_way);
     let desired = run.mirror.desired_of(Role::Capture);
     if desired == Desired::Deleted {
         return removal::run(&run).await;

@@ -16,8 +16,6 @@
 mod round;
 mod store;
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use bunny_postgres::{Session, TableName};
@@ -50,11 +48,7 @@ const LOCKED_PAUSE_MAX: Duration = Duration::from_secs(60);
 pub(crate) const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 /// Serves whatever tables are behind, until an error that ends the run.
-pub(crate) async fn run(
-    run: MirrorRun,
-    crossing: Crossing,
-    followers: Arc<AtomicUsize>,
-) -> Result<()> {
+pub(crate) async fn run(run: MirrorRun, crossing: Crossing) -> Result<()> {
     let mut pause = LOCKED_PAUSE_MIN;
     let mut exchange_pause = LOCKED_PAUSE_MIN;
     let mut look = Look::new(run.clone());
@@ -73,7 +67,7 @@ pub(crate) async fn run(
             continue;
         }
         let requests: Vec<Uuid> = behind.iter().filter_map(|table| table.request_id).collect();
-        let served = round::run(&run, &crossing, &followers, behind, bound, &mut look);
+        let served = round::run(&run, &crossing, behind, bound, &mut look);
         match Box::pin(served).await {
             Ok(Ended::Standing) => {
                 reached(crash_points::REPLAY_STANDS);

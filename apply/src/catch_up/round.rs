@@ -1,7 +1,6 @@
 //! One catch-up reader, from its start to the moment its tables join main.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use bunny_catalog::LogLevel;
@@ -14,7 +13,6 @@ use tokio::time::{Instant, sleep_until};
 use super::{Look, store};
 use crate::batch::Part;
 use crate::bookkeeping::{Progress, TableState};
-use crate::budget::{self, Budget};
 use crate::context::MirrorRun;
 use crate::crash_points::{self, reached};
 use crate::crossing::{Crossing, Outcome};
@@ -47,7 +45,6 @@ const BATCH_EVENTS_MIN: usize = 5_000;
 pub(super) async fn run(
     run: &MirrorRun,
     crossing: &Crossing,
-    followers: &Arc<AtomicUsize>,
     behind: Vec<TableState>,
     bound: Option<Bound>,
     look: &mut Look,
@@ -85,7 +82,7 @@ pub(super) async fn run(
             routes,
             flush: Flush::Eager,
             changes_max: (run.mirror.config.max_batch_size as usize).max(BATCH_EVENTS_MIN),
-            budget: Budget::join(budget::PROCESS_BYTES, followers),
+            budget: run.memory.join(),
             stats: Arc::new(Stats::default()),
             limit: Some(crossing.committed()),
             bound,
