@@ -22,25 +22,25 @@ const FLOOR: &str = "SELECT coalesce(max(floor_offset), 0) FROM _bunny.retention
 const PROGRESS: &str = "SELECT max(next_offset) FROM _bunny.progress";
 
 /// The owner `mirror` under a load, and what else a test of it needs.
-struct FanOut {
-    stage: Stage,
-    api: Api,
-    _capture: Bunny,
-    apply: Bunny,
+pub(crate) struct FanOut {
+    pub(crate) stage: Stage,
+    pub(crate) api: Api,
+    pub(crate) capture: Bunny,
+    pub(crate) apply: Bunny,
     _api: Bunny,
     source: Session,
-    owner: Mirror,
-    load: Option<Load>,
+    pub(crate) owner: Mirror,
+    pub(crate) load: Option<Load>,
 }
 
 /// A mirror attached to it, and where it writes.
-struct Attached {
-    mirror: Mirror,
+pub(crate) struct Attached {
+    pub(crate) mirror: Mirror,
     destination: Url,
     pairs: Vec<TablePair>,
 }
 
-async fn fan_out(test: &str) -> Result<FanOut> {
+pub(crate) async fn fan_out(test: &str) -> Result<FanOut> {
     let stage = Stage::new(test).await?;
     let [capture, apply, api_process] = stage.start_all()?;
     let api = stage.api().await?;
@@ -56,7 +56,7 @@ async fn fan_out(test: &str) -> Result<FanOut> {
     Ok(FanOut {
         stage,
         api,
-        _capture: capture,
+        capture,
         apply,
         _api: api_process,
         source,
@@ -88,7 +88,12 @@ impl FanOut {
     }
 
     /// Attaches a mirror that writes into a database of its own.
-    async fn attach(&self, name: &str, pairs: Vec<TablePair>, options: Value) -> Result<Attached> {
+    pub(crate) async fn attach(
+        &self,
+        name: &str,
+        pairs: Vec<TablePair>,
+        options: Value,
+    ) -> Result<Attached> {
         let destination = self.stage.another_destination(&self.api, name).await?;
         let body = self.request(name, &pairs, &options);
         self.api
@@ -111,7 +116,7 @@ impl FanOut {
 
     /// Lets the load end and compares what the owner and these have, without any lag; then it
     /// goes on.
-    async fn settle(&mut self, attached: &[&Attached]) -> Result<()> {
+    pub(crate) async fn settle(&mut self, attached: &[&Attached]) -> Result<()> {
         if let Some(load) = self.load.take() {
             ensure!(load.stop().await > 0, "there was no load");
         }

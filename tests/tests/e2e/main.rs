@@ -43,6 +43,8 @@ mod schema_sync;
 mod secrets;
 mod seed;
 mod snapshots;
+#[cfg(feature = "full")]
+mod soak;
 mod source_changes;
 mod source_writes;
 mod subscribers;
