@@ -315,6 +315,7 @@ async fn topics_are_kept_when_asked_and_gone_otherwise() -> Result<()> {
 /// With Kafka away the mirror stays, until its topics are left behind by force. Asking a broker
 /// that is away takes half a minute each time.
 #[cfg(feature = "full")]
+#[cfg(feature = "full")]
 #[tokio::test(flavor = "multi_thread")]
 async fn topics_are_left_by_force_while_kafka_is_away() -> Result<()> {
     use bunny_tests::services::{Server, Services};

@@ -391,6 +391,7 @@ async fn counts(destination: &Session, sql: &str, expected: i64) -> Result<()> {
 
 /// `"on_table_error": "stop"`: nothing of the mirror goes on past what one table cannot take, and
 /// what the message says leads on from there.
+#[cfg(feature = "full")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_stops_its_mirror_is_brought_back() -> Result<()> {
     let scene = Scene::new("stop").await?;
@@ -500,6 +501,7 @@ async fn a_table_that_stops_its_mirror_is_brought_back() -> Result<()> {
 
 /// What someone else did to the slot or the topics while nobody looked: refused, and a resync
 /// begins anew.
+#[cfg(feature = "full")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_history_that_others_have_touched_is_refused() -> Result<()> {
     let mut scene = Scene::new("touched").await?;

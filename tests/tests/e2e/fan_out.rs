@@ -384,6 +384,7 @@ async fn each_destination_has_its_own_wishes() -> Result<()> {
 }
 
 /// The owner's history is lost, and all begin another one.
+#[cfg(feature = "full")]
 #[tokio::test(flavor = "multi_thread")]
 async fn every_destination_follows_another_generation() -> Result<()> {
     let mut fan = fan_out("fan_generation").await?;

@@ -1,10 +1,15 @@
 //! End-to-end suites on real Postgres and real Kafka, one binary so that all share one
 //! set of servers.
+//!
+//! With the `full` feature come those that take too long for every change; whoever else helps
+//! only them is idle without it.
+#![cfg_attr(not(feature = "full"), allow(dead_code, unused_imports))]
 
 mod control;
 mod crashes;
 mod deletion;
 mod excluded_columns;
+#[cfg(feature = "full")]
 mod failover;
 mod failures;
 mod fan_out;
@@ -13,6 +18,7 @@ mod fidelity;
 mod full;
 #[cfg(feature = "full")]
 mod fuzz;
+#[cfg(feature = "full")]
 mod generations;
 mod given_names;
 #[cfg(feature = "full")]

@@ -69,6 +69,7 @@ async fn survives_the_death_of(server: Server, test: &str) -> Result<()> {
     Ok(())
 }
 
+#[cfg(feature = "full")]
 #[tokio::test(flavor = "multi_thread")]
 async fn the_source_dies_and_comes_back() -> Result<()> {
     survives_the_death_of(Server::Source, "out_source").await
@@ -84,6 +85,7 @@ async fn the_broker_dies_and_comes_back() -> Result<()> {
     survives_the_death_of(Server::Kafka, "out_kafka").await
 }
 
+#[cfg(feature = "full")]
 #[tokio::test(flavor = "multi_thread")]
 async fn the_catalog_dies_and_comes_back() -> Result<()> {
     survives_the_death_of(Server::Catalog, "out_catalog").await

@@ -175,6 +175,7 @@ async fn wait_all_well(mirror: &Mirror) -> Result<()> {
 }
 
 /// The catch-up reader meets a lock while main, which it has asked to hold, is still busy.
+#[cfg(feature = "full")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lock_met_by_who_catches_up_does_not_end_main() -> Result<()> {
     // Main takes its time before every commit.
@@ -256,6 +257,7 @@ async fn a_reader_who_holds_off_a_constraint_stops_its_table_only() -> Result<()
 }
 
 /// What is loaded and exchanged beside main may wait for long; main goes on, and it is said.
+#[cfg(feature = "full")]
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_tried_again_beside_main_is_said() -> Result<()> {
     let failpoints = format!("{PATIENCE};apply::sync_started=1*panic(on purpose)->off");

@@ -78,6 +78,7 @@ impl Scene {
     }
 }
 
+#[cfg(feature = "full")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_catalog_of_yesterday_repeats_no_wish() -> Result<()> {
     let mut scene = scene("yesterday", |_, _| Ok(())).await?;
@@ -137,6 +138,7 @@ async fn a_catalog_of_yesterday_repeats_no_wish() -> Result<()> {
     scene.converge(&load::pairs()).await
 }
 
+#[cfg(feature = "full")]
 #[cfg(feature = "full")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_generation_of_yesterday_never_begins_again() -> Result<()> {
@@ -244,6 +246,7 @@ async fn a_lost_catalog_is_made_anew_from_what_is_left() -> Result<()> {
     scene.settle().await
 }
 
+#[cfg(feature = "full")]
 #[cfg(feature = "full")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_and_empty_kafka_is_filled_by_a_resync() -> Result<()> {

@@ -408,6 +408,7 @@ async fn published(mirror: &Mirror, source: &Session) -> Result<()> {
 }
 
 /// Dies around each schema change, while more of them and their rows follow.
+#[cfg(feature = "full")]
 #[tokio::test(flavor = "multi_thread")]
 async fn apply_dies_around_schema_changes() -> Result<()> {
     let stage = Stage::new("schema_kill").await?;

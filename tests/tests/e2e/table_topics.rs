@@ -113,6 +113,7 @@ fn pairs() -> Vec<TablePair> {
 
 /// Capture dies before, between and after its Kafka transactions, and at random, while every kind
 /// of change comes to tables with a key, without one, and with out-of-line values.
+#[cfg(feature = "full")]
 #[tokio::test(flavor = "multi_thread")]
 async fn table_topics_hold_each_change_once_whatever_dies() -> Result<()> {
     let mut scene = Scene::new("table_topics").await?;

@@ -314,6 +314,7 @@ async fn what_only_looks_like_it_is_not_copied() -> Result<()> {
         .await
 }
 
+#[cfg(feature = "full")]
 #[tokio::test(flavor = "multi_thread")]
 async fn where_no_sync_is_allowed_it_is_said() -> Result<()> {
     let scene = Scene::new("warned").await?;
@@ -392,6 +393,7 @@ async fn run_all(source: &Session, statements: &[&str]) -> Result<()> {
 }
 
 /// Noticed while nobody watched; then each role dies on the way to the cure.
+#[cfg(feature = "full")]
 #[tokio::test(flavor = "multi_thread")]
 async fn deaths_between_noticing_and_cure_lose_nothing() -> Result<()> {
     let stage = Stage::new("untracked_kills").await?;
