@@ -57,3 +57,4 @@ mod tail;
 mod tls;
 mod types;
 mod untracked;
+mod untracked_proofs;
