@@ -57,6 +57,8 @@ pub(super) struct Untracked {
     attached: Vec<String>,
     gone: Vec<String>,
     truncated: Vec<String>,
+    /// Labels of enums.
+    relabelled: BTreeSet<String>,
 }
 
 impl Untracked {
@@ -77,6 +79,7 @@ impl Untracked {
     /// A sentence without its subject, the table.
     pub(super) fn said(&self) -> String {
         let rewritten: Vec<String> = self.rewritten.iter().cloned().collect();
+        let relabelled: Vec<String> = self.relabelled.iter().cloned().collect();
         let kinds = [
             (
                 &rewritten,
@@ -87,6 +90,10 @@ impl Untracked {
             (
                 &self.truncated,
                 "lost by TRUNCATE the rows of only the partition",
+            ),
+            (
+                &relabelled,
+                "holds an enum of which by ALTER TYPE … RENAME VALUE changed hands the label",
             ),
         ];
         let sentences: Vec<String> = kinds
@@ -261,6 +268,11 @@ impl Inquiry {
                 if !self.was_empty(*oid) {
                     untracked.gone.push((*name).to_owned());
                 }
+            }
+            Sign::Relabelled { labels } => {
+                untracked
+                    .relabelled
+                    .extend(labels.iter().map(|&label| label.to_owned()));
             }
         }
         Ok(())
