@@ -57,6 +57,8 @@ pub(crate) struct Stream {
     held: Option<Held>,
     /// Whose the latest row message of the open transaction is, of those the log does not have.
     latest: Option<u32>,
+    /// What was described last, if nothing but descriptions has come since.
+    described: Option<u32>,
     /// What a commit would record now.
     reached: Reached,
     /// What the last commit recorded.
@@ -116,6 +118,7 @@ impl Stream {
             held: None,
             reached: Reached::new(parts.record.clone()),
             latest: None,
+            described: None,
             recorded: parts.record,
             recorded_at: Instant::now(),
             sync_requests: parts.sync_requests,
@@ -300,11 +303,17 @@ impl Stream {
         registry: &Registry,
     ) -> Result<()> {
         let message = pgoutput::decode(message).map_err(bunny_postgres::Error::from)?;
+        let before = match &message {
+            // Comes in front of the relation that has columns of it.
+            Message::Type { .. } => self.described,
+            _ => self.described.take(),
+        };
         let relation = match &message {
             Message::Relation(_) => {
                 let given = self.open()?.given();
                 if let Message::Relation(relation) = message {
-                    self.streamed.described(relation.oid);
+                    self.streamed.described(&relation, before);
+                    self.described = Some(relation.oid);
                     self.commit_open().await?;
                     self.tables
                         .described(relation, given, source, registry)

@@ -23,6 +23,7 @@
 
 mod keeper;
 mod keys;
+mod labels;
 mod large_rows;
 mod outlet;
 mod partitions;

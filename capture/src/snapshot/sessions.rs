@@ -94,8 +94,13 @@ impl Sessions {
     /// Ends the transaction and keeps the session for the next.
     pub(super) async fn give_back(&self, worker: Worker) -> Result<(), Trouble> {
         worker.batch("COMMIT").await?;
-        self.idle().push(worker.session);
+        self.keep(worker);
         Ok(())
+    }
+
+    /// Keeps a session whose transaction has ended.
+    pub(super) fn keep(&self, worker: Worker) {
+        self.idle().push(worker.session);
     }
 
     /// Begins a transaction that sees the round's snapshot, and runs `lock`, which takes

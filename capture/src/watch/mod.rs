@@ -12,6 +12,7 @@
 //! nothing in the log: a sync of the table is asked for (`cure`), and begins after them.
 
 mod alter;
+mod attached;
 mod cure;
 mod drift;
 mod facts;
@@ -338,6 +339,7 @@ impl Watch {
             let unsettled = decided.unsettled(&[]);
             self.settle(run, &look, judged.clone(), pending, &unsettled, &links)
                 .await?;
+            inquiry.settled(&unsettled);
             if !decided.wanted.is_empty() {
                 let asked = cure::ask(run, &decided.wanted).await;
                 for (_, judged) in &mut judged {
@@ -346,6 +348,7 @@ impl Watch {
                 let unsettled = decided.unsettled(&asked);
                 self.settle(run, &look, judged, pending, &unsettled, &links)
                     .await?;
+                inquiry.settled(&unsettled);
             }
             if self.taken.is_none() {
                 tokio::time::sleep(INTERVAL).await;

@@ -49,6 +49,7 @@ fn sound() -> Look {
                 deletes: 0,
             }],
             types: BTreeMap::new(),
+            enums: BTreeMap::new(),
             horizon: 6,
         }],
         moved: Vec::new(),

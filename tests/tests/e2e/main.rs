@@ -63,3 +63,4 @@ mod tail;
 mod tls;
 mod types;
 mod untracked;
+mod untracked_proofs;
