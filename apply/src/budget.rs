@@ -1,15 +1,15 @@
 //! The memory that batches may take in this process, shared by its mirrors (I5).
 //!
-//! A mirror holds at most three batches: one gathered, one waiting, one written. So each
-//! mirror's batch is a third of its share. What librdkafka holds ready is bounded besides, for
-//! each that follows its stream.
+//! A mirror holds at most four batches: one gathered, one waiting, one prepared, one written. So
+//! each mirror's batch is a quarter of its share. What librdkafka holds ready is bounded besides,
+//! for each that follows its stream.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::batch::Limits;
 
-const BATCHES_PER_MIRROR: usize = 3;
+const BATCHES_PER_MIRROR: usize = 4;
 const BATCH_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Below this, batches would be too small to be worth their round trips.
 const BATCH_BYTES_MIN: usize = 256 * 1024;
@@ -91,7 +91,7 @@ mod tests {
         let one = memory.join();
         assert_eq!(one.limits(1000).bytes_max, BATCH_BYTES_MAX);
         let others: Vec<Budget> = (0..11).map(|_| memory.join()).collect();
-        assert_eq!(one.limits(1000).bytes_max, (72 << 20) / 12 / 3);
+        assert_eq!(one.limits(1000).bytes_max, (72 << 20) / 12 / 4);
         drop(others);
         assert_eq!(one.limits(0).changes_max, 1);
         assert_eq!(one.limits(1000).bytes_max, BATCH_BYTES_MAX);

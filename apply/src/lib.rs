@@ -8,6 +8,7 @@
 //! from the progress row.
 
 mod adopt;
+mod ahead;
 pub mod batch;
 mod batch_log;
 mod behind;

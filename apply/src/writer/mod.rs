@@ -8,6 +8,7 @@
 //! that one table's failure ([`Error::Table`]). Whatever the error, the session must not
 //! be used afterwards: dropping it rolls everything back.
 
+mod ahead;
 mod blame;
 mod copy;
 mod create;
@@ -39,6 +40,7 @@ use crate::parked;
 use crate::routes::Routes;
 use crate::schema_change::Follower;
 
+pub(crate) use ahead::is_worth_preparing;
 pub(crate) use blame::of_table;
 use blame::{missing_from, of_lock};
 use drift::Drifts;
@@ -58,6 +60,8 @@ pub struct Writer {
     follower: Follower,
     /// By value schema id; one version of each table at a time.
     targets: HashMap<u32, Target>,
+    /// Versions met for the first time here, since someone asked.
+    met: Vec<(TableName, u32)>,
     open: Option<Open>,
     /// What committed transactions have met and nobody has asked for yet.
     drifted: Drifts,
@@ -81,6 +85,20 @@ struct Open {
     drifts: Drifts,
     /// Offset of the first event in it.
     first_offset: i64,
+    /// What is staged is of the part that is written next, with which the transaction begins;
+    /// the owner epoch has not been checked yet.
+    is_ahead: bool,
+}
+
+impl Open {
+    fn at(first_offset: i64) -> Open {
+        Open {
+            counts: BTreeMap::new(),
+            drifts: Drifts::new(),
+            first_offset,
+            is_ahead: false,
+        }
+    }
 }
 
 /// The quick way, or the way that finds out what is wrong.
@@ -119,6 +137,7 @@ impl Writer {
             policy,
             follower: Follower::new(mirror_id, policy.schema_changes),
             targets: HashMap::new(),
+            met: Vec::new(),
             open: None,
             drifted: Drifts::new(),
         })
@@ -145,11 +164,7 @@ impl Writer {
         );
         begun.map_err(Error::sql("beginning a batch"))?;
         fenced?;
-        self.open = Some(Open {
-            counts: BTreeMap::new(),
-            drifts: Drifts::new(),
-            first_offset,
-        });
+        self.open = Some(Open::at(first_offset));
         Ok(())
     }
 
@@ -173,10 +188,7 @@ impl Writer {
 
     /// Writes a part into the open transaction.
     pub async fn write(&mut self, part: &Part) -> Result<()> {
-        let first_offset = self
-            .open
-            .as_ref()
-            .map_or(part.first_offset, |open| open.first_offset);
+        let first_offset = self.first_offset(part)?;
         let written = self.write_part(part).await;
         written.map_err(|error| missing_from(first_offset, error))
     }
@@ -198,7 +210,7 @@ impl Writer {
     async fn write_versions(&mut self, steps: &[Step<'_>]) -> Result<()> {
         self.find_targets(steps).await?;
         self.clear_staging().await?;
-        self.run("SAVEPOINT part").await?;
+        self.enter_part().await?;
         if let Err(error) = self.write_steps(steps, Care::Quick).await {
             if error.is_transient() {
                 return Err(error);
@@ -208,6 +220,7 @@ impl Writer {
             for target in self.targets.values_mut() {
                 // Staged rows may be back that were cleared since the savepoint.
                 target.staged = target.stage_copy.is_some();
+                target.ahead = None;
                 target.met.put_back(Default::default());
             }
             self.write_steps(steps, Care::Careful).await?;
@@ -218,6 +231,21 @@ impl Writer {
             }
         }
         self.run("RELEASE SAVEPOINT part").await
+    }
+
+    /// What follows can be undone and written again with care.
+    async fn enter_part(&mut self) -> Result<()> {
+        let is_ahead = |open: &mut Open| std::mem::take(&mut open.is_ahead);
+        if !self.open.as_mut().is_some_and(is_ahead) {
+            return self.run("SAVEPOINT part").await;
+        }
+        let (fenced, entered) = tokio::join!(
+            self.prepared
+                .fence(&self.session, self.mirror_id, self.epoch),
+            self.run("SAVEPOINT part"),
+        );
+        fenced?;
+        entered
     }
 
     /// Commits what was written, with the progress it makes.
@@ -270,11 +298,7 @@ impl Writer {
     }
 
     fn take_open(&mut self, first_offset: i64) -> Open {
-        self.open.take().unwrap_or(Open {
-            counts: BTreeMap::new(),
-            drifts: Drifts::new(),
-            first_offset,
-        })
+        self.open.take().unwrap_or(Open::at(first_offset))
     }
 
     async fn add_counts(&self, open: &Open) -> Result<()> {
@@ -349,6 +373,7 @@ impl Writer {
                     .map_err(|error| of_table(source, error))?;
                 let target =
                     Target::find(&self.session, version, &destination, &fit, &primary_key).await?;
+                self.met.push((source.clone(), version.schema_id));
                 self.targets.insert(version.schema_id, target);
             }
             let only_inserts = changes
@@ -387,7 +412,8 @@ impl Writer {
     /// Empties what earlier parts of the transaction staged. Outside the savepoint: there
     /// Postgres empties the table in place, inside it gives it new files each time.
     async fn clear_staging(&mut self) -> Result<()> {
-        let staged = self.targets.values_mut().filter(|target| target.staged);
+        let is_void = |target: &&mut Target| target.staged && target.ahead.is_none();
+        let staged = self.targets.values_mut().filter(is_void);
         for target in staged {
             self.session
                 .batch_execute(&target.sql.clear_staging())

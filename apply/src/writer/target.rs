@@ -5,6 +5,7 @@ use bunny_postgres::{TableName, quote_ident};
 use tokio_postgres::{Client, Statement};
 
 use super::drift::Met;
+use super::keyed::StagedSet;
 use super::packed;
 use super::sql::{Sql, SqlColumn};
 use crate::byte_char::ByteChars;
@@ -60,6 +61,8 @@ pub(super) struct Target {
     pub(super) avoid_direct_copy: bool,
     /// The staging table holds rows of this transaction.
     pub(super) staged: bool,
+    /// What the staging table holds of the part to be written next.
+    pub(super) ahead: Option<StagedSet>,
     pub(super) met: Met,
 }
 
@@ -159,6 +162,7 @@ impl Target {
             direct_copy: None,
             avoid_direct_copy: false,
             staged: false,
+            ahead: None,
             met: Met::default(),
         })
     }
