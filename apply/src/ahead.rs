@@ -108,9 +108,9 @@ impl<'a> Ahead<'a> {
         }
     }
 
-    /// A batch is committed. Where a table went on in another version in it, the other session
-    /// knows what is not true any more, and may have prepared rows by it: it is closed.
-    pub(crate) fn committed(&mut self, writer: &mut Writer) {
+    /// A part is written. Where a table went on in another version in it, the other session
+    /// knows what is not true any more: it is closed.
+    pub(crate) fn written(&mut self, writer: &mut Writer) {
         let met = writer.met();
         let is_outdated = |idle: &mut Writer| idle.is_outdated_by(&met);
         self.idle.take_if(is_outdated);

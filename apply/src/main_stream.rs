@@ -237,13 +237,10 @@ impl Main<'_> {
         }
     }
 
-    /// Writes a part, and meanwhile prepares the next.
+    /// Writes a part, and prepares the next meanwhile if that can be done beside it.
     async fn part(&mut self, part: &Part) -> Result<()> {
         self.ahead.change_over(&mut self.applier.writer);
-        if !part.complete {
-            return self.applier.part(part).await;
-        }
-        {
+        if self.applier.writer.writes_beside(part) {
             let mut writing = pin!(self.applier.part(part));
             tokio::select! {
                 biased;
@@ -253,8 +250,10 @@ impl Main<'_> {
                     written?;
                 }
             }
+        } else {
+            self.applier.part(part).await?;
         }
-        self.ahead.committed(&mut self.applier.writer);
+        self.ahead.written(&mut self.applier.writer);
         Ok(())
     }
 }

@@ -34,12 +34,14 @@ impl Writer {
     /// because the part holds something else than rows of table versions that this session
     /// knows. After an error the session must not be used.
     pub async fn prepare(&mut self, part: &Part) -> Result<bool> {
-        let Ok(steps) = net_effect::steps(&part.events) else {
-            return Ok(false);
-        };
-        if !is_worth_preparing(part) || !self.knows(&steps) {
+        if !is_worth_preparing(part) || !self.knows(part) {
             return Ok(false);
         }
+        // Without a TRUNCATE between them, rows of a table in one version are one step.
+        let steps = match net_effect::steps(&part.events) {
+            Ok(steps) if net_effect::by_version(&steps).len() == 1 => steps,
+            _ => return Ok(false),
+        };
         // Each statement is to see what was committed before it, not before the transaction.
         self.run("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
         self.open = Some(Open {
@@ -73,14 +75,21 @@ impl Writer {
         self.open.as_ref().is_some_and(|open| open.is_ahead)
     }
 
-    /// Whether the steps are rows of versions that were written here before, one of each table
-    /// and one step of each.
-    fn knows(&self, steps: &[Step<'_>]) -> bool {
-        let is_known = |step: &Step<'_>| match step {
-            Step::Rows { version, .. } => self.targets.contains_key(&version.schema_id),
-            Step::Truncate { .. } => false,
-        };
-        steps.iter().all(is_known) && net_effect::by_version(steps).len() == 1
+    /// Whether another session may prepare the next batch while this one writes the part: a whole
+    /// batch that only writes rows. What takes a stronger lock (TRUNCATE, what a new version asks
+    /// for) could wait for one who waits for the other session's end, which waits for this one.
+    pub(crate) fn writes_beside(&self, part: &Part) -> bool {
+        let goes_on = self.open.as_ref().is_some_and(|open| !open.is_ahead);
+        part.complete && !goes_on && self.knows(part)
+    }
+
+    /// Whether the part is only rows of versions that were written here before.
+    fn knows(&self, part: &Part) -> bool {
+        part.events.iter().all(|event| match &event.body {
+            Body::Change { version, .. } => self.targets.contains_key(&version.schema_id),
+            Body::Skip => true,
+            Body::Truncate { .. } | Body::Gap { .. } => false,
+        })
     }
 
     /// The versions that were met for the first time here since this was last asked.
