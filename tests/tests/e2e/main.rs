@@ -8,6 +8,7 @@
 mod control;
 mod crashes;
 mod deletion;
+mod enum_labels;
 mod excluded_columns;
 #[cfg(feature = "full")]
 mod failover;
