@@ -19,6 +19,7 @@ mod fidelity;
 mod full;
 #[cfg(feature = "full")]
 mod fuzz;
+mod generated_columns;
 #[cfg(feature = "full")]
 mod generations;
 mod given_names;
