@@ -8,12 +8,12 @@
 //! from the progress row.
 
 mod adopt;
+mod ambiguous_text;
 pub mod batch;
 mod batch_log;
 mod behind;
 pub mod bookkeeping;
 pub mod budget;
-mod byte_char;
 mod catch_up;
 mod commands;
 pub mod context;
