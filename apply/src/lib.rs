@@ -9,12 +9,12 @@
 
 mod adopt;
 mod ahead;
+mod ambiguous_text;
 pub mod batch;
 mod batch_log;
 mod behind;
 pub mod bookkeeping;
 pub mod budget;
-mod byte_char;
 mod catch_up;
 mod commands;
 pub mod context;

@@ -156,8 +156,8 @@ impl Follower {
         };
         let enums = labels::of(version);
         if shape.enums != enums {
-            let notices = labels::check(client, self.mode, version, &shape.enums, &enums).await?;
-            self.say(&version.source, notices.into_iter().map(Word::Notice));
+            let words = labels::follow(client, self.mode, version, &shape.enums, &enums).await?;
+            self.say(&version.source, words);
             shape.enums = enums;
             shape::store(client, self.mirror_id, &state, &shape).await?;
         }

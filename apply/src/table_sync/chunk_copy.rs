@@ -11,8 +11,8 @@ use tokio_postgres::{Client, CopyInSink};
 
 use super::board::SyncId;
 use super::start::changed_meanwhile;
+use crate::ambiguous_text::AmbiguousText;
 use crate::bookkeeping::{self, State, TableState};
-use crate::byte_char::ByteChars;
 use crate::context::MirrorRun;
 use crate::crash_points;
 use crate::error::{Error, Result};
@@ -46,7 +46,7 @@ pub(crate) async fn connect(run: &MirrorRun) -> Result<Session> {
 pub(super) struct ChunkCopy {
     sink: Pin<Box<CopyInSink<Bytes>>>,
     source: TableName,
-    byte_chars: ByteChars,
+    ambiguous: AmbiguousText,
     /// Why its rows must not be loaded, which is said at the end.
     refused: Option<String>,
     /// The statement that moves the rows from the staging table, if they go there first.
@@ -81,7 +81,7 @@ impl ChunkCopy {
     /// Sends one part; waits while the server is busy.
     pub(super) async fn send(&mut self, data: Bytes) -> Result<()> {
         if self.refused.is_none() {
-            self.refused = self.byte_chars.refuse_lines(&data);
+            self.refused = self.ambiguous.refuse_lines(&data);
         }
         if !data.is_empty() && self.refused.is_none() {
             self.sink.send(data).await.map_err(Error::sql(format!(
@@ -185,7 +185,7 @@ async fn start_copy(
 ) -> Result<ChunkCopy> {
     let target = table.destination.quoted();
     let into = columns.iter().map(|column| Some(column.as_str()));
-    let byte_chars = ByteChars::find(client, &table.destination, into).await?;
+    let ambiguous = AmbiguousText::find(client, &table.destination, into).await?;
     let columns: Vec<String> = columns.iter().map(|column| quote_ident(column)).collect();
     let mut into = target.clone();
     let mut merge = None;
@@ -225,7 +225,7 @@ async fn start_copy(
     Ok(ChunkCopy {
         sink: Box::pin(sink),
         source: table.source,
-        byte_chars,
+        ambiguous,
         refused: None,
         merge,
     })

@@ -146,6 +146,8 @@ async fn check(client: &Client, oid: u32, wanted: Wanted<'_>) -> Result<Ensured>
     left_out.extend(fits.wider);
     if wanted.may_extend && !wanted.keeps_rows {
         left_out.extend(generated::follow(client, wanted, &present).await?);
+    } else {
+        left_out.extend(generated::unfollowed(wanted, &present)?);
     }
     Ok(Ensured {
         created: false,

@@ -127,10 +127,7 @@ async fn write(
     } else {
         Vec::new()
     };
-    let former: Option<TableDefinition> = table
-        .definition
-        .clone()
-        .and_then(|former| serde_json::from_value(former).ok());
+    let former = definition_of(&table);
     let ensured = destination_table::ensure(
         client,
         Wanted {
@@ -201,6 +198,14 @@ async fn write_beside(
 ) -> Result<Ensured> {
     let mapping = mapping(run, &table.source)?;
     let destination = &mapping.destination;
+    let is_older = mapping.replay.is_some();
+    // A copy that is older says nothing of what the table is to be like.
+    let former = if is_older {
+        None
+    } else {
+        let itself = bookkeeping::table(client, run.mirror_id(), &table.source).await?;
+        itself.and_then(|itself| definition_of(&itself))
+    };
     let wanted = Wanted {
         definition,
         destination,
@@ -209,9 +214,8 @@ async fn write_beside(
         may_create: false,
         may_extend: false,
         keeps_rows: true,
-        former: None,
+        former: former.as_ref(),
     };
-    let is_older = mapping.replay.is_some();
     let ensured = if is_older && run.mirror.config.schema_changes != SchemaChanges::Manual {
         swap::create(client, destination, &table.destination).await?;
         as_it_was(client, run, wanted, &table).await?
@@ -240,9 +244,7 @@ async fn as_it_was(
         .await?
         .ok_or_else(|| changed_meanwhile(&beside.source))?;
     let key = replay::take_back(client, mirror_id, &table, made, wanted.definition).await?;
-    let former: Option<TableDefinition> = table
-        .definition
-        .and_then(|former| serde_json::from_value(former).ok());
+    let former = definition_of(&table);
     let ensured = destination_table::ensure(
         client,
         Wanted {
@@ -256,6 +258,12 @@ async fn as_it_was(
     .await?;
     replay::make_key(client, made, &key).await?;
     Ok(ensured)
+}
+
+/// The source's table at the point of the sync before.
+fn definition_of(table: &TableState) -> Option<TableDefinition> {
+    let definition = table.definition.clone()?;
+    serde_json::from_value(definition).ok()
 }
 
 /// What only emptying the table would cure: nothing about it changes under its readers.

@@ -1,6 +1,7 @@
 //! Whose error it is: one table's, which is set aside or parked, or everybody's.
 
 use bunny_postgres::TableName;
+use tokio_postgres::error::SqlState;
 
 use crate::catch_up::LOCK_NOT_AVAILABLE;
 use crate::error::Error;
@@ -47,8 +48,22 @@ pub(crate) fn of_table(table: &TableName, error: Error) -> Error {
     }
     Error::Table {
         table: table.clone(),
-        reason: error.to_string(),
+        reason: format!("{error}{}", cure_of_label(&error)),
         restart_offset: None,
+    }
+}
+
+/// A row of before a label was renamed finds it renamed already where another table of the
+/// same type was ahead: the log holds the row under its former label for good.
+fn cure_of_label(error: &Error) -> &'static str {
+    let is_of_enum = |message: &str| message.contains(" enum ");
+    match error.db_error() {
+        Some(db)
+            if *db.code() == SqlState::INVALID_TEXT_REPRESENTATION && is_of_enum(db.message()) =>
+        {
+            "; if the label was renamed since, sync the table again: trying again meets the same row"
+        }
+        _ => "",
     }
 }
 

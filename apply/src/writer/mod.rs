@@ -497,7 +497,7 @@ async fn write_rows(
     policy: Policy,
 ) -> Result<()> {
     let mut changed = changes.iter();
-    if let Some(reason) = changed.find_map(|change| target.byte_chars.refuse(change)) {
+    if let Some(reason) = changed.find_map(|change| target.ambiguous.refuse(change)) {
         return Err(Error::Table {
             table: target.source.clone(),
             reason,

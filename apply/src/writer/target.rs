@@ -8,7 +8,7 @@ use super::drift::Met;
 use super::keyed::StagedSet;
 use super::packed;
 use super::sql::{Sql, SqlColumn};
-use crate::byte_char::ByteChars;
+use crate::ambiguous_text::AmbiguousText;
 use crate::error::{Error, Result};
 use crate::event::{Row, TableVersion};
 use crate::net_effect::keyed::KeyChange;
@@ -52,7 +52,7 @@ pub(super) struct Target {
     pub(super) key: Vec<usize>,
     pub(super) key_change: KeyChange,
     /// By index among the event's columns.
-    pub(super) byte_chars: ByteChars,
+    pub(super) ambiguous: AmbiguousText,
     pub(super) sql: Sql,
     /// COPY into the staging table; it exists in this session once this is set.
     pub(super) stage_copy: Option<Statement>,
@@ -143,7 +143,7 @@ impl Target {
             .map(|row| quote_ident(row.get(0)))
             .collect();
         let into = fit.into.iter().map(|into| into.as_deref());
-        let byte_chars = ByteChars::find(client, destination, into).await?;
+        let ambiguous = AmbiguousText::find(client, destination, into).await?;
         let staging = format!("pg_temp.\"bunny_stage_{}\"", version.schema_id);
         Ok(Target {
             source: version.source.clone(),
@@ -156,7 +156,7 @@ impl Target {
             } else {
                 KeyChange::Rename
             },
-            byte_chars,
+            ambiguous,
             sql: Sql::new(destination.quoted(), staging, columns, own),
             stage_copy: None,
             direct_copy: None,

@@ -276,6 +276,7 @@ fn one(
             primary_key,
             collation: slot.try_get("collation")?,
             labels,
+            generated: slot.try_get("is_generated")?,
         }),
         ..unknown
     })

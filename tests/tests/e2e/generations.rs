@@ -73,6 +73,7 @@ impl Scene {
     }
 }
 
+#[cfg(feature = "full")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_history_begins_anew() -> Result<()> {
     let mut scene = scene("generations", |_, _| Ok(())).await?;

@@ -124,10 +124,10 @@ impl Scene {
     }
 }
 
-/// Waits until a command of the mirror "mirror" has ended; gives it.
+/// Waits until a command of the mirror has ended; gives it.
 pub async fn ended(api: &Api, mirror: &Mirror, stage: &Stage, accepted: &Value) -> Result<Value> {
     let id = accepted["command_id"].as_str().unwrap_or_default();
-    let path = format!("/v1/mirrors/mirror/commands/{id}");
+    let path = format!("/v1/mirrors/{}/commands/{id}", mirror.name);
     let deadline = Instant::now() + CONVERGE;
     loop {
         let command = api.get(&path).await?.expect(200)?;

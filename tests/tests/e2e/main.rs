@@ -8,8 +8,8 @@
 mod control;
 mod crashes;
 mod deletion;
+mod enum_labels;
 mod excluded_columns;
-#[cfg(feature = "full")]
 mod failover;
 mod failures;
 mod fan_out;
@@ -18,7 +18,7 @@ mod fidelity;
 mod full;
 #[cfg(feature = "full")]
 mod fuzz;
-#[cfg(feature = "full")]
+mod generated_columns;
 mod generations;
 mod given_names;
 #[cfg(feature = "full")]
