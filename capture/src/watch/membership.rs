@@ -8,7 +8,7 @@ use bunny_postgres::{Session, TableName, quote_ident};
 
 use super::alter::alter;
 use super::facts::{Publications, TableFacts};
-use super::{Pending, Watch, is_mapped};
+use super::{Pending, Seen, Watch, is_mapped};
 use crate::error::Result;
 use crate::publication::only;
 use crate::run::Run;
@@ -37,14 +37,15 @@ impl Watch {
     /// A table that lost its identity is moved at once: until then the source refuses its
     /// own updates. One that is not published yet is tried again. Whether anything was altered
     /// comes with a look after it.
-    pub(super) async fn ask_and_move(&self, run: &Run, source: &Session) -> Result<(Look, bool)> {
+    pub(super) async fn ask_and_move(&self, run: &Run, source: &Session) -> Result<(Seen, bool)> {
         let mirror = &run.mirror;
-        let look = self.ask(source, mirror).await?;
+        let seen = self.ask(source, mirror).await?;
+        let look = &seen.look;
         if mirror.publication_given {
-            return Ok((look, false));
+            return Ok((seen, false));
         }
         let mut coming = self.unpublished.borrow().clone();
-        let changes = self.wanted_changes(mirror, &look, &coming);
+        let changes = self.wanted_changes(mirror, look, &coming);
         let locked = alter(source, &changes, &coming).await?;
         coming.retain(|name| locked.contains(name) || look.table(name).is_none());
         self.unpublished.send_if_modified(|unpublished| {
@@ -53,7 +54,7 @@ impl Watch {
             differs
         });
         if changes.iter().all(|change| locked.contains(&change.table)) {
-            return Ok((look, false));
+            return Ok((seen, false));
         }
         tracing::warn!(mirror = %mirror.name, ?changes, ?locked, "altered the publications");
         Ok((self.ask(source, mirror).await?, true))

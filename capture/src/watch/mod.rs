@@ -55,6 +55,13 @@ const INTERVAL: Duration = Duration::from_secs(4);
 /// Nothing here is worth waiting for a lock; the next look tries again.
 const LOCK_TIMEOUT: &str = "SET lock_timeout = '2s'";
 
+/// A look at the source.
+struct Seen {
+    look: Look,
+    /// How many descriptions the stream had met when it was begun.
+    described_before: u64,
+}
+
 /// What is looked at, and who is told.
 struct Links<'a> {
     source: &'a Session,
@@ -76,7 +83,7 @@ pub(crate) struct Watch {
     /// Tables that are to be captured and not published yet, because others have them locked.
     unpublished: watch::Sender<Pending>,
     /// A look that is to be dealt with next.
-    taken: Option<Look>,
+    taken: Option<Seen>,
     drift_logged: HashMap<TableName, Instant>,
     said: BTreeSet<String>,
     streamed: Streamed,
@@ -121,19 +128,19 @@ impl Watch {
             streamed: Streamed::default(),
             taken_out,
         };
-        let mut look = watch.look(source, mirror).await?;
-        check_publications(mirror, &watch.known, &look)?;
+        let mut seen = watch.look(source, mirror).await?;
+        check_publications(mirror, &watch.known, &seen.look)?;
         if mirror.generation_ready && !mirror.publication_given {
-            let changes = watch.wanted_changes(mirror, &look, pending);
+            let changes = watch.wanted_changes(mirror, &seen.look, pending);
             if !changes.is_empty() {
                 let coming = changes.iter().map(|change| change.table.clone());
                 let mut locked = alter(source, &changes, &coming.collect()).await?;
                 locked.retain(|name| is_mapped(mirror, name));
                 watch.unpublished.send_replace(locked);
-                look = watch.look(source, mirror).await?;
+                seen = watch.look(source, mirror).await?;
             }
         }
-        watch.taken = Some(look);
+        watch.taken = Some(seen);
         Ok(watch)
     }
 
@@ -143,7 +150,7 @@ impl Watch {
         mirror: &Mirror,
         pending: &Pending,
     ) -> HashMap<TableName, Expected> {
-        let seen = self.taken.iter().flat_map(|look| &look.tables);
+        let seen = self.taken.iter().flat_map(|seen| &seen.look.tables);
         let mut expected: HashMap<TableName, Expected> = seen
             .map(|table| {
                 let known = self.known.get(&table.name);
@@ -202,7 +209,7 @@ impl Watch {
 
     /// Records of all tables as they are: for the first transaction of a generation.
     pub(crate) fn first_records(&self, mirror: &Mirror) -> Vec<TableRecord> {
-        let Some(look) = &self.taken else {
+        let Some(Seen { look, .. }) = &self.taken else {
             return Vec::new();
         };
         mirror
@@ -221,7 +228,7 @@ impl Watch {
         let is_absent = |table: &&MirrorTable| {
             self.taken
                 .as_ref()
-                .is_some_and(|look| look.table(&table.source).is_none())
+                .is_some_and(|seen| seen.look.table(&table.source).is_none())
         };
         let absent = mirror.tables.iter().filter(is_absent);
         absent.map(|table| table.source.clone()).collect()
@@ -251,10 +258,10 @@ impl Watch {
         };
         let mut is_first = true;
         loop {
-            let look = match self.taken.take() {
-                Some(look) => look,
+            let seen = match self.taken.take() {
+                Some(seen) => seen,
                 None => match self.ask_and_move(run, source).await {
-                    Ok((look, _)) => look,
+                    Ok((seen, _)) => seen,
                     Err(error) if error.is_lock_timeout() => {
                         tracing::info!(mirror = %mirror.name, %error, "a look at the source tables waited for a lock, trying again");
                         tokio::time::sleep(INTERVAL).await;
@@ -263,8 +270,9 @@ impl Watch {
                     Err(error) => return Err(error),
                 },
             };
-            self.remember_excluded(mirror, &look);
-            check_publications(mirror, &self.known, &look)?;
+            let look = &seen.look;
+            self.remember_excluded(mirror, look);
+            check_publications(mirror, &self.known, look)?;
             let subjects = look.tables.iter().map(|table| {
                 let known = self.known.get(&table.name);
                 let same = known.filter(|known| known.oid == table.oid);
@@ -274,12 +282,12 @@ impl Watch {
                     exclusion: self.exclusion(&table.name, table.oid),
                 }
             });
-            let asking = Box::pin(inquiry.of(source, &look, subjects));
+            let asking = Box::pin(inquiry.of(source, &seen, subjects));
             let (found, moved) = self.meanwhile(run, source, asking).await?;
             let found = found?;
             self.taken = moved;
             let pending = syncs.pending();
-            let mut judged = self.judge_all(mirror, &look);
+            let mut judged = self.judge_all(mirror, look);
             if !is_first {
                 restart_if_copying(&judged, &pending, &absent)?;
             }
@@ -293,12 +301,12 @@ impl Watch {
             };
             is_first = false;
             let decided = cure::decide(run, &mut judged, found, &unfinished);
-            self.show(run, &look, &judged, &view);
+            self.show(run, look, &judged, &view);
             let pending = &unfinished.pending;
             // What is harmless is recorded first: a sync that is asked for ends this run, and
             // the next one has less to prove it by.
             let unsettled = decided.unsettled(&[]);
-            self.settle(run, &look, judged.clone(), pending, &unsettled, &links)
+            self.settle(run, look, judged.clone(), pending, &unsettled, &links)
                 .await?;
             inquiry.settled(&unsettled);
             if !decided.wanted.is_empty() {
@@ -307,7 +315,7 @@ impl Watch {
                     judged.gap = None;
                 }
                 let unsettled = decided.unsettled(&asked);
-                self.settle(run, &look, judged, pending, &unsettled, &links)
+                self.settle(run, look, judged, pending, &unsettled, &links)
                     .await?;
                 inquiry.settled(&unsettled);
             }
@@ -326,7 +334,7 @@ impl Watch {
         run: &Run,
         source: &Session,
         mut work: impl Future<Output = T> + Unpin,
-    ) -> Result<(T, Option<Look>)> {
+    ) -> Result<(T, Option<Seen>)> {
         let mut moved = None;
         loop {
             tokio::select! {
@@ -334,7 +342,7 @@ impl Watch {
                 () = tokio::time::sleep(INTERVAL) => {}
             }
             match self.ask_and_move(run, source).await {
-                Ok((look, true)) => moved = moved.or(Some(look)),
+                Ok((seen, true)) => moved = moved.or(Some(seen)),
                 Ok((_, false)) => {}
                 Err(error) if error.is_lock_timeout() => {}
                 Err(error) => return Err(error),
@@ -342,15 +350,16 @@ impl Watch {
         }
     }
 
-    async fn look(&self, source: &Session, mirror: &Mirror) -> Result<Look> {
-        let look = self.ask(source, mirror).await?;
-        self.remember_excluded(mirror, &look);
-        Ok(look)
+    async fn look(&self, source: &Session, mirror: &Mirror) -> Result<Seen> {
+        let seen = self.ask(source, mirror).await?;
+        self.remember_excluded(mirror, &seen.look);
+        Ok(seen)
     }
 
     /// The same, but what it says of excluded columns does not count yet: not before the stream
     /// hears of what is found by it.
-    async fn ask(&self, source: &Session, mirror: &Mirror) -> Result<Look> {
+    async fn ask(&self, source: &Session, mirror: &Mirror) -> Result<Seen> {
+        let described_before = self.streamed.descriptions();
         let known = |table: &TableName| self.known.get(table).map_or(0, TableFacts::last_oid);
         let tables: Vec<(TableName, u32)> = mirror
             .tables
@@ -364,7 +373,11 @@ impl Watch {
             .filter(|table| !table.exclude_columns.is_empty());
         let with_columns: Vec<TableName> = excluding.map(|table| table.source.clone()).collect();
         let given = mirror.publication_given;
-        Ok(introspect::look(source, &tables, &with_columns, &names, given).await?)
+        let look = introspect::look(source, &tables, &with_columns, &names, given).await?;
+        Ok(Seen {
+            look,
+            described_before,
+        })
     }
 
     fn remember_excluded(&self, mirror: &Mirror, look: &Look) {
