@@ -14,12 +14,13 @@ use bunny_postgres::introspect::{TableObjects, TypeShape};
 use bunny_postgres::{TableName, quote_ident, quote_literal};
 use bunny_schemas::envelope::{EnumLabels, Label};
 use tokio_postgres::Client;
+use uuid::Uuid;
 
 use super::Word;
 use super::plan::{Alteration, Otherwise, alteration};
 use super::run::alterations;
-use super::shape::Shape;
-use crate::bookkeeping;
+use super::shape::{self, Shape};
+use crate::bookkeeping::{self, TableState};
 use crate::context::MirrorRun;
 use crate::crash_points::{self, reached};
 use crate::error::{Error, Result};
@@ -297,6 +298,53 @@ pub(crate) async fn asked(
     }
 }
 
+/// Refuses a copy whose labels have been renamed here since: to load it their former names would be added
+/// beside the present ones, and where the log comes to the rename, both would be there.
+/// `table`: as it is before; what is known of it is no older than the copy.
+pub(crate) async fn refuse_renamed(
+    client: &Client,
+    mirror_id: Uuid,
+    table: &TableState,
+    objects: &TableObjects,
+) -> Result<()> {
+    let followed = shape::load_any(client, mirror_id, &table.source).await?;
+    let followed = followed.map(|shape| shape.enums).unwrap_or_default();
+    let synced = Shape::of_sync(table).map(|shape| shape.enums);
+    let synced = synced.unwrap_or_default();
+    for copied in of_objects(Some(objects)) {
+        let name = TableName::new(copied.schema.as_str(), copied.name.as_str());
+        let Some(present) = present(client, &name).await? else {
+            continue;
+        };
+        let mut later = followed.iter().chain(&synced);
+        let Some((from, to)) = later.find_map(|later| renamed_since(&copied, later, &present))
+        else {
+            continue;
+        };
+        return Err(Error::Refused(format!(
+            "its copy is of before label {} of type {name} was renamed to {}, and the destination has the new name only; its rows \
+             stay as they are: resync the table",
+            quote_literal(from),
+            quote_literal(to)
+        )));
+    }
+    Ok(())
+}
+
+/// The first label that has another name by `later`, which is here, while its own is not. Pure.
+fn renamed_since<'a>(
+    copied: &'a EnumLabels,
+    later: &'a EnumLabels,
+    present: &[String],
+) -> Option<(&'a str, &'a str)> {
+    let is_here = |label: &str| present.iter().any(|one| one == label);
+    copied.labels.iter().find_map(|label| {
+        let now = later.labels.iter().find(|now| now.oid == label.oid)?;
+        (is_here(&now.label) && !is_here(&label.label))
+            .then_some((label.label.as_str(), now.label.as_str()))
+    })
+}
+
 /// The labels of an enum at the destination, in order; None when there is no such enum.
 async fn present(client: &Client, name: &TableName) -> Result<Option<Vec<String>>> {
     let row = client
@@ -466,5 +514,18 @@ mod tests {
         assert!(unknown.contains("may have been renamed"), "{unknown}");
         let swapped = refused(Some(&known), &[(2, "a"), (1, "b")], &["a", "b"]);
         assert!(swapped.contains("both are here"), "{swapped}");
+    }
+
+    #[test]
+    fn a_copy_of_before_a_rename_is_known_by_its_oids() {
+        let copied = labels(&[(1, "a"), (2, "b")]);
+        let later = labels(&[(2, "c"), (1, "a"), (3, "d")]);
+        let found = renamed_since(&copied, &later, &present(&["a", "c", "d"]));
+        assert_eq!(found, Some(("b", "c")));
+        // The rename has not been followed here, or somebody has added the name.
+        for here in [&["a", "b"][..], &["a", "b", "c"]] {
+            assert_eq!(renamed_since(&copied, &later, &present(here)), None);
+        }
+        assert_eq!(renamed_since(&later, &later, &present(&["c"])), None);
     }
 }

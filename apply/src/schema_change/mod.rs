@@ -37,7 +37,7 @@ use crate::writer::of_table;
 
 use destination::PresentTable;
 use plan::{Alteration, Refusal, Wanted};
-use shape::{Known, Shape};
+use shape::{Computed, Known, Shape};
 
 /// Something the mirror's log is to say, once it is committed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -192,9 +192,11 @@ impl Follower {
                 "destination table {destination} does not exist"
             )));
         }
+        let computed = Computed::of(state);
         let plan = planner::plan(Wanted {
             mode: self.mode,
             known: &known,
+            computed: computed.as_deref(),
             version,
             destination,
             present: &present,

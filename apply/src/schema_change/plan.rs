@@ -10,7 +10,7 @@ use bunny_postgres::TableName;
 use bunny_schemas::envelope::ColumnSchema;
 
 use super::destination::PresentTable;
-use super::shape::{Known, Shape};
+use super::shape::{Computed, Known, Shape};
 use crate::event::TableVersion;
 
 /// One thing to do to the destination table.
@@ -62,6 +62,9 @@ pub(crate) struct Refusal(pub(crate) String);
 pub(crate) struct Wanted<'a> {
     pub(crate) mode: SchemaChanges,
     pub(crate) known: &'a Shape,
+    /// Generated columns of the source's table, as the destination was last brought in line with
+    /// them; None where that is not known.
+    pub(crate) computed: Option<&'a [Computed]>,
     pub(crate) version: &'a TableVersion,
     pub(crate) destination: &'a TableName,
     pub(crate) present: &'a PresentTable,

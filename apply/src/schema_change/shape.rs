@@ -32,6 +32,34 @@ pub(crate) struct Known {
     pub(crate) into: Option<String>,
 }
 
+/// A generated column of the source's table as the destination was last brought in line with it: what
+/// the destination computes under its name is this column.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Computed {
+    pub(crate) attnum: i16,
+    pub(crate) name: String,
+    pub(crate) type_name: String,
+}
+
+impl Computed {
+    /// Those of the definition that is stored with the table: nothing of them comes in the stream, so
+    /// no shape says more. None where there is no definition.
+    pub(crate) fn of(table: &TableState) -> Option<Vec<Computed>> {
+        let columns = definition_of(table)?.columns.into_iter();
+        let generated = columns.filter(|column| column.generated.is_some());
+        let computed = generated.map(|column| Computed {
+            attnum: column.attnum,
+            name: column.name,
+            type_name: column.type_name,
+        });
+        Some(computed.collect())
+    }
+}
+
+fn definition_of(table: &TableState) -> Option<TableDefinition> {
+    serde_json::from_value(table.definition.clone()?).ok()
+}
+
 /// A table as last seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Shape {
@@ -49,7 +77,7 @@ pub(crate) struct Shape {
 impl Shape {
     /// As the table's sync left it.
     pub(crate) fn of_sync(table: &TableState) -> Option<Shape> {
-        let definition: TableDefinition = serde_json::from_value(table.definition.clone()?).ok()?;
+        let definition = definition_of(table)?;
         let columns = definition
             .columns
             .iter()

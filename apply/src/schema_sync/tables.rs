@@ -23,7 +23,7 @@ use crate::schema::step::Step;
 use crate::schema_change::plan::{Alteration, Refusal, Wanted};
 use crate::schema_change::planner;
 use crate::schema_change::run::{Failed, alterations};
-use crate::schema_change::shape::{self, Shape};
+use crate::schema_change::shape::{self, Computed, Shape};
 use crate::schema_change::{Word, destination, labels};
 use crate::stats::Stats;
 
@@ -251,9 +251,11 @@ impl Work<'_> {
         let columns = &version.columns;
         let (known, lacking) =
             difference::as_present(shape.as_ref(), columns, &present, &here, source);
+        let computed = Computed::of(state);
         let plan = planner::plan(Wanted {
             mode: self.mode,
             known: &known,
+            computed: computed.as_deref(),
             version: &version,
             destination: table,
             present: &present,
@@ -274,7 +276,8 @@ impl Work<'_> {
         let beyond = difference::columns(between(&here), &known, &lacking, &excluded);
         let mut steps = beyond.alterations;
         steps.extend(plan.alterations);
-        self.apply(client, steps).await?;
+        self.apply(client, difference::without_repeats(steps))
+            .await?;
         self.left(client, &beyond.left).await?;
         self.left(client, &plan.notices).await?;
 

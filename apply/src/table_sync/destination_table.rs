@@ -189,6 +189,10 @@ fn compare<'a>(wanted: Wanted<'a>, present: &[ColumnDefinition]) -> Fits<'a> {
         let (Some(column), Some(there)) = (column, there) else {
             continue;
         };
+        if there.generated.is_some() {
+            // It takes no values as it is, of whatever type: `generated` sees to that.
+            continue;
+        }
         match introspect::fit(column, there) {
             Fit::Same => {}
             Fit::Wider => fits.wider.push(format!(

@@ -2,6 +2,7 @@
 //! event, the destination computes them. So what the source computes differently now has to
 //! be computed differently here, and what it computes no more has to take values.
 
+use bunny_postgres::introspect::{self, Fit};
 use bunny_postgres::{ColumnDefinition, TableName, quote_ident};
 use tokio_postgres::Client;
 
@@ -18,9 +19,9 @@ enum Change<'a> {
     Added(&'a ColumnDefinition),
     /// Another expression.
     Altered(&'a ColumnDefinition),
-    /// Another type, or made of a plain column: what is there cannot become it.
+    /// Another type, or made of a plain column or into one: what is there cannot become it.
     Remade(&'a ColumnDefinition),
-    /// A plain column by now.
+    /// A plain column of the same type by now.
     Freed(&'a ColumnDefinition),
 }
 
@@ -55,8 +56,11 @@ impl<'a> Change<'a> {
 /// # Errors
 /// It would be computed for rows that stay.
 pub(super) fn unfollowed(wanted: Wanted<'_>, present: &[ColumnDefinition]) -> Result<Vec<String>> {
-    let changes = changes(wanted, present);
-    let sentences: Vec<String> = changes
+    let Changes {
+        to_follow,
+        mut left_out,
+    } = changes(wanted, present);
+    let sentences: Vec<String> = to_follow
         .iter()
         .map(|change| change.sentence(wanted.destination))
         .collect();
@@ -66,7 +70,8 @@ pub(super) fn unfollowed(wanted: Wanted<'_>, present: &[ColumnDefinition]) -> Re
             sentences.join("; ")
         )));
     }
-    Ok(sentences)
+    left_out.extend(sentences);
+    Ok(left_out)
 }
 
 /// Follows it; returns what could not be.
@@ -76,26 +81,18 @@ pub(super) async fn follow(
     present: &[ColumnDefinition],
 ) -> Result<Vec<String>> {
     let destination = wanted.destination;
-    let mut left_out = Vec::new();
-    let changes = changes(wanted, present);
-    if !changes.is_empty() {
+    let Changes {
+        to_follow,
+        mut left_out,
+    } = changes(wanted, present);
+    if !to_follow.is_empty() {
         // Its rows go in any case; what is not there is not computed again.
         empty(client, destination).await?;
     }
-    for change in changes {
+    for change in to_follow {
         let column = change.column();
         let name = quote_ident(&column.name);
         let generated = column.generated.as_deref().unwrap_or_default();
-        let mut excluded = wanted.excluded.iter();
-        if let Some(touched) =
-            excluded.find(|column| expression::mentions_column(generated, column))
-        {
-            left_out.push(format!(
-                "column {name} of {destination}: at the source it is generated from the excluded column {} now",
-                quote_ident(touched)
-            ));
-            continue;
-        }
         client
             .batch_execute("SAVEPOINT bunny_generated")
             .await
@@ -115,7 +112,7 @@ pub(super) async fn follow(
                     .await
                     .map_err(Error::sql("going back before a generated column"))?;
                 // A plain column's values have nowhere to go.
-                if matches!(change, Change::Freed(_)) {
+                if column.generated.is_none() {
                     let sentence = change.sentence(destination);
                     return Err(Error::Refused(format!("{sentence} ({error})")));
                 }
@@ -128,9 +125,18 @@ pub(super) async fn follow(
     Ok(left_out)
 }
 
+/// What a sync finds.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Changes<'a> {
+    to_follow: Vec<Change<'a>>,
+    /// Those that an excluded column forbids to follow, a sentence each.
+    left_out: Vec<String>,
+}
+
 /// Pure. What was changed here is left as it is: whoever made a generated column plain, or dropped
-/// it, wants it so. A column dropped at the source and added under its name is known by that.
-fn changes<'a>(wanted: Wanted<'a>, present: &[ColumnDefinition]) -> Vec<Change<'a>> {
+/// it, wants it so. A column dropped at the source and added under its name is known by that. An excluded
+/// column is not looked at, generated or not: what has its name here is not the source's.
+fn changes<'a>(wanted: Wanted<'a>, present: &[ColumnDefinition]) -> Changes<'a> {
     let former = wanted.former.map_or(&[][..], |former| &former.columns);
     let change = |column: &'a ColumnDefinition| {
         let numbered = former.iter().find(|before| before.attnum == column.attnum);
@@ -144,7 +150,11 @@ fn changes<'a>(wanted: Wanted<'a>, present: &[ColumnDefinition]) -> Vec<Change<'
         let is_retyped =
             before.type_name != column.type_name && there.type_name != column.type_name;
         match (&column.generated, &there.generated) {
-            (None, Some(_)) => before.generated.is_some().then_some(Change::Freed(column)),
+            (None, Some(_)) if before.generated.is_none() => None,
+            (None, Some(_)) if introspect::fit(column, there) == Fit::Differs => {
+                Some(Change::Remade(column))
+            }
+            (None, Some(_)) => Some(Change::Freed(column)),
             (Some(_), None) => before.generated.is_none().then_some(Change::Remade(column)),
             (Some(_), Some(_)) if is_retyped => Some(Change::Remade(column)),
             (Some(now), Some(here)) if before.generated != column.generated && now != here => {
@@ -153,14 +163,29 @@ fn changes<'a>(wanted: Wanted<'a>, present: &[ColumnDefinition]) -> Vec<Change<'
             _ => None,
         }
     };
+    let mut changes = Changes::default();
     if wanted.former.is_none() {
-        return Vec::new();
+        return changes;
     }
     let columns = wanted.definition.columns.iter();
-    columns
+    let columns = columns
         .filter(|column| column.generated.is_some() || wanted.columns.contains(&column.name))
-        .filter_map(change)
-        .collect()
+        .filter(|column| !wanted.excluded.contains(&column.name));
+    for change in columns.filter_map(change) {
+        let column = change.column();
+        let expression = column.generated.as_deref().unwrap_or_default();
+        let mut excluded = wanted.excluded.iter();
+        match excluded.find(|column| expression::mentions_column(expression, column)) {
+            Some(touched) => changes.left_out.push(format!(
+                "column {} of {}: at the source it is generated from the excluded column {} now",
+                quote_ident(&column.name),
+                wanted.destination,
+                quote_ident(touched)
+            )),
+            None => changes.to_follow.push(change),
+        }
+    }
+    changes
 }
 
 async fn add(
@@ -270,31 +295,45 @@ mod tests {
         }
     }
 
+    /// What the source has changed between two definitions, looked at by `look`.
+    fn between<T>(
+        (former, now): (&[ColumnDefinition], &[ColumnDefinition]),
+        excluded: &[&str],
+        look: impl FnOnce(Wanted<'_>) -> T,
+    ) -> T {
+        let (former, now) = (table(former), table(now));
+        let excluded: Vec<String> = excluded.iter().map(|name| (*name).to_owned()).collect();
+        let carried = now.columns.iter();
+        let carried =
+            carried.filter(|now| now.generated.is_none() && !excluded.contains(&now.name));
+        let columns: Vec<String> = carried.map(|column| column.name.clone()).collect();
+        look(Wanted {
+            definition: &now,
+            destination: &TableName::new("public", "t"),
+            excluded: &excluded,
+            columns: &columns,
+            may_create: false,
+            may_extend: true,
+            keeps_rows: true,
+            former: Some(&former),
+        })
+    }
+
     /// What is to be done, in a word and the column's name.
     fn found(
         former: &[ColumnDefinition],
         now: &[ColumnDefinition],
         present: &[ColumnDefinition],
     ) -> Vec<String> {
-        let (former, now) = (table(former), table(now));
-        let carried = now.columns.iter().filter(|now| now.generated.is_none());
-        let columns: Vec<String> = carried.map(|column| column.name.clone()).collect();
-        let wanted = Wanted {
-            definition: &now,
-            destination: &TableName::new("public", "t"),
-            excluded: &[],
-            columns: &columns,
-            may_create: false,
-            may_extend: true,
-            keeps_rows: false,
-            former: Some(&former),
-        };
         let word = |change: &Change<'_>| {
             let text = format!("{change:?}");
             let word = text.split('(').next().unwrap_or_default();
             format!("{word} {}", change.column().name)
         };
-        changes(wanted, present).iter().map(word).collect()
+        between((former, now), &[], |wanted| {
+            let changes = changes(wanted, present);
+            changes.to_follow.iter().map(word).collect()
+        })
     }
 
     #[test]
@@ -324,5 +363,39 @@ mod tests {
         let mut retyped = generated.clone();
         retyped[1].type_name = "bigint".into();
         assert_eq!(found(&generated, &retyped, &generated), ["Remade g"]);
+        let mut freed = retyped.clone();
+        freed[1].generated = None;
+        assert_eq!(found(&generated, &freed, &generated), ["Remade g"]);
+    }
+
+    #[test]
+    fn an_excluded_column_is_not_made_here_nor_dropped() {
+        let (plain, note) = (column(1, "a", None), column(2, "note", None));
+        let former = [plain.clone(), note.clone()];
+        let again = [plain.clone(), column(3, "note", Some("a"))];
+        for present in [&[plain.clone()][..], &[plain.clone(), note.clone()]] {
+            let nothing = between((&former, &again), &["note"], |wanted| {
+                changes(wanted, present) == Changes::default()
+            });
+            assert!(nothing, "{present:?}");
+        }
+    }
+
+    /// Whether rows are kept or not: nothing that could be done by hand keeps the column out.
+    #[test]
+    fn what_is_generated_from_an_excluded_column_is_said() {
+        let (plain, note) = (column(1, "a", None), column(2, "note", None));
+        let former = [plain.clone(), note.clone(), column(3, "g", Some("a"))];
+        let altered = [plain.clone(), note.clone(), column(3, "g", Some("note"))];
+        let added = [plain.clone(), note, column(4, "h", Some("(note + 1)"))];
+        let here = [plain, column(3, "g", Some("a"))];
+        for (now, name) in [(&altered, "\"g\""), (&added, "\"h\"")] {
+            let said = between((&former, now), &["note"], |wanted| {
+                unfollowed(wanted, &here)
+            });
+            let said = said.unwrap();
+            assert_eq!(said.len(), 1, "{said:?}");
+            assert!(said[0].contains(name) && said[0].contains("excluded column"));
+        }
     }
 }

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::parked;
 use crate::replay;
 use crate::schema::foundations;
+use crate::schema_change::labels;
 use crate::swap;
 
 /// How long the start of a sync waits for others' locks on the destination table.
@@ -68,7 +69,8 @@ async fn lay_foundations(
     if !run.mirror.config.create_destination_tables {
         return Ok(());
     }
-    let destination = &mapping(run, &source)?.destination;
+    let mapping = mapping(run, &source)?;
+    let destination = &mapping.destination;
     let found = client
         .query_one(
             "SELECT to_regclass($1) IS NOT NULL",
@@ -79,11 +81,19 @@ async fn lay_foundations(
             "looking for destination table {destination}"
         )))?;
     // A table of somebody else's has its types; ours follow the source's as the rows do.
-    let is_ours = bookkeeping::table(client, run.mirror_id(), &source)
-        .await?
-        .is_some_and(|table| table.attempt > 0);
+    let table = bookkeeping::table(client, run.mirror_id(), &source).await?;
+    let is_ours = table.as_ref().is_some_and(|table| table.attempt > 0);
     if found.get(0) && !is_ours {
         return Ok(());
+    }
+    // One that ends at a moment may end before the rename.
+    let goes_on = mapping
+        .replay
+        .as_ref()
+        .is_some_and(|replay| replay.until.is_none());
+    let is_older = |table: &TableState| table.lsn.is_some_and(|lsn| sync.lsn <= lsn);
+    if let Some(table) = table.filter(|table| goes_on && is_ours && is_older(table)) {
+        labels::refuse_renamed(client, run.mirror_id(), &table, objects).await?;
     }
     foundations::lay(client, run, &source, objects).await
 }

@@ -8,6 +8,7 @@ use bunny_tests::stage::Mirror;
 use serde_json::json;
 
 use crate::lifecycle::ended;
+use crate::replay::REPLAY;
 use crate::scene::Scene;
 
 pub const LIMIT: Duration = Duration::from_secs(60);
@@ -109,4 +110,36 @@ async fn a_renamed_label_is_not_a_new_one() -> Result<()> {
               UPDATE quick SET m = 'blue' WHERE id > 15; COMMIT;")
         .await?;
     stage.assert_converges(&all, &quick).await
+}
+
+/// A copy of before a rename holds names that the destination does not have any more: it is not begun, and no
+/// label comes back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_before_a_rename_is_not_loaded() -> Result<()> {
+    let scene = Scene::new("copied_labels").await?;
+    scene
+        .source
+        .run("CREATE TYPE mood AS ENUM ('sad', 'glad'); CREATE TABLE moods (id int PRIMARY KEY, m mood);
+              INSERT INTO moods SELECT g, 'sad' FROM generate_series(1, 20) g")
+        .await?;
+    let (api, stage) = (&scene.api, &scene.stage);
+    let all = json!({"schema_changes": "all"});
+    let mirror = scene.running_mirror(&["public.moods"], all).await?;
+    let moods = [TablePair::same("public.moods")];
+    let rename =
+        "ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'; UPDATE moods SET m = 'blue' WHERE id = 1";
+    scene.source.run(rename).await?;
+    stage.assert_converges(&mirror, &moods).await?;
+
+    let replay = api.post(REPLAY, json!({})).await?.expect(202)?;
+    let command = ended(api, &mirror, stage, &replay).await?;
+    assert_eq!(command["state"], "failed", "{command}");
+    stopped(&mirror, "public.moods", "was renamed to 'blue'").await?;
+    let destination = stage.destination.connect().await?;
+    let labels = "SELECT string_agg(enumlabel, ',' ORDER BY enumsortorder) FROM pg_enum WHERE enumtypid = 'mood'::regtype";
+    assert_eq!(destination.text(labels).await?, "blue,glad");
+    let kept = "SELECT count(*) FROM moods WHERE m = 'blue'";
+    assert_eq!(destination.number(kept).await?, 20);
+    synced_again(&scene, &mirror, "public.moods").await?;
+    stage.assert_converges(&mirror, &moods).await
 }

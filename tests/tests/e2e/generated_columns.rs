@@ -115,3 +115,130 @@ async fn a_column_that_is_generated_no_more_takes_values() -> Result<()> {
     let kept = [TablePair::same("public.kept")];
     stage.assert_converges(&additive, &kept).await
 }
+
+const ANOTHER: &str = "
+    CREATE TABLE bare (id int PRIMARY KEY, n int, g int GENERATED ALWAYS AS (n * 2) STORED);
+    CREATE TABLE filled (LIKE bare INCLUDING ALL);
+    CREATE TABLE asked (LIKE bare INCLUDING ALL);
+    CREATE TABLE left_there (LIKE bare INCLUDING ALL);
+    CREATE TABLE typed (id int PRIMARY KEY, n numeric, g numeric(8, 1) GENERATED ALWAYS AS (n / 3) STORED);
+    INSERT INTO bare (id, n) SELECT g, g FROM generate_series(1, 20) g;
+    INSERT INTO filled (id, n) SELECT id, n FROM bare;
+    INSERT INTO asked (id, n) SELECT id, n FROM bare;
+    INSERT INTO left_there (id, n) SELECT id, n FROM bare;
+    INSERT INTO typed (id, n) SELECT id, n FROM bare;";
+
+/// A plain column under the name of a generated one that was dropped is another: its older rows hold what it
+/// was added with, not what was computed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plain_column_in_its_place_is_another() -> Result<()> {
+    let scene = Scene::new("another").await?;
+    scene.source.run(ANOTHER).await?;
+    let (api, stage) = (&scene.api, &scene.stage);
+    let tables = [
+        "public.bare",
+        "public.filled",
+        "public.asked",
+        "public.typed",
+    ];
+    let options = json!({"schema_changes": "all", "untracked_changes": "warn"});
+    let all = stage.create_mirror(api, "all", &tables, options).await?;
+    let left_there = ["public.left_there"];
+    let additive = stage
+        .create_mirror(api, "additive", &left_there, json!({}))
+        .await?;
+    all.wait_running().await?;
+    additive.wait_running().await?;
+
+    scene
+        .source
+        .run("ALTER TABLE bare DROP g, ADD g int; UPDATE bare SET g = 42 WHERE id < 4;
+              ALTER TABLE filled DROP g, ADD g int DEFAULT 7; UPDATE filled SET n = n + 1 WHERE id < 4;
+              ALTER TABLE left_there DROP g, ADD g int DEFAULT 7; UPDATE left_there SET n = n + 1 WHERE id < 4;
+              ALTER TABLE asked DROP g, ADD g int DEFAULT 7;")
+        .await?;
+    let followed = TablePair::all(&["public.bare", "public.filled"]);
+    stage.assert_converges(&all, &followed).await?;
+    let sync = "/v1/mirrors/all/sync-schema";
+    let accepted = api.post(sync, json!({})).await?.expect(202)?;
+    let command = ended(api, &all, stage, &accepted).await?;
+    anyhow::ensure!(command["state"] == "done", "{command}");
+    let asked = [TablePair::same("public.asked")];
+    stage.assert_converges(&all, &asked).await?;
+
+    // What is there goes only by hand, and not by dropping its expression.
+    stopped(
+        &additive,
+        "public.left_there",
+        "drop it there, add it again as a plain integer",
+    )
+    .await?;
+    let destination = stage.destination.connect().await?;
+    destination
+        .run("ALTER TABLE left_there DROP g, ADD g int")
+        .await?;
+    synced_again(&scene, &additive, "public.left_there").await?;
+    let left_there = TablePair::all(&left_there);
+    stage.assert_converges(&additive, &left_there).await?;
+
+    // The same column, of another type since: what is here was cut.
+    scene
+        .source
+        .run("ALTER TABLE typed ALTER g TYPE numeric(8, 4); ALTER TABLE typed ALTER g DROP EXPRESSION;
+              UPDATE typed SET g = 1.2345 WHERE id = 1")
+        .await?;
+    stopped(&all, "public.typed", "has computed it as numeric(8,1)").await?;
+    synced_again(&scene, &all, "public.typed").await?;
+    let typed = [TablePair::same("public.typed")];
+    stage.assert_converges(&all, &typed).await
+}
+
+/// Whatever the source makes of an excluded column, the destination neither gets it nor loses its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_excluded_column_stays_out_when_it_is_generated() -> Result<()> {
+    let scene = Scene::new("excluded_made").await?;
+    let tables = ["public.absent", "public.own"];
+    let (api, stage) = (&scene.api, &scene.stage);
+    for table in ["absent", "own"] {
+        scene
+            .source
+            .run(&format!(
+                "CREATE TABLE {table} (id int PRIMARY KEY, n int, note text);
+                 INSERT INTO {table} SELECT g, g, 'note' FROM generate_series(1, 20) g"
+            ))
+            .await?;
+    }
+    let destination = stage.destination.connect().await?;
+    destination
+        .run("CREATE TABLE own (id int PRIMARY KEY, n int, note text DEFAULT 'ours')")
+        .await?;
+    let excluding = |table: &&str| json!({"source_table": table, "destination_table": table, "exclude_columns": ["note"]});
+    let mapped = json!(tables.iter().map(excluding).collect::<Vec<_>>());
+    let options = json!({"untracked_changes": "warn"});
+    let mirror = stage
+        .create_mapped_mirror(api, "mirror", mapped, options)
+        .await?;
+    mirror.wait_running().await?;
+    for table in ["absent", "own"] {
+        scene
+            .source
+            .run(&format!(
+                "ALTER TABLE {table} DROP note, ADD note text GENERATED ALWAYS AS ('n' || n::text) STORED"
+            ))
+            .await?;
+    }
+    for table in tables {
+        synced_again(&scene, &mirror, table).await?;
+        let resync = format!("/v1/mirrors/mirror/resync/{table}");
+        let swap = json!({"strategy": "swap"});
+        let accepted = api.post(&resync, swap).await?.expect(202)?;
+        let command = ended(api, &mirror, stage, &accepted).await?;
+        anyhow::ensure!(command["state"] == "done", "{command}");
+    }
+    let is_there = "SELECT count(*) FROM pg_attribute WHERE attname = 'note' AND attrelid = 'absent'::regclass";
+    assert_eq!(destination.number(is_there).await?, 0);
+    let ours = "SELECT count(*) FROM own WHERE note = 'ours'";
+    assert_eq!(destination.number(ours).await?, 20);
+    let pairs = tables.map(|table| TablePair::same(table).without(&["note"]));
+    stage.assert_converges(&mirror, &pairs).await
+}

@@ -26,7 +26,7 @@ impl Planner<'_> {
             ..
         } = self.wanted;
         let name = quote_ident(&column.name);
-        if present.column(&column.name).is_some() {
+        if let Some(there) = present.column(&column.name) {
             let takes = |known: &Known| known.into.as_deref() == Some(&column.name);
             let owner = known.columns.iter().find(|known| takes(known));
             let is_abandoned = self.plan.shape.abandoned.contains(&column.name);
@@ -36,20 +36,22 @@ impl Planner<'_> {
                     .iter()
                     .any(|other| other.attnum == owner.attnum && other.attnum != 0)
             });
-            let moves_away = is_renamed && self.mode() == SchemaChanges::All;
-            if !is_abandoned && !is_renamed {
+            let is_free = !is_abandoned && !is_renamed;
+            if is_free && !there.is_generated {
                 now.into = Some(column.name.clone());
-                let is_computed = |there: &Present| there.is_generated;
-                if present.column(&column.name).is_some_and(is_computed) {
-                    return self.take_values(column);
-                }
                 // It was put there by hand, in advance.
                 self.notice(format!(
                     "{destination} has the new column {name} already; its values go there, older rows keep what they hold"
                 ));
                 return Ok(());
             }
+            if is_free && self.is_computed_as(column, there)? {
+                now.into = Some(column.name.clone());
+                return self.take_values(column);
+            }
+            let moves_away = is_renamed && self.mode() == SchemaChanges::All;
             match self.mode() {
+                _ if is_free => self.drop_computed(column)?,
                 // Dropped, or renamed away, earlier in this plan.
                 SchemaChanges::All if is_abandoned || moves_away => {}
                 SchemaChanges::Manual => {
@@ -75,48 +77,27 @@ impl Planner<'_> {
         now.into = Some(column.name.clone());
         let newest = known.columns.iter().map(|known| known.attnum).max();
         let is_older = column.attnum != 0 && newest.is_some_and(|newest| column.attnum < newest);
-        if is_older && present.has_rows {
+        if (is_older || self.was_computed(column)) && present.has_rows {
             return Err(Refusal(format!(
-                "the source has sent a column {name} that is older than others, and was kept back so far (excluded, renamed or \
-                 generated); what older rows hold in it is not in the stream: sync the table again"
+                "the source has sent a column {name} that was kept back so far (it is older than others, or was generated, excluded or \
+                 renamed); what older rows hold in it is not in the stream: sync the table again"
             )));
         }
         self.fill_and_add(column)
     }
 
-    /// Nothing of a column that is computed at the source comes in the stream. One that is computed
-    /// here, and comes now, was made plain there: what it was computed as stays in older rows.
-    fn take_values(&mut self, column: &ColumnSchema) -> Result<(), Refusal> {
-        let facts = column.facts.as_ref();
-        if facts.is_some_and(|facts| facts.generated) {
-            // The publication was told to send it: what is computed here is the same.
-            return Ok(());
-        }
-        let name = quote_ident(&column.name);
-        let statement = format!(
-            "ALTER TABLE {} ALTER COLUMN {name} DROP EXPRESSION",
-            self.table
-        );
-        let refusal = format!(
-            "column {name} is not generated at the source any more, and in {} it is, so its values have no place there: run \
-             {statement} at the destination, then retry the table",
-            self.wanted.destination
-        );
-        if self.mode() != SchemaChanges::All {
-            return Err(Refusal(refusal));
-        }
-        self.added
-            .push(alteration(statement, Otherwise::Refuse(refusal)));
-        Ok(())
-    }
-
     pub(super) fn fill_and_add(&mut self, column: &ColumnSchema) -> Result<(), Refusal> {
         let facts = column.facts.clone().unwrap_or_default();
-        let fill = match &facts.old_rows {
+        let older = match &facts.old_rows {
+            // It was computed for them.
+            _ if facts.generated => &OldRows::Unknown,
+            older => older,
+        };
+        let fill = match older {
             OldRows::Unknown if self.wanted.present.has_rows => {
                 return Err(Refusal(format!(
-                    "the source has a new column {}, and what its older rows hold is not in the stream (a volatile default or an \
-                     identity rewrote the table, or the column has changed since): sync the table again",
+                    "the source has a new column {}, and what its older rows hold is not in the stream (a volatile default, an \
+                     identity or an expression rewrote the table, or the column has changed since): sync the table again",
                     quote_ident(&column.name)
                 )));
             }

@@ -2,6 +2,7 @@
 
 mod added;
 mod columns;
+mod computed;
 mod keys;
 mod renames;
 
@@ -9,13 +10,12 @@ use bunny_catalog::SchemaChanges;
 use bunny_postgres::{quote_ident, quote_literal};
 use bunny_schemas::envelope::{ColumnFacts, ColumnSchema, OldRows};
 
-use super::destination::Present;
 use super::doubt;
 use super::plan::{
     Alteration, Attempt, Otherwise, Plan, Refusal, Wanted, alteration, first_seen, primary_key,
     seen_again,
 };
-use super::shape::Known;
+use super::shape::{Computed, Known};
 use super::types::widens;
 use crate::schema::expression;
 

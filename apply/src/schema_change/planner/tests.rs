@@ -3,7 +3,7 @@ use bunny_postgres::TableName;
 use super::super::destination::Present;
 use super::super::destination::PresentTable;
 use super::super::plan::is_known;
-use super::super::shape::Shape;
+use super::super::shape::{Computed, Shape};
 use super::*;
 use crate::event::TableVersion;
 
@@ -88,6 +88,7 @@ fn change(
     plan(Wanted {
         mode,
         known: &known,
+        computed: Some(&[]),
         version: &version(to),
         destination: &name("copy"),
         present: &present,
@@ -196,6 +197,7 @@ fn what_old_rows_hold_must_be_known_unless_there_are_none() {
     let plan = plan(Wanted {
         mode: SchemaChanges::Additive,
         known: &known,
+        computed: Some(&[]),
         version: &version(new()),
         destination: &name("copy"),
         present: &empty,
@@ -210,40 +212,125 @@ fn a_column_kept_back_so_far_is_not_new() {
     assert!(refused.0.contains("older than others"), "{refused:?}");
 }
 
-#[test]
-fn a_column_that_is_generated_no_more_takes_values() {
+/// A destination that computes `new`, and knows of `computed`, when values come for it.
+fn comes(
+    mode: SchemaChanges,
+    computed: Option<&[Computed]>,
+    column: ColumnSchema,
+) -> Result<Plan, Refusal> {
     let known = shape(&base());
-    let mut computed = present(&known);
-    computed.columns.push(Present {
+    let mut present = present(&known);
+    present.columns.push(Present {
         name: "new".into(),
         type_name: "integer".into(),
         not_null: false,
         fills_itself: true,
         is_generated: true,
     });
-    let comes = |mode, generated| {
-        let mut freed = new_column(OldRows::Unknown, None);
-        if let Some(facts) = &mut freed.facts {
-            facts.generated = generated;
-        }
-        super::plan(Wanted {
-            mode,
-            known: &known,
-            version: &version(with(freed)),
-            destination: &name("copy"),
-            present: &computed,
-        })
-    };
-    let all = comes(SchemaChanges::All, false).unwrap();
+    plan(Wanted {
+        mode,
+        known: &known,
+        computed,
+        version: &version(with(column)),
+        destination: &name("copy"),
+        present: &present,
+    })
+}
+
+fn computed(attnum: i16) -> [Computed; 1] {
+    [Computed {
+        attnum,
+        name: "new".into(),
+        type_name: "integer".into(),
+    }]
+}
+
+#[test]
+fn a_column_that_is_generated_no_more_takes_values() {
+    let freed = || new_column(OldRows::Null, None);
+    let same = computed(4);
+    let all = comes(SchemaChanges::All, Some(&same), freed()).unwrap();
     assert_eq!(sql(&all), [r#"ALTER COLUMN "new" DROP EXPRESSION"#]);
     assert_eq!(all.shape.place_of("new"), Some("new"));
     for mode in [SchemaChanges::Additive, SchemaChanges::Manual] {
-        let Refusal(reason) = comes(mode, false).unwrap_err();
+        let Refusal(reason) = comes(mode, Some(&same), freed()).unwrap_err();
         assert!(reason.contains("DROP EXPRESSION at the destination"));
     }
     // What the publication was told to send is computed here.
-    let sent = comes(SchemaChanges::Additive, true).unwrap();
+    let mut sent = freed();
+    if let Some(facts) = &mut sent.facts {
+        facts.generated = true;
+    }
+    let sent = comes(SchemaChanges::Additive, Some(&same), sent).unwrap();
     assert!(sent.alterations.is_empty() && sent.notices.is_empty());
+}
+
+/// Under the name of a generated column that was dropped comes another, whose older rows are others.
+#[test]
+fn a_generated_column_dropped_and_added_plain_is_another() {
+    let former = computed(3);
+    let another = || new_column(OldRows::Value("7".into()), None);
+    let all = comes(SchemaChanges::All, Some(&former), another()).unwrap();
+    assert_eq!(
+        sql(&all),
+        [
+            r#"DROP COLUMN "new""#,
+            r#"ADD COLUMN "new" integer DEFAULT '7'::integer"#,
+            r#"ALTER COLUMN "new" DROP DEFAULT"#
+        ]
+    );
+    assert_eq!(all.shape.place_of("new"), Some("new"));
+    let unknown = new_column(OldRows::Unknown, None);
+    let Refusal(reason) = comes(SchemaChanges::All, Some(&former), unknown).unwrap_err();
+    assert!(reason.contains("older rows hold is not in the stream"));
+    for mode in [SchemaChanges::Additive, SchemaChanges::Manual] {
+        let Refusal(reason) = comes(mode, Some(&former), another()).unwrap_err();
+        assert!(reason.contains("drop it there, add it again as a plain integer"));
+        assert!(!reason.contains("DROP EXPRESSION"));
+    }
+}
+
+#[test]
+fn an_expression_is_dropped_only_where_it_is_proven_to_be_the_same_column() {
+    let mut nameless = new_column(OldRows::Null, None);
+    nameless.attnum = 0;
+    nameless.facts = None;
+    let mut retyped = new_column(OldRows::Null, None);
+    retyped.type_name = "bigint".into();
+    let same = computed(4);
+    for (computed, column) in [
+        (None, new_column(OldRows::Null, None)),
+        (Some(&[][..]), new_column(OldRows::Null, None)),
+        (Some(&same[..]), nameless),
+        (Some(&same[..]), retyped),
+    ] {
+        let Refusal(reason) = comes(SchemaChanges::All, computed, column).unwrap_err();
+        assert!(reason.contains("sync the table again"), "{reason}");
+    }
+}
+
+#[test]
+fn what_was_computed_for_older_rows_is_not_null() {
+    let lacking = |computed: &[Computed], column: ColumnSchema| {
+        let known = shape(&base());
+        plan(Wanted {
+            mode: SchemaChanges::All,
+            known: &known,
+            computed: Some(computed),
+            version: &version(with(column)),
+            destination: &name("copy"),
+            present: &present(&known),
+        })
+    };
+    // Renamed before its expression was dropped, or dropped here by hand.
+    let freed = || new_column(OldRows::Null, None);
+    assert!(lacking(&computed(4), freed()).is_err());
+    assert!(lacking(&computed(3), freed()).is_ok());
+    let mut sent = freed();
+    if let Some(facts) = &mut sent.facts {
+        facts.generated = true;
+    }
+    assert!(lacking(&[], sent).is_err());
 }
 
 #[test]
@@ -427,6 +514,7 @@ fn a_column_that_was_not_recognised_is_not_taken_for_another() {
         super::plan(Wanted {
             mode: SchemaChanges::All,
             known,
+            computed: Some(&[]),
             version: &version,
             destination: &name("copy"),
             present: &present,
