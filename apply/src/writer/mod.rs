@@ -17,6 +17,7 @@ mod keyed;
 mod keyless;
 mod packed;
 mod replica_role;
+mod set;
 mod sql;
 mod target;
 mod truncate;
