@@ -1,7 +1,7 @@
 //! The memory that batches may take in this process, shared by its mirrors (I5).
 //!
-//! A mirror holds at most four batches: one gathered, one waiting, one prepared, one written. So
-//! each mirror's batch is a quarter of its share. What librdkafka holds ready is bounded besides,
+//! A mirror holds at most four batches: one gathered, one waiting, one prepared, one written; and
+//! of the prepared one also the text of its new rows. So each mirror's batch is a fifth of its share. What librdkafka holds ready is bounded besides,
 //! for each that follows its stream.
 
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::batch::Limits;
 
-const BATCHES_PER_MIRROR: usize = 4;
+const BATCHES_PER_MIRROR: usize = 5;
 const BATCH_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Below this, batches would be too small to be worth their round trips.
 const BATCH_BYTES_MIN: usize = 256 * 1024;
@@ -89,12 +89,14 @@ mod tests {
     fn mirrors_share_and_give_back() {
         let memory = Memory::of(128 << 20);
         let one = memory.join();
-        assert_eq!(one.limits(1000).bytes_max, BATCH_BYTES_MAX);
+        assert_eq!(one.limits(1000).bytes_max, (72 << 20) / 5);
         let others: Vec<Budget> = (0..11).map(|_| memory.join()).collect();
-        assert_eq!(one.limits(1000).bytes_max, (72 << 20) / 12 / 4);
+        assert_eq!(one.limits(1000).bytes_max, (72 << 20) / 12 / 5);
         drop(others);
         assert_eq!(one.limits(0).changes_max, 1);
-        assert_eq!(one.limits(1000).bytes_max, BATCH_BYTES_MAX);
+        assert_eq!(one.limits(1000).bytes_max, (72 << 20) / 5);
+        let large = Memory::of(1 << 30).join();
+        assert_eq!(large.limits(1000).bytes_max, BATCH_BYTES_MAX);
     }
 
     #[test]

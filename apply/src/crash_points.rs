@@ -14,7 +14,7 @@ pub const PREPARED_AHEAD: &str = "apply::prepared_ahead";
 pub const BEFORE_MERGE: &str = "apply::before_merge";
 /// The rows of a batch are written, its progress is not.
 pub const AFTER_WRITE: &str = "apply::after_write";
-/// Rows and progress are written, not committed.
+/// Rows are written, and all else but what travels with COMMIT: counts and progress.
 pub const BEFORE_COMMIT: &str = "apply::before_commit";
 /// Committed at the destination; the consumer group does not know yet.
 pub const AFTER_COMMIT: &str = "apply::after_commit";

@@ -1,5 +1,7 @@
 //! What every batch says to `_bunny`, prepared.
 
+use std::collections::BTreeMap;
+
 use bunny_postgres::TableName;
 use tokio_postgres::{Client, Statement};
 use uuid::Uuid;
@@ -17,10 +19,14 @@ pub struct Counts {
     pub deleted: i64,
 }
 
+/// However many tables a batch is about, it is one statement.
 const ADD_COUNTS_SQL: &str =
-    "UPDATE _bunny.tables SET rows_inserted = rows_inserted + $4, rows_updated = rows_updated + $5,
-         rows_deleted = rows_deleted + $6, last_synced_at = now(), updated_at = now()
-     WHERE mirror_id = $1 AND source_schema = $2 AND source_table = $3";
+    "UPDATE _bunny.tables AS t SET rows_inserted = t.rows_inserted + n.inserted,
+         rows_updated = t.rows_updated + n.updated, rows_deleted = t.rows_deleted + n.deleted,
+         last_synced_at = now(), updated_at = now()
+     FROM unnest($2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[])
+         AS n (source_schema, source_table, inserted, updated, deleted)
+     WHERE t.mirror_id = $1 AND t.source_schema = n.source_schema AND t.source_table = n.source_table";
 
 const SET_LIVE_SQL: &str = "UPDATE _bunny.tables SET state = 'LIVE', updated_at = now()
      WHERE mirror_id = $1 AND source_schema = $2 AND source_table = $3 AND state = 'CATCHING_UP'";
@@ -82,28 +88,33 @@ impl Prepared {
         Ok(())
     }
 
-    /// Adds to a table's counters, in the transaction that writes the rows.
+    /// Adds to the tables' counters, in the transaction that writes the rows.
     pub async fn add_counts(
         &self,
         client: &Client,
         mirror_id: Uuid,
-        source: &TableName,
-        counts: Counts,
+        counts: &BTreeMap<TableName, Counts>,
     ) -> Result<()> {
+        if counts.is_empty() {
+            return Ok(());
+        }
+        let schemas: Vec<&str> = counts.keys().map(|table| table.schema.as_str()).collect();
+        let tables: Vec<&str> = counts.keys().map(|table| table.name.as_str()).collect();
+        let of = |kind: fn(&Counts) -> i64| counts.values().map(kind).collect::<Vec<i64>>();
         client
             .execute(
                 &self.counts,
                 &[
                     &mirror_id,
-                    &source.schema,
-                    &source.name,
-                    &counts.inserted,
-                    &counts.updated,
-                    &counts.deleted,
+                    &schemas,
+                    &tables,
+                    &of(|counts| counts.inserted),
+                    &of(|counts| counts.updated),
+                    &of(|counts| counts.deleted),
                 ],
             )
             .await
-            .map_err(Error::sql(format!("counting the rows of table {source}")))?;
+            .map_err(Error::sql("counting the rows of tables"))?;
         Ok(())
     }
 

@@ -45,14 +45,22 @@ impl CopyIn {
         if self.buffer.len() < WRITE_BYTES {
             return Ok(());
         }
-        self.send().await
+        self.send_gathered().await
+    }
+
+    /// Sends whole lines of COPY text that were gathered elsewhere.
+    pub(super) async fn send(&mut self, lines: Bytes) -> Result<()> {
+        self.sink
+            .send(lines)
+            .await
+            .map_err(Error::sql(self.doing.as_str()))
     }
 
     /// Sends the rest and ends the COPY; gives the rows copied. What the server has
     /// against a row is said here, not while sending.
     pub(super) async fn finish(mut self) -> Result<u64> {
         if !self.buffer.is_empty() {
-            self.send().await?;
+            self.send_gathered().await?;
         }
         self.sink
             .as_mut()
@@ -61,11 +69,8 @@ impl CopyIn {
             .map_err(Error::sql(self.doing))
     }
 
-    async fn send(&mut self) -> Result<()> {
+    async fn send_gathered(&mut self) -> Result<()> {
         let gathered = Bytes::from(std::mem::take(&mut self.buffer));
-        self.sink
-            .send(gathered)
-            .await
-            .map_err(Error::sql(self.doing.as_str()))
+        self.send(gathered).await
     }
 }

@@ -6,100 +6,34 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::copy::CopyIn;
 use super::drift::{self, Drift};
+use super::set::{self, Masks, Staged};
 use super::sql::{Op, Sql};
 use super::target::Target;
 use super::{Care, Policy};
 use crate::error::{Error, Result};
 use crate::event::{Change, Row};
-use crate::net_effect::keyed::{self, Effect, Rename, Segment};
+use crate::net_effect::keyed::{self, Rename, Segment};
 
 /// More rows than that are replayed by way of an index.
 const INDEXED_ROWS_MIN: usize = 100;
 const REPLAY_INDEX: &str = "bunny_replay";
 
-/// Keys of missing rows that an error names.
-const KEYS_SHOWN_MAX: usize = 3;
-
-/// One row for the staging table.
-struct Staged<'a> {
-    n: i64,
-    op: Op,
-    /// 0, or which columns are unchanged: an index into the masks, from 1.
-    mask: usize,
-    row: &'a Row,
-}
-
-/// What a set in the staging table holds.
-pub(super) struct StagedSet {
-    masks: Masks,
-    inserts: u64,
-    upserts: u64,
-    replaces: u64,
-    deletes: u64,
-    deletes_any: u64,
-    patches: u64,
-}
-
-/// The different sets of unchanged columns in what is staged, by written column.
-#[derive(Default)]
-struct Masks(Vec<Vec<bool>>);
-
-impl Masks {
-    fn number(&mut self, target: &Target, unchanged: &[bool]) -> usize {
-        if unchanged.is_empty() {
-            return 0;
-        }
-        let mask: Vec<bool> = target
-            .written
-            .iter()
-            .map(|&index| unchanged[index])
-            .collect();
-        let at = self
-            .0
-            .iter()
-            .position(|known| *known == mask)
-            .unwrap_or_else(|| {
-                self.0.push(mask);
-                self.0.len() - 1
-            });
-        at + 1
-    }
-
-    fn get(&self, number: usize) -> &[bool] {
-        number.checked_sub(1).map_or(&[], |at| &self.0[at])
-    }
-}
-
 /// Stages what [`write`] will merge, and touches nothing but the staging table, if the changes
-/// fold to one set of which that is true at all: rows that are only new are copied straight
-/// into the table, and keys are changed one by one.
+/// fold to one set of which that is true: keys are changed one by one.
 pub(super) async fn stage_ahead(
     client: &Client,
     target: &mut Target,
     changes: &[&Change],
 ) -> Result<()> {
-    if target.key.is_empty() || target.stage_copy.is_none() {
+    if target.key.is_empty() || target.stage_copy.is_none() || is_only_new(changes) {
         return Ok(());
     }
     let segments = keyed::fold(changes, &target.key, target.key_change)
         .map_err(|error| failed(target, error.to_string()))?;
-    let [Segment::Set(effects)] = &segments[..] else {
-        return Ok(());
-    };
-    if !is_copied(target, effects, Care::Quick) {
-        let set = stage_set(client, target, effects).await?;
-        target.ahead = Some(set);
+    if let [Segment::Set(effects)] = &segments[..] {
+        set::stage_ahead(client, target, effects).await?;
     }
     Ok(())
-}
-
-/// Whether the rows go straight into the table.
-fn is_copied(target: &Target, effects: &[Effect<'_>], care: Care) -> bool {
-    care == Care::Quick
-        && !target.avoid_direct_copy
-        && effects
-            .iter()
-            .all(|effect| matches!(effect, Effect::Insert(_)))
 }
 
 /// Writes the changes as sets.
@@ -110,29 +44,36 @@ pub(super) async fn write(
     care: Care,
     policy: Policy,
 ) -> Result<()> {
-    if let Some(set) = target.ahead.take() {
-        return merge_set(client, target, &set, policy).await;
+    if let Some(ahead) = target.ahead.take() {
+        return set::write_ahead(client, target, ahead, policy).await;
+    }
+    // At the source no key is there twice, so there is nothing to fold. If it is otherwise the
+    // table's own key refuses the rows.
+    if set::may_copy(target, care) && is_only_new(changes) {
+        let rows = changes.iter().filter_map(|change| inserted(change));
+        return set::copy_new(client, target, rows).await;
     }
     let segments = keyed::fold(changes, &target.key, target.key_change)
         .map_err(|error| failed(target, error.to_string()))?;
     for segment in &segments {
         match segment {
-            Segment::Set(effects) => {
-                if is_copied(target, effects, care) {
-                    let copied = copy_rows(client, target, effects.iter().map(Effect::row)).await;
-                    if copied.as_ref().is_err_and(super::is_constraint_violation) {
-                        target.avoid_direct_copy = true;
-                    }
-                    copied?;
-                } else {
-                    let set = stage_set(client, target, effects).await?;
-                    merge_set(client, target, &set, policy).await?;
-                }
-            }
+            Segment::Set(effects) => set::write(client, target, effects, care, policy).await?,
             Segment::Renames(renames) => write_renames(client, target, renames, policy).await?,
         }
     }
     Ok(())
+}
+
+/// Whether the changes are inserts, all of them.
+pub(super) fn is_only_new(changes: &[&Change]) -> bool {
+    changes.iter().all(|change| inserted(change).is_some())
+}
+
+pub(super) fn inserted(change: &Change) -> Option<&Row> {
+    match change {
+        Change::Insert(row) => Some(row),
+        Change::Update { .. } | Change::Delete(_) => None,
+    }
 }
 
 /// Writes the changes one by one, in source order.
@@ -199,7 +140,7 @@ async fn replay_staged(
             Op::Insert | Op::Upsert => {
                 let both = format!("{}; {}", target.sql.update(only), target.sql.insert(only));
                 let done = query(client, target, &both).await?;
-                let met = done.first().map_or(0, |met| met.value(1));
+                let met = done.first().map_or(0, Done::met);
                 match row.op {
                     Op::Insert => drift::note(target, Drift::InsertOverwrote, met),
                     _ => drift::note(target, Drift::UpdateInserted, u64::from(met == 0)),
@@ -210,7 +151,7 @@ async fn replay_staged(
                 let met = query(client, target, &patch)
                     .await?
                     .first()
-                    .map_or(0, |done| done.value(0));
+                    .map_or(0, Done::met);
                 if met == 0 && policy.has_initial_snapshot {
                     let key = keyed::show(&keyed::key_of(row.row, &target.key));
                     return Err(missing(target, &key));
@@ -220,141 +161,8 @@ async fn replay_staged(
                 }
             }
             Op::Rename => rename(client, target, row, masks, policy).await?,
-            Op::OldKey | Op::Replace | Op::DeleteAny => {}
+            Op::OldKey | Op::Replace | Op::DeleteAny | Op::Clear => {}
         }
-    }
-    Ok(())
-}
-
-/// COPY straight into the table: nothing of these rows is expected to be there.
-pub(super) async fn copy_rows<'r>(
-    client: &Client,
-    target: &mut Target,
-    rows: impl Iterator<Item = &'r Row>,
-) -> Result<()> {
-    let doing = format!("copying rows into {}", target.destination);
-    let statement = match &target.direct_copy {
-        Some(statement) => statement.clone(),
-        None => {
-            let statement = client
-                .prepare(&target.sql.copy_into_table())
-                .await
-                .map_err(Error::sql(doing.as_str()))?;
-            target.direct_copy.insert(statement).clone()
-        }
-    };
-    let mut copy = CopyIn::begin(client, &statement, doing).await?;
-    for row in rows {
-        target.write_cells(copy.buffer(), row);
-        copy.buffer().push(b'\n');
-        copy.send_if_large().await?;
-    }
-    copy.finish().await?;
-    Ok(())
-}
-
-async fn stage_set(
-    client: &Client,
-    target: &mut Target,
-    effects: &[Effect<'_>],
-) -> Result<StagedSet> {
-    let mut masks = Masks::default();
-    let staged: Vec<Staged<'_>> = (0..)
-        .zip(effects)
-        .map(|(n, effect)| {
-            let (op, mask) = match effect {
-                Effect::Insert(_) => (Op::Insert, 0),
-                Effect::Upsert(_) => (Op::Upsert, 0),
-                Effect::Replace(_) => (Op::Replace, 0),
-                Effect::Delete { expected: true, .. } => (Op::Delete, 0),
-                Effect::Delete {
-                    expected: false, ..
-                } => (Op::DeleteAny, 0),
-                Effect::Patch(_, unchanged) => (Op::Patch, masks.number(target, unchanged)),
-            };
-            let row = effect.row();
-            Staged { n, op, mask, row }
-        })
-        .collect();
-    stage_rows(client, target, &staged).await?;
-
-    let count = |op: Op| staged.iter().filter(|row| row.op == op).count() as u64;
-    Ok(StagedSet {
-        inserts: count(Op::Insert),
-        upserts: count(Op::Upsert),
-        replaces: count(Op::Replace),
-        deletes: count(Op::Delete),
-        deletes_any: count(Op::DeleteAny),
-        patches: count(Op::Patch),
-        masks,
-    })
-}
-
-/// Brings what is staged into the table.
-async fn merge_set(
-    client: &Client,
-    target: &Target,
-    set: &StagedSet,
-    policy: Policy,
-) -> Result<()> {
-    let masks = &set.masks;
-    let has_deletes = set.deletes + set.replaces + set.deletes_any > 0;
-    let has_updates = set.inserts + set.upserts > 0;
-    let has_inserts = set.inserts + set.replaces > 0;
-
-    let mut statements = Vec::new();
-    if has_deletes {
-        statements.push(target.sql.delete(None));
-    }
-    if has_updates {
-        statements.push(target.sql.update(None));
-    }
-    for number in 1..=masks.0.len() {
-        statements.push(target.sql.patch(number, masks.get(number), None));
-    }
-    if has_inserts {
-        statements.push(target.sql.insert(None));
-    }
-    let mut results = query(client, target, &statements.join("; "))
-        .await?
-        .into_iter();
-    let mut next = || results.next().unwrap_or_default();
-
-    if has_deletes {
-        drift::note(
-            target,
-            Drift::DeleteMissed,
-            set.deletes.saturating_sub(next().count),
-        );
-    }
-    if has_updates {
-        let met = next();
-        let (met_inserts, met_all) = (met.value(0), met.value(1));
-        let missed = set.upserts.saturating_sub(met_all - met_inserts);
-        drift::note(target, Drift::InsertOverwrote, met_inserts);
-        drift::note(target, Drift::UpdateInserted, missed);
-        if missed > 0 && !has_inserts {
-            query(client, target, &target.sql.insert(None)).await?;
-        }
-    }
-    let met_patches: u64 = (0..masks.0.len()).map(|_| next().value(0)).sum();
-    if met_patches < set.patches {
-        if policy.has_initial_snapshot {
-            let found = query(client, target, &target.sql.missing_patches(KEYS_SHOWN_MAX)).await?;
-            let keys: Vec<String> = found
-                .into_iter()
-                .flat_map(|done| done.rows)
-                .flatten()
-                .flatten()
-                .collect();
-            if !keys.is_empty() {
-                return Err(missing(target, &keys.join("; ")));
-            }
-        }
-        drift::note(target, Drift::UpdateNotOurs, set.patches - met_patches);
-    }
-    if has_updates || set.patches > 0 {
-        adopt_identities(client, target).await?;
     }
     Ok(())
 }
@@ -415,7 +223,7 @@ async fn rename(
             target.sql.patch(row.mask, unchanged, Some(n))
         );
         let done = query(client, target, &patch).await?;
-        if done.get(1).map_or(0, |patched| patched.value(0)) == 0 {
+        if done.get(1).map_or(0, Done::met) == 0 {
             drift::note(target, Drift::UpdateNotOurs, 1);
         }
         return Ok(());
@@ -432,14 +240,14 @@ async fn rename(
 
 /// An UPDATE may not set a GENERATED ALWAYS identity; where the source gave a row another
 /// one, the row gets it here.
-async fn adopt_identities(client: &Client, target: &Target) -> Result<()> {
+pub(super) async fn adopt_identities(client: &Client, target: &Target) -> Result<()> {
     if let Some(adopt) = target.sql.adopt_identities() {
         query(client, target, &adopt).await?;
     }
     Ok(())
 }
 
-fn missing(target: &Target, keys: &str) -> Error {
+pub(super) fn missing(target: &Target, keys: &str) -> Error {
     failed(
         target,
         format!(
@@ -504,8 +312,21 @@ pub(super) struct Done {
 }
 
 impl Done {
+    /// Rows met: those that a statement touched, or what one that only looks has counted.
+    pub(super) fn met(&self) -> u64 {
+        match self.rows.is_empty() {
+            true => self.count,
+            false => self.value(0),
+        }
+    }
+
+    /// What it returned.
+    pub(super) fn texts(&self) -> impl Iterator<Item = &str> {
+        self.rows.iter().flatten().flatten().map(String::as_str)
+    }
+
     /// A number in the first row; 0 if there is none.
-    fn value(&self, column: usize) -> u64 {
+    pub(super) fn value(&self, column: usize) -> u64 {
         let cell = self
             .rows
             .first()

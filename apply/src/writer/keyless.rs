@@ -3,7 +3,8 @@
 use tokio_postgres::Client;
 
 use super::drift::{self, Drift};
-use super::keyed::{copy_rows, query, stage};
+use super::keyed::{inserted, is_only_new, query, stage};
+use super::set::copy_rows;
 use super::sql::Op;
 use super::target::Target;
 use crate::error::{Error, Result};
@@ -11,14 +12,8 @@ use crate::event::Change;
 use crate::net_effect::multiset;
 
 pub(super) async fn write(client: &Client, target: &mut Target, changes: &[&Change]) -> Result<()> {
-    if changes
-        .iter()
-        .all(|change| matches!(change, Change::Insert(_)))
-    {
-        let rows = changes.iter().filter_map(|change| match change {
-            Change::Insert(row) => Some(row),
-            _ => None,
-        });
+    if is_only_new(changes) {
+        let rows = changes.iter().filter_map(|change| inserted(change));
         return copy_rows(client, target, rows).await;
     }
     let nets = multiset::fold(changes).map_err(|error| Error::Table {

@@ -17,12 +17,15 @@ mod keyed;
 mod keyless;
 mod packed;
 mod replica_role;
+mod set;
 mod sql;
 mod target;
 mod truncate;
 
 use std::collections::{BTreeMap, HashMap};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bunny_catalog::SchemaChanges;
@@ -88,6 +91,17 @@ struct Open {
     /// What is staged is of the part that is written next, with which the transaction begins;
     /// the owner epoch has not been checked yet.
     is_ahead: bool,
+    savepoint: Savepoint,
+}
+
+/// Where the savepoint stands that a refused part is undone to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Savepoint {
+    None,
+    /// Nothing was done since.
+    Fresh,
+    /// A part was written since.
+    Used,
 }
 
 impl Open {
@@ -97,6 +111,7 @@ impl Open {
             drifts: Drifts::new(),
             first_offset,
             is_ahead: false,
+            savepoint: Savepoint::None,
         }
     }
 }
@@ -158,13 +173,18 @@ impl Writer {
     pub async fn begin(&mut self, first_offset: i64) -> Result<()> {
         let client: &Client = &self.session;
         // One flight: the fence is checked in the transaction that BEGIN opens.
-        let (begun, fenced) = tokio::join!(
+        let (begun, fenced, entered) = tokio::join!(
             client.batch_execute("BEGIN"),
             self.prepared.fence(client, self.mirror_id, self.epoch),
+            client.batch_execute("SAVEPOINT part"),
         );
         begun.map_err(Error::sql("beginning a batch"))?;
         fenced?;
-        self.open = Some(Open::at(first_offset));
+        entered.map_err(Error::sql("beginning a batch (SAVEPOINT part)"))?;
+        self.open = Some(Open {
+            savepoint: Savepoint::Fresh,
+            ..Open::at(first_offset)
+        });
         Ok(())
     }
 
@@ -230,42 +250,80 @@ impl Writer {
                 target.met.hand_over(&target.source, &mut open.drifts);
             }
         }
-        self.run("RELEASE SAVEPOINT part").await
+        Ok(())
     }
 
-    /// What follows can be undone and written again with care.
+    /// What follows can be undone and written again with care. Its savepoint is left when the next
+    /// is needed, or by the end of the transaction.
     async fn enter_part(&mut self) -> Result<()> {
-        let is_ahead = |open: &mut Open| std::mem::take(&mut open.is_ahead);
-        if !self.open.as_mut().is_some_and(is_ahead) {
-            return self.run("SAVEPOINT part").await;
+        let (is_ahead, savepoint) = match &mut self.open {
+            None => (false, Savepoint::None),
+            Some(open) => {
+                let savepoint = std::mem::replace(&mut open.savepoint, Savepoint::Used);
+                (std::mem::take(&mut open.is_ahead), savepoint)
+            }
+        };
+        if is_ahead {
+            let (fenced, entered) = tokio::join!(
+                self.prepared
+                    .fence(&self.session, self.mirror_id, self.epoch),
+                self.run("SAVEPOINT part"),
+            );
+            fenced?;
+            return entered;
         }
-        let (fenced, entered) = tokio::join!(
-            self.prepared
-                .fence(&self.session, self.mirror_id, self.epoch),
-            self.run("SAVEPOINT part"),
-        );
-        fenced?;
-        entered
+        match savepoint {
+            Savepoint::None => self.run("SAVEPOINT part").await,
+            Savepoint::Fresh => Ok(()),
+            Savepoint::Used => self.run("RELEASE SAVEPOINT part; SAVEPOINT part").await,
+        }
+    }
+
+    /// What follows stays when the next part is undone.
+    async fn leave_part(&mut self) -> Result<()> {
+        let leave = |open: &mut Open| std::mem::replace(&mut open.savepoint, Savepoint::None);
+        match self.open.as_mut().map_or(Savepoint::None, leave) {
+            Savepoint::None => Ok(()),
+            Savepoint::Fresh | Savepoint::Used => self.run("RELEASE SAVEPOINT part").await,
+        }
     }
 
     /// Commits what was written, with the progress it makes.
     pub async fn commit(&mut self, progress: &Progress, caught_up: &[TableName]) -> Result<()> {
         let open = self.take_open(progress.next_offset);
         self.finish(&open).await?;
-        let client: &Client = &self.session;
-        let (counted, progressed) = tokio::join!(
-            self.add_counts(&open),
-            self.prepared.set_progress(client, self.mirror_id, progress),
-        );
-        counted?;
-        progressed?;
         for table in caught_up {
             self.prepared
-                .set_live(client, self.mirror_id, table)
+                .set_live(&self.session, self.mirror_id, table)
                 .await?;
         }
         crate::crash_points::reached(crate::crash_points::BEFORE_COMMIT);
-        self.end(open).await
+        let ended = self.record_and_commit(&open, progress).await;
+        self.ended(open, ended)
+    }
+
+    /// One flight. If anything before it fails, COMMIT rolls back, and the error says so: it is
+    /// sent only when the rest has been sent, and what fails at the server fails the transaction.
+    async fn record_and_commit(&self, open: &Open, progress: &Progress) -> Result<()> {
+        let mut recorded = pin!(async {
+            tokio::try_join!(
+                biased;
+                self.add_counts(open),
+                self.prepared
+                    .set_progress(&self.session, self.mirror_id, progress),
+            )
+        });
+        match futures_util::poll!(recorded.as_mut()) {
+            Poll::Ready(recorded) => {
+                recorded?;
+                self.run("COMMIT").await
+            }
+            Poll::Pending => {
+                let (recorded, committed) = tokio::join!(recorded, self.run("COMMIT"));
+                recorded?;
+                committed
+            }
+        }
     }
 
     /// Commits what was written for tables that are behind main, with their own progress.
@@ -280,7 +338,8 @@ impl Writer {
         let client: &Client = &self.session;
         crate::catch_up::advance(client, self.ledger, tables, next_offset).await?;
         crate::crash_points::reached(crate::crash_points::CATCH_UP_BEFORE_COMMIT);
-        self.end(open).await
+        let ended = self.run("COMMIT").await;
+        self.ended(open, ended)
     }
 
     /// Runs what of schema changes waits for the end of the transaction.
@@ -290,7 +349,8 @@ impl Writer {
     }
 
     /// For the open transaction: how long its statements wait for someone else's lock.
-    pub(crate) async fn wait_for_locks(&self, at_most: Duration) -> Result<()> {
+    pub(crate) async fn wait_for_locks(&mut self, at_most: Duration) -> Result<()> {
+        self.leave_part().await?;
         self.session
             .batch_execute(&format!("SET LOCAL lock_timeout = {}", at_most.as_millis()))
             .await
@@ -302,18 +362,13 @@ impl Writer {
     }
 
     async fn add_counts(&self, open: &Open) -> Result<()> {
-        let counts = open.counts.iter().map(|(table, counts)| {
-            self.prepared
-                .add_counts(&self.session, self.ledger, table, *counts)
-        });
-        let counted = futures_util::future::join_all(counts).await;
-        counted.into_iter().collect()
+        self.prepared
+            .add_counts(&self.session, self.ledger, &open.counts)
+            .await
     }
 
-    async fn end(&mut self, open: Open) -> Result<()> {
-        if let Err(error) = self.run("COMMIT").await {
-            return Err(self.attributed(error, open.first_offset));
-        }
+    fn ended(&mut self, open: Open, ended: Result<()>) -> Result<()> {
+        ended.map_err(|error| self.attributed(error, open.first_offset))?;
         for target in self.targets.values_mut() {
             target.staged = false;
         }
@@ -352,6 +407,7 @@ impl Writer {
                 continue;
             };
             if !self.targets.contains_key(&version.schema_id) {
+                self.leave_part().await?;
                 let route = self.routes.get(&version.source).ok_or_else(|| {
                     Error::Inconsistent(format!(
                         "table {} has changes to write, but no destination",
@@ -379,10 +435,18 @@ impl Writer {
             let only_inserts = changes
                 .iter()
                 .all(|change| matches!(change, Change::Insert(_)));
-            if let Some(target) = self.targets.get_mut(&version.schema_id)
-                && (!only_inserts || target.avoid_direct_copy)
+            let needs_staging = |target: &Target| {
+                target.stage_copy.is_none() && (!only_inserts || target.avoid_direct_copy)
+            };
+            if self
+                .targets
+                .get(&version.schema_id)
+                .is_some_and(needs_staging)
             {
-                target.ensure_staging(&self.session).await?;
+                self.leave_part().await?;
+                if let Some(target) = self.targets.get_mut(&version.schema_id) {
+                    target.ensure_staging(&self.session).await?;
+                }
             }
         }
         Ok(())
@@ -412,9 +476,13 @@ impl Writer {
     /// Empties what earlier parts of the transaction staged. Outside the savepoint: there
     /// Postgres empties the table in place, inside it gives it new files each time.
     async fn clear_staging(&mut self) -> Result<()> {
-        let is_void = |target: &&mut Target| target.staged && target.ahead.is_none();
-        let staged = self.targets.values_mut().filter(is_void);
-        for target in staged {
+        let is_void = |target: &Target| target.staged && target.ahead.is_none();
+        if !self.targets.values().any(is_void) {
+            return Ok(());
+        }
+        self.leave_part().await?;
+        let staged = self.targets.values_mut();
+        for target in staged.filter(|target| is_void(target)) {
             self.session
                 .batch_execute(&target.sql.clear_staging())
                 .await

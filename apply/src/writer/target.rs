@@ -5,8 +5,8 @@ use bunny_postgres::{TableName, quote_ident};
 use tokio_postgres::{Client, Statement};
 
 use super::drift::Met;
-use super::keyed::StagedSet;
 use super::packed;
+use super::set::Ahead;
 use super::sql::{Sql, SqlColumn};
 use crate::ambiguous_text::AmbiguousText;
 use crate::error::{Error, Result};
@@ -40,6 +40,17 @@ JOIN pg_type t ON t.oid = b.typid AND t.typtype <> 'd'
 WHERE a.attrelid = to_regclass($1)
 ORDER BY a.attnum";
 
+/// A unique index on some of the columns, on every row and checked at once.
+const REFUSES_DOUBLES_SQL: &str = "
+SELECT EXISTS (
+    SELECT FROM pg_index i
+    WHERE i.indrelid = to_regclass($1) AND i.indisunique AND i.indisvalid AND i.indimmediate
+      AND i.indpred IS NULL AND i.indexprs IS NULL
+      AND NOT EXISTS (
+          SELECT FROM generate_series(0, i.indnkeyatts - 1) AS place
+          JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[place]
+          WHERE a.attname::text <> ALL ($2::text[])))";
+
 /// Where the rows of one table version go.
 pub(super) struct Target {
     pub(super) source: TableName,
@@ -57,12 +68,14 @@ pub(super) struct Target {
     /// COPY into the staging table; it exists in this session once this is set.
     pub(super) stage_copy: Option<Statement>,
     pub(super) direct_copy: Option<Statement>,
+    /// An index keeps the table from holding a key twice.
+    pub(super) refuses_doubles: bool,
     /// Set after a COPY straight into the table met a row that was there.
     pub(super) avoid_direct_copy: bool,
     /// The staging table holds rows of this transaction.
     pub(super) staged: bool,
     /// What the staging table holds of the part to be written next.
-    pub(super) ahead: Option<StagedSet>,
+    pub(super) ahead: Option<Ahead>,
     pub(super) met: Met,
 }
 
@@ -133,6 +146,10 @@ impl Target {
                 "a key column is missing or generated in destination table {destination}, so its rows cannot be found by it"
             )));
         }
+        let key_names: Vec<&str> = key
+            .iter()
+            .filter_map(|&index| fit.into[index].as_deref())
+            .collect();
         let own: Vec<String> = rows
             .iter()
             .filter(|row| {
@@ -160,6 +177,7 @@ impl Target {
             sql: Sql::new(destination.quoted(), staging, columns, own),
             stage_copy: None,
             direct_copy: None,
+            refuses_doubles: refuses_doubles(client, destination, &key_names).await?,
             avoid_direct_copy: false,
             staged: false,
             ahead: None,
@@ -217,6 +235,20 @@ impl Target {
             out.extend_from_slice(row.cell(index));
         }
     }
+}
+
+async fn refuses_doubles(
+    client: &Client,
+    destination: &TableName,
+    key: &[&str],
+) -> Result<bool, Error> {
+    let row = client
+        .query_one(REFUSES_DOUBLES_SQL, &[&destination.quoted(), &key])
+        .await
+        .map_err(Error::sql(format!(
+            "looking at the indexes of destination table {destination}"
+        )))?;
+    Ok(row.get(0))
 }
 
 /// The event's own key, or else the source's primary key where the events carry it.

@@ -9,6 +9,8 @@
 
 mod ahead;
 mod disagreements;
+mod ends;
+mod new_rows;
 mod random_histories;
 mod rows;
 mod stage;

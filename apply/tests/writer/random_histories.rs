@@ -32,9 +32,14 @@ fn source_row(
 }
 
 /// One random change that the source, as it is, could make.
-fn random_change(source: &mut Source, random: &mut Random, serial: &mut u64) -> Vec<Change> {
+fn random_change(
+    source: &mut Source,
+    keys: u64,
+    random: &mut Random,
+    serial: &mut u64,
+) -> Vec<Change> {
     *serial += 1;
-    let id = random.below(12);
+    let id = random.below(keys);
     let unchanged = vec![false, false, false, true];
     let fresh = (
         format!("code\t{serial}\\"),
@@ -63,7 +68,7 @@ fn random_change(source: &mut Source, random: &mut Random, serial: &mut u64) -> 
             vec![Change::Delete(old_key(id))]
         }
         (4, true) => {
-            let to = random.below(12);
+            let to = random.below(keys);
             if source.contains_key(&to) {
                 return Vec::new();
             }
@@ -79,7 +84,7 @@ fn random_change(source: &mut Source, random: &mut Random, serial: &mut u64) -> 
         }
         (5, true) => {
             // Two rows swap their unique code, by way of a third value.
-            let other = random.below(12);
+            let other = random.below(keys);
             if other == id || !source.contains_key(&other) {
                 return Vec::new();
             }
@@ -122,6 +127,8 @@ async fn histories(ahead: bool) {
     for seed in 1..20 {
         let mut random = Random(seed * 0x9E37_79B9);
         let own_column = seed % 2 == 0;
+        // Of some, batches hold enough new rows to be copied.
+        let (keys, size_max) = if seed % 3 == 0 { (400, 90) } else { (12, 9) };
         let mut ddl = KEYED.to_owned();
         if own_column {
             // Then key changes are written as such, and the column stays with its row.
@@ -132,16 +139,16 @@ async fn histories(ahead: bool) {
         let (mut source, mut serial) = (Source::new(), 0);
         let mut transactions = Vec::new();
         for _ in 0..60 {
-            let size = 1 + random.below(9);
+            let size = 1 + random.below(size_max);
             let bodies: Vec<Body> = (0..size)
-                .flat_map(|_| random_change(&mut source, &mut random, &mut serial))
+                .flat_map(|_| random_change(&mut source, keys, &mut random, &mut serial))
                 .map(|change| body(&table, change))
                 .collect();
             if !bodies.is_empty() {
                 transactions.push(bodies);
             }
         }
-        let batch = 1 + random.below(40) as usize;
+        let batch = 1 + random.below(size_max * 4) as usize;
         if ahead {
             prepared += stage.apply_ahead(transactions, batch).await.unwrap();
         } else {

@@ -1,0 +1,375 @@
+//! One set of net effects, at most one a key: what is there is deleted and updated by way of the
+//! staging table, and what is new comes after it by COPY straight into the table
+//! (docs/adr/0046). A row staged first costs the destination half as much again.
+//!
+//! By then every key and every unique value that the set frees is free. If the COPY meets a row
+//! all the same, the part is undone and written with care, where all is staged.
+
+use bytes::Bytes;
+use tokio_postgres::Client;
+
+use super::copy::CopyIn;
+use super::drift::{self, Drift};
+use super::keyed::{adopt_identities, missing, query, stage};
+use super::sql::Op;
+use super::target::Target;
+use super::{Care, Policy, is_constraint_violation};
+use crate::error::{Error, Result};
+use crate::event::Row;
+use crate::net_effect::keyed::Effect;
+
+/// Fewer new rows are staged with the rest: a COPY costs two flights more, whatever it holds.
+const COPIED_ROWS_MIN: usize = 32;
+
+/// Keys of missing rows that an error names.
+const KEYS_SHOWN_MAX: usize = 3;
+
+/// Text of new rows that waits for its COPY is kept in pieces of about this size.
+const TEXT_BYTES: usize = 128 * 1024;
+
+/// One row for the staging table.
+pub(super) struct Staged<'a> {
+    pub(super) n: i64,
+    pub(super) op: Op,
+    /// 0, or which columns are unchanged: an index into the masks, from 1.
+    pub(super) mask: usize,
+    pub(super) row: &'a Row,
+}
+
+/// The different sets of unchanged columns in what is staged, by written column.
+#[derive(Default)]
+pub(super) struct Masks(Vec<Vec<bool>>);
+
+impl Masks {
+    pub(super) fn number(&mut self, target: &Target, unchanged: &[bool]) -> usize {
+        if unchanged.is_empty() {
+            return 0;
+        }
+        let mask: Vec<bool> = target
+            .written
+            .iter()
+            .map(|&index| unchanged[index])
+            .collect();
+        let at = self
+            .0
+            .iter()
+            .position(|known| *known == mask)
+            .unwrap_or_else(|| {
+                self.0.push(mask);
+                self.0.len() - 1
+            });
+        at + 1
+    }
+
+    pub(super) fn get(&self, number: usize) -> &[bool] {
+        number.checked_sub(1).map_or(&[], |at| &self.0[at])
+    }
+}
+
+/// What the staging table holds.
+#[derive(Default)]
+struct StagedSet {
+    masks: Masks,
+    inserts: u64,
+    upserts: u64,
+    replaces: u64,
+    clears: u64,
+    deletes: u64,
+    deletes_any: u64,
+    patches: u64,
+}
+
+/// A set prepared ahead: what is staged, and the COPY text of the rows that come after it.
+pub(super) struct Ahead {
+    staged: StagedSet,
+    copied: Vec<Bytes>,
+}
+
+/// Effects by the way they are written.
+struct Split<'e> {
+    staged: Vec<Staged<'e>>,
+    masks: Masks,
+    /// New once what is staged is merged.
+    copied: Vec<&'e Row>,
+}
+
+impl<'e> Split<'e> {
+    fn of(target: &Target, effects: &'e [Effect<'_>], care: Care) -> Split<'e> {
+        let copies = copies(target, effects, care);
+        let mut split = Split {
+            staged: Vec::new(),
+            masks: Masks::default(),
+            copied: Vec::new(),
+        };
+        for (n, effect) in (0..).zip(effects) {
+            let row = effect.row();
+            let (op, mask) = match effect {
+                Effect::Insert(_) if copies => {
+                    split.copied.push(row);
+                    continue;
+                }
+                Effect::Insert(_) => (Op::Insert, 0),
+                Effect::Upsert(_) => (Op::Upsert, 0),
+                Effect::Replace(_) if copies => {
+                    split.copied.push(row);
+                    (Op::Clear, 0)
+                }
+                Effect::Replace(_) => (Op::Replace, 0),
+                Effect::Delete { expected: true, .. } => (Op::Delete, 0),
+                Effect::Delete {
+                    expected: false, ..
+                } => (Op::DeleteAny, 0),
+                Effect::Patch(_, unchanged) => (Op::Patch, split.masks.number(target, unchanged)),
+            };
+            split.staged.push(Staged { n, op, mask, row });
+        }
+        split
+    }
+}
+
+/// Whether new rows of sets that are not only new rows may go straight into the table: it must
+/// refuse a key that it holds, or a row would be there twice.
+pub(super) fn may_copy(target: &Target, care: Care) -> bool {
+    care == Care::Quick && !target.avoid_direct_copy && target.refuses_doubles
+}
+
+fn copies(target: &Target, effects: &[Effect<'_>], care: Care) -> bool {
+    let is_insert = |effect: &Effect<'_>| matches!(effect, Effect::Insert(_));
+    if effects.iter().all(is_insert) {
+        return care == Care::Quick && !target.avoid_direct_copy;
+    }
+    let is_new = |effect: &&Effect<'_>| matches!(effect, Effect::Insert(_) | Effect::Replace(_));
+    may_copy(target, care)
+        && effects
+            .iter()
+            .filter(is_new)
+            .nth(COPIED_ROWS_MIN - 1)
+            .is_some()
+}
+
+/// Stages what there is to merge, and keeps the text of the new rows. Nothing, if there are only
+/// new rows.
+pub(super) async fn stage_ahead(
+    client: &Client,
+    target: &mut Target,
+    effects: &[Effect<'_>],
+) -> Result<()> {
+    let Split {
+        staged,
+        masks,
+        copied,
+    } = Split::of(target, effects, Care::Quick);
+    if staged.is_empty() {
+        return Ok(());
+    }
+    let staged = stage_rows(client, target, &staged, masks).await?;
+    let copied = text_of(target, &copied);
+    target.ahead = Some(Ahead { staged, copied });
+    Ok(())
+}
+
+/// Writes what [`stage_ahead`] has prepared.
+pub(super) async fn write_ahead(
+    client: &Client,
+    target: &mut Target,
+    ahead: Ahead,
+    policy: Policy,
+) -> Result<()> {
+    merge(client, target, &ahead.staged, policy).await?;
+    if ahead.copied.is_empty() {
+        return Ok(());
+    }
+    let copied = copy_text(client, target, ahead.copied).await;
+    judge(target, copied)
+}
+
+pub(super) async fn write(
+    client: &Client,
+    target: &mut Target,
+    effects: &[Effect<'_>],
+    care: Care,
+    policy: Policy,
+) -> Result<()> {
+    let Split {
+        staged,
+        masks,
+        copied,
+    } = Split::of(target, effects, care);
+    if !staged.is_empty() {
+        let set = stage_rows(client, target, &staged, masks).await?;
+        drop(staged);
+        merge(client, target, &set, policy).await?;
+    }
+    if copied.is_empty() {
+        return Ok(());
+    }
+    copy_new(client, target, copied.into_iter()).await
+}
+
+/// Copies rows that are new straight into the table. Once it was wrong, it is not done again.
+pub(super) async fn copy_new<'r>(
+    client: &Client,
+    target: &mut Target,
+    rows: impl Iterator<Item = &'r Row>,
+) -> Result<()> {
+    let copied = copy_rows(client, target, rows).await;
+    judge(target, copied)
+}
+
+fn judge(target: &mut Target, copied: Result<()>) -> Result<()> {
+    if copied.as_ref().is_err_and(is_constraint_violation) {
+        target.avoid_direct_copy = true;
+    }
+    copied
+}
+
+/// COPY straight into the table: nothing of these rows is expected to be there.
+pub(super) async fn copy_rows<'r>(
+    client: &Client,
+    target: &mut Target,
+    rows: impl Iterator<Item = &'r Row>,
+) -> Result<()> {
+    let mut copy = begin_copy(client, target).await?;
+    for row in rows {
+        write_line(target, copy.buffer(), row);
+        copy.send_if_large().await?;
+    }
+    copy.finish().await?;
+    Ok(())
+}
+
+async fn copy_text(client: &Client, target: &mut Target, text: Vec<Bytes>) -> Result<()> {
+    let mut copy = begin_copy(client, target).await?;
+    for piece in text {
+        copy.send(piece).await?;
+    }
+    copy.finish().await?;
+    Ok(())
+}
+
+async fn begin_copy(client: &Client, target: &mut Target) -> Result<CopyIn> {
+    let doing = format!("copying rows into {}", target.destination);
+    let statement = match &target.direct_copy {
+        Some(statement) => statement.clone(),
+        None => {
+            let statement = client
+                .prepare(&target.sql.copy_into_table())
+                .await
+                .map_err(Error::sql(doing.as_str()))?;
+            target.direct_copy.insert(statement).clone()
+        }
+    };
+    CopyIn::begin(client, &statement, doing).await
+}
+
+fn write_line(target: &Target, out: &mut Vec<u8>, row: &Row) {
+    target.write_cells(out, row);
+    out.push(b'\n');
+}
+
+/// Rows as COPY text, in pieces.
+fn text_of(target: &Target, rows: &[&Row]) -> Vec<Bytes> {
+    let mut pieces = Vec::new();
+    let mut piece = Vec::new();
+    for row in rows {
+        write_line(target, &mut piece, row);
+        if piece.len() >= TEXT_BYTES {
+            pieces.push(Bytes::from(std::mem::take(&mut piece)));
+        }
+    }
+    if !piece.is_empty() {
+        pieces.push(Bytes::from(piece));
+    }
+    pieces
+}
+
+async fn stage_rows(
+    client: &Client,
+    target: &mut Target,
+    rows: &[Staged<'_>],
+    masks: Masks,
+) -> Result<StagedSet> {
+    let staged = rows.iter().map(|row| (row.n, row.op, row.mask, row.row));
+    stage(client, target, staged).await?;
+    let mut set = StagedSet {
+        masks,
+        ..StagedSet::default()
+    };
+    for row in rows {
+        match row.op {
+            Op::Insert => set.inserts += 1,
+            Op::Upsert => set.upserts += 1,
+            Op::Replace => set.replaces += 1,
+            Op::Clear => set.clears += 1,
+            Op::Delete => set.deletes += 1,
+            Op::DeleteAny => set.deletes_any += 1,
+            Op::Patch => set.patches += 1,
+            Op::OldKey | Op::Rename => {}
+        }
+    }
+    Ok(set)
+}
+
+/// Brings what is staged into the table.
+async fn merge(client: &Client, target: &Target, set: &StagedSet, policy: Policy) -> Result<()> {
+    let masks = &set.masks;
+    let has_deletes = set.deletes + set.deletes_any + set.replaces + set.clears > 0;
+    let has_updates = set.inserts + set.upserts > 0;
+    let has_inserts = set.inserts + set.replaces > 0;
+
+    let mut statements = Vec::new();
+    if has_deletes {
+        statements.push(target.sql.delete(None));
+    }
+    if set.inserts > 0 {
+        statements.push(target.sql.update_and_tell_inserts());
+    } else if has_updates {
+        statements.push(target.sql.update(None));
+    }
+    for number in 1..=masks.0.len() {
+        statements.push(target.sql.patch(number, masks.get(number), None));
+    }
+    if has_inserts {
+        statements.push(target.sql.insert(None));
+    }
+    let mut results = query(client, target, &statements.join("; "))
+        .await?
+        .into_iter();
+    let mut next = || results.next().unwrap_or_default();
+
+    if has_deletes {
+        drift::note(
+            target,
+            Drift::DeleteMissed,
+            set.deletes.saturating_sub(next().count),
+        );
+    }
+    if has_updates {
+        let met = next();
+        let (met_inserts, met_upserts) = match set.inserts {
+            0 => (0, met.met()),
+            _ => (met.value(0), met.value(1).saturating_sub(met.value(0))),
+        };
+        let missed = set.upserts.saturating_sub(met_upserts);
+        drift::note(target, Drift::InsertOverwrote, met_inserts);
+        drift::note(target, Drift::UpdateInserted, missed);
+        if missed > 0 && !has_inserts {
+            query(client, target, &target.sql.insert(None)).await?;
+        }
+    }
+    let met_patches: u64 = (0..masks.0.len()).map(|_| next().met()).sum();
+    if met_patches < set.patches {
+        if policy.has_initial_snapshot {
+            let found = query(client, target, &target.sql.missing_patches(KEYS_SHOWN_MAX)).await?;
+            let keys: Vec<&str> = found.iter().flat_map(|done| done.texts()).collect();
+            if !keys.is_empty() {
+                return Err(missing(target, &keys.join("; ")));
+            }
+        }
+        drift::note(target, Drift::UpdateNotOurs, set.patches - met_patches);
+    }
+    if has_updates || set.patches > 0 {
+        adopt_identities(client, target).await?;
+    }
+    Ok(())
+}
