@@ -7,11 +7,14 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use bunny_catalog::{LogLevel, Mirror, NewMirror, Peer};
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::json;
 
 use super::request::{CreateRequest, without_effect_yet};
+use super::shown::TableMode;
+use crate::answer::{Created, Either, Under};
 use crate::auth::Caller;
 use crate::mirror_validation::facts::{Place, place_of};
 use crate::mirror_validation::{self, Edge, Facts, Findings};
@@ -22,11 +25,56 @@ use crate::state::Api;
 /// How long Kafka may take to show that it is there.
 const KAFKA_TIME_MAX: Duration = Duration::from_secs(3);
 
+/// A mirror was created.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "CreatedMirror")]
+pub(crate) struct Made {
+    #[schemars(example = &"Mirror 'prod_to_staging' created successfully")]
+    message: String,
+    /// What should be known.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
+}
+
+/// A mirror could be created, and nothing was.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct DryRun {
+    message: String,
+    #[schemars(extend("const" = true))]
+    dry_run: bool,
+    tables: Vec<TableEstimate>,
+    estimate: Estimate,
+    warnings: Vec<String>,
+}
+
+/// What the copy of a table takes, by the source's statistics.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct TableEstimate {
+    source_table: String,
+    destination_table: String,
+    mode: TableMode,
+    row_estimate: i64,
+    size_bytes: i64,
+    chunks: i64,
+}
+
+/// What the copy of all tables takes.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Estimate {
+    rows: i64,
+    bytes: i64,
+    chunks: i64,
+    /// Room needed in Kafka.
+    kafka_bytes: i64,
+    /// Room needed at the destination.
+    destination_bytes: i64,
+}
+
 pub(crate) async fn create(
     State(api): State<Arc<Api>>,
     caller: Caller,
     Body(fields): Body,
-) -> Result<(StatusCode, Json<Value>)> {
+) -> Result<Either<Created<Made>, Json<DryRun>>> {
     let request = CreateRequest::read(fields)?;
     refuse(&mirror_validation::check_request(&request))?;
     let peers = Peers::of(&api, &request).await?;
@@ -45,7 +93,7 @@ pub(crate) async fn create(
     }
     refuse(&findings)?;
     if request.dry_run {
-        return Ok((StatusCode::OK, Json(estimate(&request, &facts, &findings))));
+        return Ok(Either::That(Json(estimate(&request, &facts, findings))));
     }
     for server in [&facts.source.server, &facts.destination.server] {
         // Before anything depends on it: a peer that mirrors use stays this database.
@@ -58,11 +106,10 @@ pub(crate) async fn create(
         .create_mirror(&wish(&api, &request, &facts, caller.username))
         .await?;
     write_log(&api, &mirror, &findings).await;
-    let mut body = json!({ "message": format!("Mirror '{}' created successfully", mirror.name) });
-    if !findings.warnings.is_empty() {
-        body["warnings"] = json!(findings.warnings);
-    }
-    Ok((StatusCode::CREATED, Json(body)))
+    Ok(Either::This(Under(Made {
+        message: format!("Mirror '{}' created successfully", mirror.name),
+        warnings: findings.warnings,
+    })))
 }
 
 fn refuse(findings: &Findings) -> Result<()> {
@@ -186,7 +233,7 @@ async fn write_log(api: &Api, mirror: &Mirror, findings: &Findings) {
 }
 
 /// What a mirror would cost: rows and bytes by the source's statistics, and the room they take.
-fn estimate(request: &CreateRequest, facts: &Facts, findings: &Findings) -> Value {
+fn estimate(request: &CreateRequest, facts: &Facts, findings: Findings) -> DryRun {
     let rows_per_chunk =
         i64::try_from(request.config.snapshot_num_rows_per_partition).unwrap_or(i64::MAX);
     let mut tables = Vec::with_capacity(request.tables.len());
@@ -208,31 +255,34 @@ fn estimate(request: &CreateRequest, facts: &Facts, findings: &Findings) -> Valu
         rows_sum = rows_sum.saturating_add(rows);
         bytes_sum = bytes_sum.saturating_add(definition.size_bytes);
         chunks_sum = chunks_sum.saturating_add(chunks);
-        tables.push(json!({
-            "source_table": mapping.source.to_string(),
-            "destination_table": mapping.destination.to_string(),
-            "mode": if definition.can_carry_updates() { "all" } else { "insert_only" },
-            "row_estimate": rows,
-            "size_bytes": definition.size_bytes,
-            "chunks": chunks,
-        }));
+        tables.push(TableEstimate {
+            source_table: mapping.source.to_string(),
+            destination_table: mapping.destination.to_string(),
+            mode: match definition.can_carry_updates() {
+                true => TableMode::All,
+                false => TableMode::InsertOnly,
+            },
+            row_estimate: rows,
+            size_bytes: definition.size_bytes,
+            chunks,
+        });
     }
     let bytes_to_copy = if request.config.do_initial_snapshot {
         bytes_sum
     } else {
         0
     };
-    json!({
-        "message": format!("Mirror '{}' can be created; nothing was", request.name),
-        "dry_run": true,
-        "tables": tables,
-        "estimate": {
-            "rows": rows_sum,
-            "bytes": bytes_sum,
-            "chunks": chunks_sum,
-            "kafka_bytes": bytes_to_copy,
-            "destination_bytes": bytes_to_copy,
+    DryRun {
+        message: format!("Mirror '{}' can be created; nothing was", request.name),
+        dry_run: true,
+        tables,
+        estimate: Estimate {
+            rows: rows_sum,
+            bytes: bytes_sum,
+            chunks: chunks_sum,
+            kafka_bytes: bytes_to_copy,
+            destination_bytes: bytes_to_copy,
         },
-        "warnings": findings.warnings,
-    })
+        warnings: findings.warnings,
+    }
 }

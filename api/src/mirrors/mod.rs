@@ -8,6 +8,7 @@ mod replay;
 pub(crate) mod request;
 mod resync;
 mod schema_sync;
+mod shown;
 mod table_list;
 mod view;
 
@@ -15,11 +16,10 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use bunny_catalog::{LogLevel, LogQuery, Mirror, Reports, StatusView, derive, lag};
 use bunny_postgres::TableName;
-use serde_json::{Value, json};
 
+use crate::answer::{Accepted, Under};
 use crate::auth::Caller;
 use crate::refusal::Result;
 use crate::request::{Body, Fields, Path, Query};
@@ -56,7 +56,7 @@ async fn see(api: &Api, mirror: Mirror) -> Result<Seen> {
 }
 
 /// `GET /v1/mirrors`.
-pub(crate) async fn list(State(api): State<Arc<Api>>) -> Result<Json<Vec<Value>>> {
+pub(crate) async fn list(State(api): State<Arc<Api>>) -> Result<Json<Vec<shown::Brief>>> {
     let mirrors = api.catalog.list_mirrors().await?;
     let mut views = Vec::with_capacity(mirrors.len());
     for mirror in mirrors {
@@ -70,7 +70,7 @@ pub(crate) async fn list(State(api): State<Arc<Api>>) -> Result<Json<Vec<Value>>
 pub(crate) async fn get(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
-) -> Result<Json<Value>> {
+) -> Result<Json<shown::Full>> {
     let mirror = api.catalog.get_mirror(&name).await?;
     let seen = see(&api, mirror).await?;
     Ok(Json(view::full(&seen.mirror, &seen.reports, &seen.status)))
@@ -80,7 +80,7 @@ pub(crate) async fn get(
 pub(crate) async fn tables(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
-) -> Result<Json<Vec<Value>>> {
+) -> Result<Json<Vec<shown::Table>>> {
     let mirror = api.catalog.get_mirror(&name).await?;
     let reports = api.catalog.reports(mirror.id).await?;
     Ok(Json(view::tables(&mirror, &reports)))
@@ -90,7 +90,7 @@ pub(crate) async fn tables(
 pub(crate) async fn metrics(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
-) -> Result<Json<Value>> {
+) -> Result<Json<shown::Metrics>> {
     let mirror = api.catalog.get_mirror(&name).await?;
     let seen = see(&api, mirror).await?;
     let lag = lag(&seen.reports, seen.reports.read_at);
@@ -108,13 +108,16 @@ pub(crate) async fn logs(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
     query: Query,
-) -> Result<Json<Value>> {
+) -> Result<Json<shown::Logs>> {
     let wanted = read_logs(query)?;
     let mirror = api.catalog.get_mirror(&name).await?;
     let (logs, total) = api.catalog.list_logs(mirror.id, &wanted).await?;
-    Ok(Json(
-        json!({ "logs": logs, "total": total, "offset": wanted.offset, "limit": wanted.limit }),
-    ))
+    Ok(Json(shown::Logs {
+        logs,
+        total,
+        offset: wanted.offset,
+        limit: wanted.limit,
+    }))
 }
 
 /// Which entries of a log are asked for.
@@ -151,7 +154,7 @@ pub(crate) async fn delete(
     Path(name): Path<String>,
     query: Query,
     caller: Caller,
-) -> Result<(StatusCode, Json<Value>)> {
+) -> Result<Accepted<shown::Command>> {
     let (keep_topics, force) = read_delete(query)?;
     let command_id = api
         .catalog
@@ -177,7 +180,7 @@ pub(crate) async fn retry(
     Path(name): Path<String>,
     caller: Caller,
     Body(fields): Body,
-) -> Result<(StatusCode, Json<Value>)> {
+) -> Result<Accepted<shown::Command>> {
     let table = read_retry(fields)?;
     let command_id = api
         .catalog
@@ -197,7 +200,9 @@ pub(crate) fn read_retry(mut fields: Fields) -> Result<Option<TableName>> {
     Ok(table)
 }
 
-fn accepted(message: String, command_id: uuid::Uuid) -> (StatusCode, Json<Value>) {
-    let body = json!({ "message": message, "command_id": command_id });
-    (StatusCode::ACCEPTED, Json(body))
+fn accepted(message: String, command_id: uuid::Uuid) -> Accepted<shown::Command> {
+    Under(shown::Command {
+        message,
+        command_id,
+    })
 }

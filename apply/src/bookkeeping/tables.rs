@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::{lsn_from, lsn_to};
 use crate::error::{Error, Result};
 
+/// The API's document names them by [`bunny_catalog::TABLE_STATES`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum State {
     /// Wanted; no sync of this generation has begun.
@@ -424,4 +425,17 @@ fn table_from_row(row: &Row) -> Result<TableState> {
         last_synced_at: row.get::<_, Option<SystemTime>>(22).map(DateTime::from),
         retry_id: row.get(23),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::State;
+
+    #[test]
+    fn the_states_are_those_that_the_catalog_names() {
+        for text in bunny_catalog::TABLE_STATES {
+            let state = State::parse(text).map(State::as_str);
+            assert_eq!(state, Some(text));
+        }
+    }
 }
