@@ -1,6 +1,7 @@
 //! End-to-end suites on real Postgres and real Kafka, one binary so that all share one
 //! set of servers.
 
+mod answers;
 mod control;
 mod crashes;
 mod deletion;
