@@ -48,12 +48,12 @@ test: deps ## Unit, property and end-to-end tests on real servers
 	scripts/with-services cargo test --workspace $(FEATURES) -- --include-ignored
 
 test-full: deps ## Everything: also memory bounds, soak and the matrix (about an hour)
-	@scripts/install-deps --clients --registry
+	@scripts/install-deps --clients --registry --connect
 	cargo build --workspace --all-targets $(FEATURES),bunny-tests/full
 	scripts/with-services cargo test --workspace $(FEATURES),bunny-tests/full -- --include-ignored
 	$(MAKE) test-matrix
 
-test-matrix: deps ## The fidelity suite over PostgreSQL 14 to 18, mixed both ways
+test-matrix: deps ## The fidelity suite over PostgreSQL 14 to 18, mixed both ways; PAIRS="18:18 15:18" for some
 	cargo build --workspace --bin bunny --test e2e $(FEATURES)
 	scripts/test-matrix $(PAIRS)
 

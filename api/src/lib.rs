@@ -8,6 +8,7 @@
 //! * `router.rs` holds the one table of routes, each with who may call it.
 //! * `openapi/` makes the document of all of it, from the routes, what reads requests and what handlers return.
 //! * `answer.rs` holds the answers a handler may give.
+//! * `gauges.rs` shows every mirror in the metrics of the process.
 //! * `mirror_validation/` decides whether a mirror can be created, before anything is.
 //!
 //! Every answer that is not a success is `{"error": "<what is wrong and what to do>"}` with the right
@@ -17,6 +18,7 @@ mod answer;
 mod auth;
 mod commands;
 mod error;
+mod gauges;
 mod health;
 mod mirror_validation;
 mod mirrors;
@@ -32,6 +34,7 @@ mod state;
 mod users;
 
 pub use error::Error;
+pub use gauges::show_gauges;
 pub use router::router;
 pub use service::Service;
 pub use state::{Api, Options};

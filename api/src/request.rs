@@ -222,6 +222,11 @@ impl Fields {
         is_null
     }
 
+    /// Whether a value is given that is not null.
+    pub(crate) fn gives(&self, name: &str) -> bool {
+        self.values.get(name).is_some_and(|value| !value.is_null())
+    }
+
     /// One of a few words, if it is there.
     pub(crate) fn choice<T: Copy>(
         &mut self,

@@ -111,6 +111,7 @@ pub(crate) fn routes() -> Vec<Route> {
             Admin,
             mirrors::resync_table,
         ),
+        route(POST, "/v1/mirrors/{name}/adopt", Admin, mirrors::adopt),
         route(POST, "/v1/mirrors/{name}/replay", Admin, mirrors::replay),
         route(
             POST,

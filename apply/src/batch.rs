@@ -119,9 +119,12 @@ impl Assembler {
         self.streaming = false;
     }
 
+    /// What is handed out of one transaction is bounded by its memory alone: it commits with the
+    /// rest in any case, and each part costs a savepoint and its round trips.
     fn is_full(&self) -> bool {
         let parts = || self.whole.iter().chain(&self.tail);
-        parts().map(|part| part.seen).sum::<usize>() >= self.limits.changes_max
+        let seen = || parts().map(|part| part.seen).sum::<usize>();
+        !self.streaming && seen() >= self.limits.changes_max
             || parts().map(|part| part.bytes).sum::<usize>() >= self.limits.bytes_max
     }
 }
@@ -239,7 +242,8 @@ mod tests {
             .collect();
         assert_eq!(
             shape,
-            [(1, true), (3, false), (3, false), (1, true)].map(|(seen, complete)| (seen, complete))
+            [(1, true), (3, false), (4, true)],
+            "the rest takes no memory worth another part"
         );
         assert!(!assembler.is_streaming());
         assert_eq!(assembler.flush().unwrap().seen, 1);
@@ -274,6 +278,10 @@ mod tests {
             "no effect, no memory"
         );
         assert!(!assembler.push(event(2, 1, false, false)).unwrap().complete);
+        assert!(
+            !assembler.push(event(2, 2, false, false)).unwrap().complete,
+            "also within a transaction"
+        );
     }
 
     proptest! {
@@ -301,9 +309,10 @@ mod tests {
             prop_assert_eq!(found, effects);
             prop_assert_eq!(parts.iter().map(|part| part.seen).sum::<usize>(), events.len());
 
-            let mut seen = 0;
+            let (mut seen, mut goes_on) = (0, false);
             for part in &parts {
-                prop_assert!(part.seen <= changes_max);
+                prop_assert!(part.seen <= changes_max || goes_on);
+                goes_on = !part.complete;
                 prop_assert_eq!(part.first_offset, events[seen].offset);
                 seen += part.seen;
                 let end = &events[seen - 1];

@@ -1,20 +1,51 @@
 //! The memory that batches may take in this process, shared by its mirrors (I5).
 //!
-//! A mirror holds at most three batches: one gathered, one waiting, one written. So each
-//! mirror's batch is a third of its share. librdkafka's queues are bounded by their own
-//! settings.
+//! A mirror holds at most four batches: one gathered, one waiting, one prepared, one written. So
+//! each mirror's batch is a quarter of its share. What librdkafka holds ready is bounded besides,
+//! for each that follows its stream.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::batch::Limits;
 
-/// For all batches of the process, in bytes.
-pub const PROCESS_BYTES: usize = 72 * 1024 * 1024;
-const BATCHES_PER_MIRROR: usize = 3;
+const BATCHES_PER_MIRROR: usize = 4;
 const BATCH_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Below this, batches would be too small to be worth their round trips.
 const BATCH_BYTES_MIN: usize = 256 * 1024;
+
+/// librdkafka's queue needs no more to have the next fetch at hand.
+const QUEUE_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// The memory that a process has for rows on their way, and how many mirrors share it.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    batches_bytes: usize,
+    queue_bytes: usize,
+    sharers: Arc<AtomicUsize>,
+}
+
+impl Memory {
+    /// Of a process that may use `bytes`. Somewhat more than half is for batches; the rest is
+    /// for what is fetched, and for the parts of chunks that are being loaded.
+    pub fn of(bytes: usize) -> Memory {
+        Memory {
+            batches_bytes: bytes / 16 * 9,
+            queue_bytes: (bytes / 8).min(QUEUE_BYTES_MAX),
+            sharers: Arc::default(),
+        }
+    }
+
+    /// One more mirror follows its stream.
+    pub fn join(&self) -> Budget {
+        Budget::join(self.batches_bytes, &self.sharers)
+    }
+
+    /// What one consumer of a change topic may hold ready, in KiB.
+    pub(crate) fn queue_kib(&self) -> usize {
+        self.queue_bytes / 1024
+    }
+}
 
 /// A mirror's share; the others grow when it is dropped.
 #[derive(Debug)]
@@ -25,7 +56,7 @@ pub struct Budget {
 
 impl Budget {
     /// Joins those who share `process_bytes`; `sharers` counts them.
-    pub fn join(process_bytes: usize, sharers: &Arc<AtomicUsize>) -> Budget {
+    fn join(process_bytes: usize, sharers: &Arc<AtomicUsize>) -> Budget {
         sharers.fetch_add(1, Ordering::Relaxed);
         Budget {
             process_bytes,
@@ -56,15 +87,20 @@ mod tests {
 
     #[test]
     fn mirrors_share_and_give_back() {
-        let sharers = Arc::new(AtomicUsize::new(0));
-        let one = Budget::join(PROCESS_BYTES, &sharers);
+        let memory = Memory::of(128 << 20);
+        let one = memory.join();
         assert_eq!(one.limits(1000).bytes_max, BATCH_BYTES_MAX);
-        let others: Vec<Budget> = (0..11)
-            .map(|_| Budget::join(PROCESS_BYTES, &sharers))
-            .collect();
-        assert_eq!(one.limits(1000).bytes_max, PROCESS_BYTES / 12 / 3);
+        let others: Vec<Budget> = (0..11).map(|_| memory.join()).collect();
+        assert_eq!(one.limits(1000).bytes_max, (72 << 20) / 12 / 4);
         drop(others);
         assert_eq!(one.limits(0).changes_max, 1);
         assert_eq!(one.limits(1000).bytes_max, BATCH_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_small_process_fetches_less() {
+        assert_eq!(Memory::of(128 << 20).queue_kib(), 16 << 10);
+        assert_eq!(Memory::of(32 << 20).queue_kib(), 4 << 10);
+        assert_eq!(Memory::of(1 << 30).queue_kib(), 16 << 10);
     }
 }

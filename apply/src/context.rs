@@ -9,8 +9,10 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::bookkeeping::Epoch;
+use crate::budget::Memory;
 use crate::error::Result;
 use crate::swap;
+use crate::waits::Waits;
 
 /// One run of one mirror, from take-over to the first error or cancel. Cheap to clone.
 #[derive(Clone)]
@@ -30,6 +32,9 @@ pub struct MirrorRun {
     /// that of what is loaded beside its tables (`swap::ledger_of`).
     pub ledger: Uuid,
     pub cancel: CancellationToken,
+    pub memory: Memory,
+    /// What its tasks try again.
+    pub waits: Waits,
 }
 
 impl MirrorRun {

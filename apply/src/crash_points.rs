@@ -8,6 +8,10 @@
 pub const BEFORE_BEGIN: &str = "apply::before_begin";
 /// The destination transaction is open and fenced, nothing is written yet.
 pub const AFTER_BEGIN: &str = "apply::after_begin";
+/// The next batch is begun and staged in the other session, the one before may not be committed.
+pub const PREPARED_AHEAD: &str = "apply::prepared_ahead";
+/// The batch before a prepared one is committed; of this one nothing is outside of its staging.
+pub const BEFORE_MERGE: &str = "apply::before_merge";
 /// The rows of a batch are written, its progress is not.
 pub const AFTER_WRITE: &str = "apply::after_write";
 /// Rows and progress are written, not committed.
@@ -92,6 +96,8 @@ pub const SCHEMA_SYNC_TOLD: &str = "apply::schema_sync_told";
 pub const ALL: &[&str] = &[
     BEFORE_BEGIN,
     AFTER_BEGIN,
+    PREPARED_AHEAD,
+    BEFORE_MERGE,
     AFTER_WRITE,
     BEFORE_COMMIT,
     AFTER_COMMIT,

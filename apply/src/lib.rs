@@ -7,10 +7,14 @@
 //! progress commit together. Any error ends the run by one path; the next run starts
 //! from the progress row.
 
+mod adopt;
+mod ahead;
+mod ambiguous_text;
 pub mod batch;
+mod batch_log;
+mod behind;
 pub mod bookkeeping;
 pub mod budget;
-mod byte_char;
 mod catch_up;
 mod commands;
 pub mod context;
@@ -18,6 +22,7 @@ pub mod crash_points;
 pub mod crossing;
 mod error;
 pub mod event;
+mod last_wish;
 pub mod main_stream;
 mod mirror;
 pub mod net_effect;
@@ -37,6 +42,7 @@ mod service;
 pub mod stats;
 mod swap;
 pub mod table_sync;
+pub mod waits;
 mod wanted;
 pub mod writer;
 

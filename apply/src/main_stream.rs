@@ -1,9 +1,11 @@
 //! Main: follows the change topic and applies it to the tables in main.
 //!
-//! One task reads and decodes, this one writes. Rows and progress commit together (I3);
-//! whatever goes wrong ends the run, the open transaction goes with its session, and the
+//! One task reads and decodes, this one writes; what is full while a batch is written is
+//! prepared in another session ([`Ahead`]). Rows and progress commit together (I3);
+//! whatever goes wrong ends the run, open transactions go with their sessions, and the
 //! next run begins at the progress row.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +19,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
+use crate::ahead::Ahead;
 use crate::batch::Part;
+use crate::batch_log::BatchLog;
 use crate::bookkeeping::{self, Progress, State};
 use crate::budget::Budget;
 use crate::context::MirrorRun;
@@ -93,7 +97,7 @@ pub async fn follow(
         run,
         reader::Options {
             start: progress,
-            routes,
+            routes: routes.clone(),
             flush: match config.apply_mode {
                 ApplyMode::Eager => Flush::Eager,
                 ApplyMode::Interval => {
@@ -113,10 +117,10 @@ pub async fn follow(
     // Dropped with this future, which ends both tasks.
     let mut tasks = JoinSet::new();
     tasks.spawn(Box::pin(reader.run(consumer.clone())));
-    let topic = run.topics.changes(&run.mirror.slug);
+    let topic = run.topics.changes(run.mirror.topics_slug());
     tasks.spawn(watch_end(consumer.clone(), topic.clone(), stats.clone()));
 
-    let mut applier = Applier {
+    let applier = Applier {
         run,
         stats,
         writer,
@@ -131,18 +135,22 @@ pub async fn follow(
         catching_up,
         position: progress.position,
         next_offset: progress.next_offset,
-        work,
-        demand,
+        batches: BatchLog::default(),
         main_end,
     };
-    let ended = Box::pin(applier.run()).await?;
+    let mut main = Main {
+        applier,
+        ahead: Ahead::new(run, routes, work),
+        demand,
+    };
+    let ended = Box::pin(main.run()).await?;
     match ended {
         Stop::Generation {
             generation,
             next_offset,
         } => {
             // Takes an unfinished transaction of the former generation with it.
-            drop(applier);
+            drop(main);
             leave_main(run, generation, next_offset).await?;
             Ok(Ended::Generation)
         }
@@ -179,35 +187,42 @@ struct Applier<'a> {
     catching_up: Vec<(TableName, Option<Position>)>,
     position: Position,
     next_offset: i64,
-    work: mpsc::Receiver<Work>,
-    demand: watch::Sender<bool>,
     main_end: &'a mut MainEnd,
+    batches: BatchLog,
 }
 
-impl Applier<'_> {
+struct Main<'a> {
+    applier: Applier<'a>,
+    ahead: Ahead<'a>,
+    demand: watch::Sender<bool>,
+}
+
+impl Main<'_> {
     async fn run(&mut self) -> Result<Stop> {
         loop {
-            self.demand.send_replace(true);
-            let is_between_batches = !self.writer.is_open();
+            self.demand.send_replace(!self.ahead.has_work());
+            let applier = &mut self.applier;
+            let is_between_batches = !applier.writer.is_open();
             let work = tokio::select! {
                 biased;
-                hold = self.main_end.hold(), if is_between_batches => {
-                    if self.hold(hold).await? == Outcome::Joined {
+                hold = applier.main_end.hold(), if is_between_batches => {
+                    self.ahead.undo().await;
+                    if applier.hold(hold).await? == Outcome::Joined {
                         return Ok(Stop::Joined);
                     }
                     continue;
                 }
-                work = self.work.recv() => work,
-                () = sleep_until(self.group.next_at), if self.group.is_behind() => {
-                    self.group.commit();
+                work = self.ahead.work() => work,
+                () = sleep_until(applier.group.next_at), if applier.group.is_behind() => {
+                    applier.group.commit();
                     continue;
                 }
             };
             self.demand.send_replace(false);
             match work {
                 None => return Ok(Stop::ReaderGone),
-                Some(Work::Part(part)) => self.part(&part).await?,
-                Some(Work::CaughtUp | Work::Bound { .. }) => self.caught_up().await?,
+                Some(Work::Part(part)) => Box::pin(self.part(&part)).await?,
+                Some(Work::CaughtUp | Work::Bound { .. }) => self.applier.caught_up().await?,
                 Some(Work::Stop) => return Ok(Stop::There),
                 Some(Work::Generation {
                     generation,
@@ -222,6 +237,28 @@ impl Applier<'_> {
         }
     }
 
+    /// Writes a part, and prepares the next meanwhile if that can be done beside it.
+    async fn part(&mut self, part: &Part) -> Result<()> {
+        self.ahead.change_over(&mut self.applier.writer);
+        if self.applier.writer.writes_beside(part) {
+            let mut writing = pin!(self.applier.part(part));
+            tokio::select! {
+                biased;
+                written = &mut writing => written?,
+                () = self.ahead.take() => {
+                    let (written, ()) = tokio::join!(writing, self.ahead.prepare());
+                    written?;
+                }
+            }
+        } else {
+            self.applier.part(part).await?;
+        }
+        self.ahead.written(&mut self.applier.writer);
+        Ok(())
+    }
+}
+
+impl Applier<'_> {
     /// Stands still until the catch-up reader has done what it asked for this.
     async fn hold(&mut self, hold: Hold) -> Result<Outcome> {
         let progress = self.progress();
@@ -243,11 +280,26 @@ impl Applier<'_> {
     }
 
     async fn part(&mut self, part: &Part) -> Result<()> {
+        self.batches.begins(part);
+        match self.write(part).await {
+            Ok(()) => self.batches.written(self.run, part),
+            Err(error) => {
+                self.batches.failed(self.run, part, &error);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    async fn write(&mut self, part: &Part) -> Result<()> {
         self.stats.writing(part.commit_ts_us);
         if !self.writer.is_open() {
             reached(crash_points::BEFORE_BEGIN);
             self.writer.begin(part.first_offset).await?;
             reached(crash_points::AFTER_BEGIN);
+        }
+        if self.writer.is_prepared() {
+            reached(crash_points::BEFORE_MERGE);
         }
         self.writer.write(part).await?;
         reached(crash_points::AFTER_WRITE);
@@ -284,9 +336,7 @@ impl Applier<'_> {
         let live: Vec<TableName> = live.into_iter().map(|(table, _)| table).collect();
         self.writer.commit(&progress, &live).await?;
         reached(crash_points::AFTER_COMMIT);
-        for said in self.writer.said() {
-            said.log(self.run);
-        }
+        self.writer.tell(self.run);
         for table in live {
             tracing::info!(mirror = %self.run.mirror.name, %table, "table is LIVE");
         }

@@ -2,12 +2,13 @@
 //! the stream; or take the bookkeeping down when the mirror is deleted.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use bunny_catalog::{Desired, Finished, Mirror, MirrorContext, OnTableError, Outcome, TaskFailure};
-use bunny_postgres::Session;
-use bunny_schemas::kafka::KafkaConfig;
+use bunny_catalog::{
+    ADOPT, Desired, Finished, Mirror, MirrorContext, OnTableError, Outcome, TaskFailure,
+};
+use bunny_postgres::{Session, TableName};
+use bunny_schemas::kafka::{KafkaConfig, TopicKind};
 use bunny_schemas::registry::Registry;
 use bunny_schemas::topics::Topics;
 use tokio::sync::OnceCell;
@@ -15,12 +16,13 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::bookkeeping::{self, Progress, State, TableState};
-use crate::budget::{self, Budget};
+use crate::budget::Memory;
 use crate::catch_up;
 use crate::context::{MirrorRun, application_name, application_name_prefix};
 use crate::crash_points::{self, reached};
 use crate::crossing::{MainEnd, crossing};
 use crate::error::{Error, Result};
+use crate::last_wish::Known;
 use crate::main_stream::Ended;
 use crate::retention::{self, Held};
 use crate::schema::upkeep;
@@ -28,8 +30,10 @@ use crate::schema_change::labels;
 use crate::schema_sync::{self, Pending};
 use crate::stats::Stats;
 use crate::table_sync::{self, LoadProgress, Loads};
+use crate::waits::{Task, Waits};
 use crate::{
-    main_stream, parked, paused, quarantine, reader, removal, replay, report, swap, wanted,
+    adopt, last_wish, main_stream, parked, paused, quarantine, reader, removal, replay, report,
+    swap, wanted,
 };
 
 /// How often the log is looked at while the end of a transaction is missing.
@@ -49,17 +53,20 @@ pub(crate) struct Shared {
     pub(crate) kafka: KafkaConfig,
     pub(crate) topics: Topics,
     pub(crate) registry: OnceCell<Registry>,
-    /// Mirrors that follow their stream now.
-    pub(crate) followers: Arc<AtomicUsize>,
+    pub(crate) known: Known,
+    pub(crate) memory: Memory,
 }
 
 impl Shared {
-    /// The schemas of the events; Kafka is asked the first time.
+    /// The schemas of the events. Kafka is asked each time a run begins: what is known of a Kafka
+    /// that was lost since would give ids another meaning.
     pub(crate) async fn registry(&self) -> Result<Registry> {
-        let opened = self
-            .registry
-            .get_or_try_init(|| Registry::open(self.kafka.clone(), &self.topics))
-            .await?;
+        let open = || Registry::open(self.kafka.clone(), &self.topics);
+        let opened = self.registry.get_or_try_init(open).await?;
+        // A Kafka that is new has no such topic yet.
+        let topic = self.topics.schemas();
+        self.kafka.ensure_topic(&topic, TopicKind::Schemas).await?;
+        opened.refresh().await?;
         Ok(opened.clone())
     }
 }
@@ -68,6 +75,7 @@ impl Shared {
 pub(crate) async fn run(shared: Arc<Shared>, mirror: Mirror, context: MirrorContext) -> Outcome {
     let cancel = context.cancel.clone();
     let generation = mirror.generation;
+    let owner = mirror.owner.clone();
     let ended = tokio::select! {
         () = cancel.cancelled() => return Ok(Finished::Idle),
         ended = Box::pin(run_as_desired(&shared, mirror, context)) => ended,
@@ -75,6 +83,13 @@ pub(crate) async fn run(shared: Arc<Shared>, mirror: Mirror, context: MirrorCont
     ended.or_else(|error| match error {
         Error::Cancelled => Ok(Finished::Idle),
         Error::Fenced { .. } => Err(TaskFailure::fenced(error)),
+        Error::History(cause) if let Some(owner) = &owner => {
+            let cure = format!(
+                "{cause}. Capture is that of mirror \"{}\", which is not concerned: delete this mirror and attach it again",
+                owner.name
+            );
+            Err(TaskFailure::history_lost(Error::History(cure), generation))
+        }
         Error::History(_) => Err(TaskFailure::history_lost(error, generation)),
         error if error.is_transient() => Err(TaskFailure::transient(error)),
         error => Err(TaskFailure::fatal(error)),
@@ -90,6 +105,11 @@ async fn run_as_desired(
         Desired::Paused => paused::stand_by(shared, Arc::new(mirror), &context).await,
         Desired::Deleted => removal::run(&mirror, &context).await,
         Desired::Running => {
+            // Without the catalog nobody can have asked.
+            let open = context.catalog.open_command(mirror.id, ADOPT).await;
+            if let Some(command) = open.ok().flatten() {
+                return adopt::read_destination(shared, &mirror, &context, command).await;
+            }
             let stats = Arc::new(Stats::default());
             let mirror = wait_for_generation(mirror, &context).await;
             let run = begin(shared, mirror, &context).await?;
@@ -98,7 +118,7 @@ async fn run_as_desired(
             // What the first report says must be so; a later look corrects what was away.
             held.read(&run).await;
             tokio::select! {
-                ended = Box::pin(go(shared, &run, &stats, &loads)) => ended,
+                ended = Box::pin(go(&run, &stats, &loads)) => ended,
                 () = report::report_forever(&run, &stats, &loads, &held) => Err(Error::Cancelled),
                 () = Box::pin(upkeep::run(run.clone())) => Err(Error::Cancelled),
                 () = Box::pin(retention::run(run.clone(), held.clone())) => Err(Error::Cancelled),
@@ -127,6 +147,7 @@ async fn begin(shared: &Shared, mirror: Arc<Mirror>, context: &MirrorContext) ->
     let epoch = bookkeeping::take_over(&session, &mirror).await?;
     reached(crash_points::AFTER_TAKE_OVER);
     tracing::info!(mirror = %mirror.name, epoch = epoch.0, "took the destination over");
+    last_wish::check(shared, &mirror, context, &session, epoch).await?;
     let admitted = replay::admitted(shared, &mirror, context, &session).await?;
     let mirror = Arc::new(replay::as_wanted(admitted));
     let run = MirrorRun {
@@ -141,6 +162,8 @@ async fn begin(shared: &Shared, mirror: Arc<Mirror>, context: &MirrorContext) ->
         destination,
         epoch,
         cancel: context.cancel.clone(),
+        memory: shared.memory.clone(),
+        waits: Waits::default(),
     };
     enter_generation(&run, &session).await?;
     wanted::reconcile(&run, &session).await?;
@@ -172,12 +195,7 @@ pub(crate) async fn connect_to_take_over(
 
 /// Follows the stream, and beside it loads tables and lets them catch up. The first time,
 /// and where another generation begins, main waits until every table is loaded.
-async fn go(
-    shared: &Shared,
-    run: &MirrorRun,
-    stats: &Arc<Stats>,
-    loads: &Loads,
-) -> Result<Finished> {
+async fn go(run: &MirrorRun, stats: &Arc<Stats>, loads: &Loads) -> Result<Finished> {
     loop {
         if run.mirror.config.on_table_error == OnTableError::Stop {
             refuse_errored(run).await?;
@@ -195,19 +213,11 @@ async fn go(
                 swapping.clone(),
                 loads.beside.clone(),
             )));
-            beside.spawn(Box::pin(catch_up::run(
-                swapping,
-                crossing.clone(),
-                shared.followers.clone(),
-            )));
+            beside.spawn(Box::pin(catch_up::run(swapping, crossing.clone())));
         }
-        beside.spawn(Box::pin(catch_up::run(
-            run.clone(),
-            crossing,
-            shared.followers.clone(),
-        )));
+        beside.spawn(Box::pin(catch_up::run(run.clone(), crossing)));
         tokio::select! {
-            ended = Box::pin(follow_on(shared, run, stats, main_end, progress)) => ended?,
+            ended = Box::pin(follow_on(run, stats, main_end, progress)) => ended?,
             Some(ended) = beside.join_next() => match ended {
                 Ok(ended) => ended?,
                 Err(error) => return Err(Error::NotYet(format!("a task of the mirror ended by itself: {error}"))),
@@ -230,14 +240,19 @@ async fn first_entry(run: &MirrorRun, stats: &Arc<Stats>, load: &LoadProgress) -
 
 /// Loads the tables that are not loaded yet; which they are is decided before. A lock that
 /// someone holds on one of them, or a snapshot topic to be read again, is no reason to
-/// interrupt main.
+/// interrupt main; it is said, for it may last.
 async fn load_beside(run: MirrorRun, load: LoadProgress) -> Result<()> {
+    let task = Task::load_of(&run);
     let mut pause = LOAD_PAUSE_MIN;
     loop {
         match table_sync::load(&run, &load).await {
-            Ok(()) => return std::future::pending().await,
+            Ok(()) => {
+                run.waits.over(task);
+                return std::future::pending().await;
+            }
             Err(error) if leaves_main_alone(&error) => {
                 tracing::info!(mirror = %run.mirror.name, %error, "loading tables is tried again");
+                run.waits.met(task, &error);
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LOAD_PAUSE_MAX);
             }
@@ -254,7 +269,6 @@ fn leaves_main_alone(error: &Error) -> bool {
 /// Follows the change topic until another generation begins: what goes wrong with one
 /// table, and what is only not there yet, does not end it.
 async fn follow_on(
-    shared: &Shared,
     run: &MirrorRun,
     stats: &Arc<Stats>,
     mut main_end: MainEnd,
@@ -264,7 +278,7 @@ async fn follow_on(
     let mut schema_sync = Box::pin(schema_sync::prepare(run, stats, &progress)).await?;
     loop {
         stats.phase("following changes");
-        let budget = Budget::join(budget::PROCESS_BYTES, &shared.followers);
+        let budget = run.memory.join();
         let stop = schema_sync.as_ref().map(Pending::stop_at);
         match Box::pin(main_stream::follow(run, stats, budget, &mut main_end, stop)).await {
             Ok(Ended::Joined) => {}
@@ -318,6 +332,11 @@ pub(crate) async fn set_aside_or(run: &MirrorRun, error: Error) -> Result<()> {
         } if run.mirror.config.on_table_error == OnTableError::Quarantine => {
             quarantine::set_aside(run, &table, &reason, restart_offset).await
         }
+        Error::Table {
+            table,
+            reason,
+            restart_offset,
+        } => Err(stop(table, &reason, restart_offset)),
         error => Err(error),
     }
 }
@@ -334,14 +353,19 @@ async fn refuse_errored(run: &MirrorRun) -> Result<()> {
 fn stopped_by(tables: &[TableState]) -> Option<Error> {
     let table = tables.iter().find(|table| table.state == State::Errored)?;
     let cause = table.error.as_deref().unwrap_or("its reason is not known");
-    Some(Error::Table {
-        table: table.source.clone(),
+    Some(stop(table.source.clone(), cause, table.restart_offset))
+}
+
+/// The error of a table that stops its mirror, and the way out. Pure.
+pub(crate) fn stop(table: TableName, cause: &str, restart_offset: Option<i64>) -> Error {
+    Error::Table {
+        table,
         reason: format!(
-            "{cause}. The table is ERRORED and \"on_table_error\" is \"stop\", so the mirror does not go on: \
-             remove the cause, then sync the table again (or delete the mirror and create it anew)"
+            "{cause}. \"on_table_error\" is \"stop\", so the mirror does not go on: remove the cause, then retry \
+             the mirror, or sync the table again"
         ),
-        restart_offset: table.restart_offset,
-    })
+        restart_offset,
+    }
 }
 
 /// How long to wait with the log ending at `end_offset`: longer each time it has not
@@ -359,7 +383,7 @@ fn wait_at_most(before: Option<(i64, Duration)>, end_offset: i64) -> Duration {
 /// come before this began to look.
 async fn wait_for_more(run: &MirrorRun, at_most: Duration) -> Result<()> {
     let until = Instant::now() + at_most;
-    let topic = run.topics.changes(&run.mirror.slug);
+    let topic = run.topics.changes(run.mirror.topics_slug());
     let (_, end_before) = run.kafka.watermarks(&topic, reader::PARTITION).await?;
     loop {
         tokio::time::sleep(UNFINISHED_POLL).await;
@@ -372,8 +396,6 @@ async fn wait_for_more(run: &MirrorRun, at_most: Duration) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use bunny_postgres::TableName;
-
     use super::*;
 
     #[test]
@@ -407,5 +429,6 @@ mod tests {
         };
         let error = stopped_by(&[sound, errored]).expect("an error").to_string();
         assert!(error.contains("public.b: column c is missing. "), "{error}");
+        assert!(error.contains("retry the mirror"), "{error}");
     }
 }

@@ -13,6 +13,7 @@ use bunny_catalog::{Desired, Finished, LogLevel, Mirror, MirrorContext, Role};
 use bunny_schemas::Position;
 use serde_json::json;
 
+use crate::behind;
 use crate::bookkeeping::{self, Epoch, Progress};
 use crate::context::{MirrorRun, application_name};
 use crate::crash_points::{self, reached};
@@ -22,6 +23,7 @@ use crate::reader::{self, PARTITION};
 use crate::report::{Known, report};
 use crate::retention::{self, Held};
 use crate::stats::Stats;
+use crate::waits::Waits;
 
 const EVERY: Duration = Duration::from_secs(1);
 /// In which of its rounds the report asks what the topics hold.
@@ -107,11 +109,12 @@ async fn watch(
     if let Some(progress) = &standing.progress {
         stats.begins(progress);
     }
-    let topic = shared.topics.changes(&mirror.slug);
+    let topic = shared.topics.changes(mirror.topics_slug());
     // What waits first stays first; until there is something, each growth is looked at.
     let mut is_waiting = false;
     let mut looked_up_to = None;
     let (held, mut round) = (Held::default(), 0_u32);
+    let mut behind = behind::Answers::default();
     loop {
         if let Some(progress) = &standing.progress
             && let Ok((_, end)) = shared.kafka.watermarks(&topic, PARTITION).await
@@ -135,7 +138,7 @@ async fn watch(
         }
         if round % HELD_EVERY == 0 {
             let (kafka, topics) = (&shared.kafka, &shared.topics);
-            held.read_topics(kafka, topics, &mirror.slug, standing.floor)
+            held.read_topics(kafka, topics, mirror.topics_slug(), standing.floor)
                 .await;
         }
         round += 1;
@@ -147,6 +150,12 @@ async fn watch(
             SystemTime::now(),
         );
         held.show(mirror, &mut said);
+        let mut tables = standing.known.tables().iter();
+        if tables.any(|table| !table.in_main)
+            && let Ok(run) = reading(shared, mirror, context, standing).await
+        {
+            behind.show(&run, standing.known.tables(), &mut said).await;
+        }
         context.reporter.report(&said);
         tokio::time::sleep(EVERY).await;
     }
@@ -159,7 +168,18 @@ async fn first_waiting(
     standing: &Standing,
     progress: &Progress,
 ) -> Result<Option<(Position, i64)>> {
-    let run = MirrorRun {
+    let run = reading(shared, mirror, context, standing).await?;
+    reader::first_waiting(&run, progress.next_offset).await
+}
+
+/// What it takes to look into the log.
+async fn reading(
+    shared: &Shared,
+    mirror: &Arc<Mirror>,
+    context: &MirrorContext,
+    standing: &Standing,
+) -> Result<MirrorRun> {
+    Ok(MirrorRun {
         application_name: application_name(mirror.id, standing.epoch),
         mirror: mirror.clone(),
         catalog: context.catalog.clone(),
@@ -171,6 +191,7 @@ async fn first_waiting(
         epoch: standing.epoch,
         ledger: mirror.id,
         cancel: context.cancel.clone(),
-    };
-    reader::first_waiting(&run, progress.next_offset).await
+        memory: shared.memory.clone(),
+        waits: Waits::default(),
+    })
 }

@@ -66,12 +66,7 @@ async fn leave(
 
 /// The statements that remove by hand what a mirror keeps at its destination. Pure.
 fn left_at_destination(mirror_id: Uuid) -> String {
-    let beside = swap::ledger_of(mirror_id);
-    ["owner", "progress", "tables", "chunks", "shapes"]
-        .map(|table| {
-            format!("DELETE FROM _bunny.{table} WHERE mirror_id IN ('{mirror_id}', '{beside}');")
-        })
-        .join(" ")
+    bookkeeping::forgetting_by_hand(&[mirror_id, swap::ledger_of(mirror_id)])
 }
 
 async fn forget(mirror: &Mirror, context: &MirrorContext) -> Result<()> {

@@ -9,6 +9,7 @@ use bunny_schemas::Position;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::behind;
 use crate::bookkeeping::{self, MissingObject, State, TableState};
 use crate::commands::Commands;
 use crate::context::MirrorRun;
@@ -27,6 +28,7 @@ pub(crate) async fn report_forever(run: &MirrorRun, stats: &Stats, loads: &Loads
     let mut known: Option<Known> = None;
     let mut commands: Option<Commands> = None;
     let mut pace = Pace::default();
+    let mut behind = behind::Answers::default();
     loop {
         match read_tables(run, session.take()).await {
             Ok((still_good, read)) => {
@@ -46,12 +48,14 @@ pub(crate) async fn report_forever(run: &MirrorRun, stats: &Stats, loads: &Loads
         if let Err(error) = settle(run, &mut commands, known.all()).await {
             tracing::debug!(mirror = %run.mirror.name, %error, "commands are ended later");
         }
-        let topic = run.topics.changes(&run.mirror.slug);
+        let topic = run.topics.changes(run.mirror.topics_slug());
         let loading = loads.tables();
         let mut report = report(&stats.moment(), known, &loading, topic, SystemTime::now());
+        report.messages.extend(run.waits.messages());
         held.show(&run.mirror, &mut report);
         let tables: Vec<TableState> = known.all().cloned().collect();
         pace.show(&run.mirror, &tables, &loading, &mut report, Instant::now());
+        behind.show(run, known.tables(), &mut report).await;
         run.reporter.report(&report);
         tokio::time::sleep(EVERY).await;
     }
@@ -90,6 +94,11 @@ impl Known {
             tables: bookkeeping::tables(client, mirror_id).await?,
             missing: bookkeeping::missing_objects(client, mirror_id).await?,
         })
+    }
+
+    /// Those of the mirror.
+    pub(crate) fn tables(&self) -> &[TableState] {
+        &self.tables
     }
 
     fn all(&self) -> impl Iterator<Item = &TableState> {

@@ -1,7 +1,6 @@
 //! The apply role of a process: runs the mirrors whose apply lease it holds.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use bunny_catalog::{Catalog, Role, SuperviseOptions, supervise};
@@ -10,6 +9,8 @@ use bunny_schemas::topics::Topics;
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
+use crate::budget::Memory;
+use crate::last_wish::Known;
 use crate::mirror::{self, Shared};
 
 /// What the role needs.
@@ -22,6 +23,8 @@ pub struct Options {
     pub holder: String,
     /// After so long without renewal another process may take a mirror.
     pub lease_ttl: Duration,
+    /// What rows on their way may take, about, in bytes.
+    pub memory_bytes: usize,
 }
 
 pub struct Service {
@@ -42,12 +45,14 @@ impl Service {
             topics,
             holder,
             lease_ttl,
+            memory_bytes,
         } = self.options;
         let shared = Arc::new(Shared {
             kafka,
             topics,
             registry: OnceCell::new(),
-            followers: Arc::new(AtomicUsize::new(0)),
+            known: Known::default(),
+            memory: Memory::of(memory_bytes),
         });
         let options = SuperviseOptions {
             lease_ttl,

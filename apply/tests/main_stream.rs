@@ -9,15 +9,15 @@
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use bunny_apply::bookkeeping::{self, Progress, State, TableState};
-use bunny_apply::budget::{Budget, PROCESS_BYTES};
+use bunny_apply::budget::Memory;
 use bunny_apply::context::{MirrorRun, application_name};
 use bunny_apply::crossing::crossing;
 use bunny_apply::main_stream::{Ended, follow};
 use bunny_apply::stats::Stats;
+use bunny_apply::waits::Waits;
 use bunny_apply::{Error, Result};
 use bunny_catalog::{
     Catalog, Desired, EncryptionKey, Location, Mirror, MirrorConfig, MirrorTable, Reporter,
@@ -106,6 +106,8 @@ impl Stage {
             id,
             name: slug.clone(),
             slug: slug.clone(),
+            owner: None,
+            attached: Vec::new(),
             source_peer: "s".into(),
             destination_peer: "d".into(),
             slot_name: "slot".into(),
@@ -199,6 +201,8 @@ impl Stage {
             epoch,
             ledger: self.mirror.id,
             cancel: CancellationToken::new(),
+            memory: Memory::of(128 << 20),
+            waits: Waits::default(),
         }
     }
 
@@ -206,7 +210,7 @@ impl Stage {
     async fn follow(&self, limit: Duration) -> Option<Result<Ended>> {
         let run = self.run().await;
         let stats = Arc::new(Stats::default());
-        let budget = Budget::join(PROCESS_BYTES, &Arc::new(AtomicUsize::new(0)));
+        let budget = run.memory.join();
         let (mut main_end, _crossing) = crossing(Progress {
             generation: self.mirror.generation,
             position: Position::default(),

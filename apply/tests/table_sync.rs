@@ -12,8 +12,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bunny_apply::bookkeeping::{self, State, TableState};
+use bunny_apply::budget::Memory;
 use bunny_apply::context::{MirrorRun, application_name};
 use bunny_apply::table_sync::{LoadProgress, load};
+use bunny_apply::waits::Waits;
 use bunny_catalog::{
     Catalog, Desired, EncryptionKey, Location, Mirror, MirrorConfig, MirrorTable, OnExistingRows,
     Reporter,
@@ -123,6 +125,8 @@ impl Stage {
             id,
             name: slug.clone(),
             slug: slug.clone(),
+            owner: None,
+            attached: Vec::new(),
             source_peer: "s".into(),
             destination_peer: "d".into(),
             slot_name: "slot".into(),
@@ -196,6 +200,8 @@ impl Stage {
             epoch,
             ledger: self.mirror.id,
             cancel: CancellationToken::new(),
+            memory: Memory::of(128 << 20),
+            waits: Waits::default(),
         }
     }
 

@@ -18,6 +18,10 @@ use cli::Task;
 use config::Layers;
 use exit::Exit;
 
+/// How it behaves is said in `.cargo/config.toml`.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// From the signal to the end, whatever still runs.
 const SHUTDOWN_MAX: Duration = Duration::from_secs(9);
 

@@ -137,6 +137,7 @@ async fn capture(process: Process, cancel: CancellationToken) -> Result<(), Exit
         schema_ids: process.common.schema_ids,
         holder: process.holder,
         lease_ttl: process.common.lease_ttl,
+        memory_bytes: process.common.memory_bytes,
     };
     tracing::info!("capture runs");
     bunny_capture::Service::new(options)
@@ -155,6 +156,7 @@ async fn apply(process: Process, cancel: CancellationToken) -> Result<(), Exit> 
         topics: process.common.topics,
         holder: process.holder,
         lease_ttl: process.common.lease_ttl,
+        memory_bytes: process.common.memory_bytes,
     };
     tracing::info!("apply runs");
     bunny_apply::Service::new(options).run(cancel).await;
@@ -194,6 +196,14 @@ async fn serve(process: Process, api: config::Api, cancel: CancellationToken) ->
             password.expose_secret()
         );
     }
+    let catalog = process.catalog.clone();
+    let gauges = async move {
+        match process.common.metrics_listen {
+            Some(_) => bunny_api::show_gauges(&catalog).await,
+            // Nobody could read them.
+            None => std::future::pending().await,
+        }
+    };
     let options = bunny_api::Options {
         catalog: process.catalog,
         kafka: process.common.kafka,
@@ -201,13 +211,14 @@ async fn serve(process: Process, api: config::Api, cancel: CancellationToken) ->
         listen: api.listen,
         jwt_secret,
     };
-    bunny_api::Service::new(options)
-        .run(cancel)
-        .await
-        .map_err(|error| match error {
-            bunny_api::Error::WeakSecret { .. } => Exit::setting(error),
-            error => Exit::failed(error),
-        })
+    let served = tokio::select! {
+        served = bunny_api::Service::new(options).run(cancel) => served,
+        never = gauges => match never {},
+    };
+    served.map_err(|error| match error {
+        bunny_api::Error::WeakSecret { .. } => Exit::setting(error),
+        error => Exit::failed(error),
+    })
 }
 
 fn open_catalog(common: &Common) -> Result<Catalog, Exit> {

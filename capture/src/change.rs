@@ -10,6 +10,7 @@ use uuid::Uuid;
 use crate::error::{Error, Result};
 use crate::publisher::Published;
 use crate::slot::Place;
+use crate::table_topics::Records;
 
 /// Memory that an event leaves to the next ones is at most this much.
 const RECYCLED_BYTES_MAX: usize = 1 << 20;
@@ -20,13 +21,15 @@ pub(crate) struct Encoded {
     /// Empty for none: a key has a frame at least.
     key: Vec<u8>,
     value: Vec<u8>,
+    /// What goes to table topics with it.
+    records: Records,
 }
 
 impl Encoded {
     fn without_key(value: Vec<u8>) -> Self {
         Self {
-            key: Vec::new(),
             value,
+            ..Self::default()
         }
     }
 
@@ -36,6 +39,10 @@ impl Encoded {
 
     pub(crate) fn value(&self) -> &[u8] {
         &self.value
+    }
+
+    pub(crate) fn records(&self) -> &Records {
+        &self.records
     }
 
     /// Marks the event as its transaction's last.
@@ -72,7 +79,8 @@ impl EventEncoder {
 
     /// Takes back what has been sent, for its memory.
     pub(crate) fn recycle(&mut self, sent: Encoded) {
-        if sent.value.capacity() + sent.key.capacity() <= RECYCLED_BYTES_MAX {
+        let capacity = sent.value.capacity() + sent.key.capacity() + sent.records.capacity();
+        if capacity <= RECYCLED_BYTES_MAX {
             self.spare = sent;
         }
     }
@@ -110,6 +118,7 @@ impl EventEncoder {
         let mut event = std::mem::take(&mut self.spare);
         event.key.clear();
         event.value.clear();
+        event.records.clear();
         let source = self.source(&table.table, place);
         table.encoder.change(
             &mut event.value,
@@ -129,6 +138,17 @@ impl EventEncoder {
         if table.has_key() {
             let values = if new.is_some() { &after } else { &before };
             table.encoder.key(&mut event.key, values)?;
+        }
+        if let Some(topic) = &table.topic {
+            let before = has_before.then_some(before.as_slice());
+            let after = new.is_some().then_some(after.as_slice());
+            topic.row(&mut event.records, op, before, after, &source)?;
+            if let Some(bytes) = event.records.over(EVENT_BYTES_MAX) {
+                let reason = format!(
+                    "a change takes {bytes} bytes in the table topic {topic}, over the limit of {EVENT_BYTES_MAX} bytes a record may have, and is missing there; make that row smaller and sync the table again"
+                );
+                return Ok(self.gap(&table.table, place, &reason));
+            }
         }
         Ok(event)
     }
@@ -150,7 +170,14 @@ impl EventEncoder {
         first
             .encoder
             .truncate(&mut value, &names, cascade, restart_identity, &source)?;
-        Ok(Encoded::without_key(value))
+        let mut event = Encoded::without_key(value);
+        for table in tables {
+            if let Some(topic) = &table.topic {
+                let source = self.source(&table.table, place);
+                topic.truncate(&mut event.records, &source)?;
+            }
+        }
+        Ok(event)
     }
 
     /// The visible hole of a table that must not go on.

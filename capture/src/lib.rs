@@ -6,12 +6,14 @@
 //! on beside it. Any error ends the run; the next one
 //! begins at the top. docs/invariants.md lists every point at which it may die.
 
+mod adopt;
 mod change;
 mod checkpoints;
 pub mod crash_points;
 mod definitions;
 mod error;
 mod exclusion;
+mod last_wish;
 mod mirror;
 mod paused;
 mod publication;
@@ -25,6 +27,7 @@ mod size;
 mod slot;
 mod snapshot;
 mod stream;
+mod table_topics;
 mod watch;
 
 pub use error::{Error, Result};

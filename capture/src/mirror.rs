@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use bunny_catalog::{Desired, Finished, Mirror, MirrorContext, Role};
+use bunny_catalog::{ADOPT, Desired, Finished, Mirror, MirrorContext, NAMES_CLAIMED, Role};
 use bunny_postgres::replication::Replication;
 use bunny_postgres::{Session, introspect, terminate_sessions};
 use bunny_schemas::control::SchemaKind;
@@ -20,25 +20,23 @@ use crate::report::{self, Reporting, SettingUp};
 use crate::rounds::{self, Rounds};
 use crate::run::{Options, Run};
 use crate::slot::{self, Places};
-use crate::snapshot::SyncRecorder;
+use crate::snapshot::{SyncRecorder, UnderWay};
 use crate::stream::{Parts, Stream};
+use crate::table_topics::{self, TopicPerTable};
 use crate::watch::Watch;
-use crate::{definitions, paused, publication, removal, size};
+use crate::{adopt, definitions, last_wish, paused, publication, removal, size};
 
 /// Sync records and log lines under way between the tasks of one run.
 const SYNC_REQUESTS_MAX: usize = 16;
-
-/// The step of a `create` command from which on slot and publications of the mirror's names
-/// are its own.
-pub(crate) const NAMES_CLAIMED: &str = "source_names_claimed";
 
 /// Captures `mirror` until cancelled, deleted, or the first error.
 pub(crate) async fn run(
     mirror: Mirror,
     context: MirrorContext,
     options: Arc<Options>,
+    under_way: UnderWay,
 ) -> Result<Finished> {
-    let run = Run::new(mirror, context, options);
+    let run = Run::new(mirror, context, options, under_way);
     let desired = run.mirror.desired_of(Role::Capture);
     if desired == Desired::Deleted {
         return removal::run(&run).await;
@@ -47,6 +45,10 @@ pub(crate) async fn run(
     end_former_sessions(&run, &source).await?;
     if desired == Desired::Paused {
         return paused::stand_by(&run, source).await;
+    }
+    let catalog = &run.options.catalog;
+    if let Some(command) = catalog.open_command(run.mirror.id, ADOPT).await? {
+        return adopt::read_log(&run, &command).await;
     }
     if !run.mirror.generation_ready {
         claim_names(&run, &source).await?;
@@ -57,10 +59,6 @@ pub(crate) async fn run(
 
 async fn capture(run: &Run, source: Session) -> Result<Finished> {
     let mirror = &run.mirror;
-    if !mirror.generation_ready {
-        publication::create(&source, mirror).await?;
-    }
-    crash_point(PUBLICATIONS_CREATED);
     ensure_topics(run).await?;
     let Options {
         kafka,
@@ -71,6 +69,13 @@ async fn capture(run: &Run, source: Session) -> Result<Finished> {
     let registry = Registry::open_with(kafka.clone(), topics, schema_ids.clone()).await?;
     let mut publisher = Publisher::open(kafka, topics, &registry, &mirror.slug).await?;
     let positions = reader::read_positions(kafka, topics, &mirror.slug).await?;
+    // Before anything is done for this catalog at the source.
+    last_wish::check(run, positions.wish).await?;
+    last_wish::remember(run, positions.wish, &mut publisher).await?;
+    if !mirror.generation_ready {
+        publication::create(&source, mirror).await?;
+    }
+    crash_point(PUBLICATIONS_CREATED);
     let pending = rounds::pending(mirror, &positions.syncs);
     let taken_out = run.options.catalog.tables_taken_out(mirror.id).await?;
     let watch = Watch::begin(&source, mirror, &positions.tables, &pending, taken_out).await?;
@@ -121,6 +126,7 @@ async fn capture(run: &Run, source: Session) -> Result<Finished> {
             watch.expected(mirror, &pending),
             watch.exclusions(),
             visibility,
+            TopicPerTable::of(run),
         ),
         encoder: EventEncoder::new(mirror.name.clone(), mirror.generation, gap_schema_id),
         record,
@@ -137,6 +143,7 @@ async fn capture(run: &Run, source: Session) -> Result<Finished> {
         mirror,
         &positions.syncs,
         &watch.absent(mirror),
+        watch.unpublished(),
         watch.exclusions().subscribe(),
     );
     let syncs = rounds.view();
@@ -178,7 +185,13 @@ pub(crate) async fn end_former_sessions(run: &Run, source: &Session) -> Result<(
     for row in rows {
         let name: String = row.get(0);
         let epoch: Option<i64> = name.rsplit(' ').next().and_then(|text| text.parse().ok());
-        if epoch.is_some_and(|epoch| epoch > run.context.lease_epoch) {
+        if let Some(seen) = epoch.filter(|epoch| *epoch > run.context.lease_epoch) {
+            let (catalog, ours) = (&run.options.catalog, run.context.lease_epoch);
+            let (id, role) = (run.mirror.id, Role::Capture);
+            // The next run has a higher one, if it is not the session's holder that should act.
+            if catalog.raise_lease_above(id, role, ours, seen).await? {
+                tracing::warn!(mirror = %run.mirror.name, session = name, "a session is of a later epoch than the catalog remembers");
+            }
             return Err(Error::Superseded);
         }
         let pids = terminate_sessions(source, &name).await?;
@@ -203,10 +216,14 @@ async fn claim_names(run: &Run, source: &Session) -> Result<()> {
         || publication::any_exists(source, mirror).await?
     {
         return Err(Error::fatal(format!(
-            "the source already has a replication slot {} or publications {}, which this mirror did not make (another BunnyDB installation, or the rest of an older one); drop them, or delete this mirror and create it under another name or topic prefix",
+            "the source already has a replication slot {} or publications {}, which this mirror did not make (another BunnyDB installation, or what is left of an older one). To go on with what is left, delete this mirror, which touches none of it, and create it with \"adopt\": true; else drop them, or create it under another name or topic prefix",
             mirror.slot_name,
             publication::names(mirror).join(", ")
         )));
+    }
+    // Topics that were kept when an earlier mirror of the name was deleted are filled further.
+    if let Some(wish) = last_wish::positions_if_any(run).await?.wish {
+        catalog.pass_over_wish(mirror.id, wish, command.id).await?;
     }
     catalog.mark_step(command.id, NAMES_CLAIMED).await?;
     Ok(())
@@ -251,5 +268,5 @@ async fn ensure_topics(run: &Run) -> Result<()> {
         kafka.ensure_topic(&changes, TopicKind::Changes),
         kafka.ensure_topic(&snapshot, TopicKind::Snapshot { partitions }),
     )?;
-    Ok(())
+    table_topics::ensure(run).await
 }

@@ -134,11 +134,18 @@ async fn read(run: &Run, source: &Session) -> Result<Known> {
             error,
         })?;
     let (_, nothing_excluded) = tokio::sync::watch::channel(Default::default());
+    let (_, nothing_unpublished) = tokio::sync::watch::channel(Default::default());
     Ok(Known {
         position: position.filter(|record| record.generation == mirror.generation),
-        syncs: Rounds::new(mirror, &syncs, &Default::default(), nothing_excluded)
-            .view()
-            .tables(),
+        syncs: Rounds::new(
+            mirror,
+            &syncs,
+            &Default::default(),
+            nothing_unpublished,
+            nothing_excluded,
+        )
+        .view()
+        .tables(),
         insert_only: members
             .iter()
             .map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)))

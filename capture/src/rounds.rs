@@ -30,7 +30,10 @@ const LOG_LINES_MAX: usize = 256;
 /// What the position topic and the mirror say about table syncs at the start of a run.
 pub(crate) struct Rounds {
     wanted: Vec<(Uuid, MirrorTable)>,
+    /// Those of them that the mirror's own destination does not load.
+    for_others: HashSet<Uuid>,
     absent: BTreeSet<TableName>,
+    unpublished: watch::Receiver<Pending>,
     exclusions: watch::Receiver<Exclusions>,
     attempts: HashMap<Uuid, i32>,
     finished: HashSet<Uuid>,
@@ -45,14 +48,15 @@ pub(crate) struct Rounds {
 type Refused = HashMap<Uuid, SyncRefusal>;
 
 impl Rounds {
-    /// Tables that are `absent` from the source wait.
+    /// Tables that are `absent` from the source wait, and those that are not published yet.
     pub(crate) fn new(
         mirror: &Mirror,
         recorded: &HashMap<Uuid, SyncRecord>,
         absent: &BTreeSet<TableName>,
+        unpublished: watch::Receiver<Pending>,
         exclusions: watch::Receiver<Exclusions>,
     ) -> Self {
-        let wanted: Vec<(Uuid, MirrorTable)> = mirror
+        let mut wanted: Vec<(Uuid, MirrorTable)> = mirror
             .tables
             .iter()
             .flat_map(|table| {
@@ -68,7 +72,20 @@ impl Rounds {
                 given_up.put(*request, "the source has no such table now".to_owned());
             }
         }
+        let mut for_others: HashSet<Uuid> = mirror
+            .tables
+            .iter()
+            .filter_map(|table| table.checkpoint_id)
+            .collect();
+        for (request, table) in of_attached(mirror) {
+            // What the mirror wants too, or several that are attached, is published once.
+            if wanted.iter().all(|(known, _)| *known != request) {
+                for_others.insert(request);
+                wanted.push((request, table));
+            }
+        }
         Self {
+            for_others,
             attempts: recorded
                 .iter()
                 .map(|(request, record)| (*request, record.attempt))
@@ -80,6 +97,7 @@ impl Rounds {
                 .collect(),
             wanted,
             absent: absent.clone(),
+            unpublished,
             exclusions,
             failures: HashMap::new(),
             refused: Arc::default(),
@@ -107,11 +125,7 @@ impl Rounds {
                 .filter(|(request, _)| !self.finished.contains(request))
                 .map(|(request, table)| SyncProgress::new(*request, table.source.clone()))
                 .collect(),
-            checkpoints: self
-                .wanted
-                .iter()
-                .filter_map(|(_, table)| table.checkpoint_id)
-                .collect(),
+            for_others: self.for_others.clone(),
             refused: self.refused.clone(),
             progress: self.progress.clone(),
         }
@@ -120,9 +134,11 @@ impl Rounds {
     fn next_round(&mut self) -> Vec<TableSync> {
         let mut round = Vec::new();
         let refused: HashSet<Uuid> = self.refused().keys().copied().collect();
+        let unpublished = self.unpublished.borrow().clone();
         for (request, table) in &self.wanted {
             let is_left = self.finished.contains(request) || refused.contains(request);
-            if is_left || self.absent.contains(&table.source) {
+            let source = &table.source;
+            if is_left || self.absent.contains(source) || unpublished.contains(source) {
                 continue;
             }
             let attempt = self.attempts.entry(*request).or_insert(0);
@@ -182,12 +198,21 @@ impl Rounds {
     /// Forgets what was refused of tables that someone has asked to try again since.
     fn try_again(&mut self, latest: &Mirror) {
         for (request, table) in &mut self.wanted {
-            let mut tables = latest.tables.iter();
-            let asked = tables.find(|now| now.request_id == Some(*request));
-            let Some(asked) = asked.filter(|now| now.retry_id != table.retry_id) else {
+            let own = latest
+                .tables
+                .iter()
+                .map(|now| (now.request_id, now.retry_id));
+            let attached = latest
+                .attached
+                .iter()
+                .map(|now| (now.request_id, now.retry_id));
+            let mut all = own.chain(attached);
+            let asked = all.find(|(asked, _)| *asked == Some(*request));
+            let Some((_, retry_id)) = asked.filter(|(_, retry_id)| *retry_id != table.retry_id)
+            else {
                 continue;
             };
-            table.retry_id = asked.retry_id;
+            table.retry_id = retry_id;
             self.failures.remove(request);
             let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
             refused.remove(request);
@@ -209,7 +234,24 @@ impl Rounds {
     }
 }
 
-/// The tables whose sync is asked for and not recorded as finished.
+/// The syncs that attached mirrors want, of the mirror's tables as it maps them. Pure.
+fn of_attached(mirror: &Mirror) -> impl Iterator<Item = (Uuid, MirrorTable)> {
+    mirror.attached.iter().filter_map(|attached| {
+        let request = attached.request_id?;
+        let mut tables = mirror.tables.iter();
+        let table = tables.find(|table| table.source == attached.source)?;
+        let table = MirrorTable {
+            request_id: Some(request),
+            retry_id: attached.retry_id,
+            checkpoint_id: None,
+            ..table.clone()
+        };
+        Some((request, table))
+    })
+}
+
+/// The tables whose sync the mirror's own destination asks for and that is not recorded as
+/// finished.
 pub(crate) fn pending(mirror: &Mirror, recorded: &HashMap<Uuid, SyncRecord>) -> Pending {
     let is_finished = |request: &Uuid| {
         let record = recorded.get(request);
@@ -232,8 +274,8 @@ pub(crate) fn pending(mirror: &Mirror, recorded: &HashMap<Uuid, SyncRecord>) -> 
 pub(crate) struct SyncView {
     finished_before: Vec<SyncProgress>,
     waiting: Vec<SyncProgress>,
-    /// Requests that no destination loads.
-    checkpoints: HashSet<Uuid>,
+    /// Requests that the mirror's own destination does not load.
+    for_others: HashSet<Uuid>,
     refused: Arc<Mutex<Refused>>,
     progress: Progress,
 }
@@ -286,11 +328,12 @@ impl SyncView {
     }
 
     /// The tables whose sync has not finished. A checkpoint under way changes nothing for a
-    /// destination, and so nothing about what the log must say.
+    /// destination, and so nothing about what the log must say; nor does what only a destination
+    /// loads that is attached, for the others read the same log.
     pub(crate) fn pending(&self) -> Pending {
         let tables = self.tables().into_iter();
         tables
-            .filter(|table| !table.finished && !self.checkpoints.contains(&table.request_id))
+            .filter(|table| !table.finished && !self.for_others.contains(&table.request_id))
             .map(|table| table.source)
             .collect()
     }
@@ -331,14 +374,19 @@ pub(crate) async fn run(
     let work = async {
         let mut backoff = BACKOFF_FIRST;
         let mut updates = run.context.updates();
+        let mut unpublished = rounds.unpublished.clone();
         loop {
             let latest = updates.borrow_and_update().clone();
+            unpublished.mark_unchanged();
             rounds.try_again(&latest);
             let tables = rounds.next_round();
             if tables.is_empty() {
                 // What is refused waits for someone to ask for it again.
-                if updates.changed().await.is_err() {
-                    return std::future::pending::<Result<()>>().await;
+                tokio::select! {
+                    changed = updates.changed() => if changed.is_err() {
+                        return std::future::pending::<Result<()>>().await;
+                    },
+                    Ok(()) = unpublished.changed() => {}
                 }
                 continue;
             }
@@ -353,6 +401,7 @@ pub(crate) async fn run(
                 mirror: Arc::clone(&run.mirror),
                 latest: run.context.updates(),
                 generation: run.mirror.generation,
+                under_way: run.under_way.clone(),
                 tables,
                 recorder: recorder.clone(),
                 passed: passed.clone(),

@@ -9,6 +9,8 @@ use bunny_schemas::kafka::KafkaConfig;
 use bunny_schemas::registry::Authority;
 use bunny_schemas::topics::Topics;
 
+use crate::snapshot::UnderWay;
+
 /// What a capture process is given.
 #[derive(Clone)]
 pub struct Options {
@@ -21,12 +23,16 @@ pub struct Options {
     pub holder: String,
     /// How long a lease outlives its holder's last sign of life.
     pub lease_ttl: Duration,
+    /// What rows on their way may take, about, in bytes.
+    pub memory_bytes: usize,
 }
 
 /// What every step of a run knows.
 pub(crate) struct Run {
     pub(crate) mirror: Arc<Mirror>,
     pub(crate) options: Arc<Options>,
+    /// What copies may have under way, shared by the process.
+    pub(crate) under_way: UnderWay,
     pub(crate) context: MirrorContext,
     pub(crate) peer: ConnectOptions,
     /// `bunny capture <12-hex mirror id> <epoch>`: what a later owner looks for.
@@ -34,12 +40,18 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    pub(crate) fn new(mirror: Mirror, context: MirrorContext, options: Arc<Options>) -> Run {
+    pub(crate) fn new(
+        mirror: Mirror,
+        context: MirrorContext,
+        options: Arc<Options>,
+        under_way: UnderWay,
+    ) -> Run {
         Run {
             peer: context.source.connect_options(),
             application_name: format!("{} {}", session_prefix(&mirror), context.lease_epoch),
             mirror: Arc::new(mirror),
             options,
+            under_way,
             context,
         }
     }

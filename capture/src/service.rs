@@ -9,6 +9,7 @@ use uuid::Uuid;
 use crate::error::Error;
 use crate::mirror;
 use crate::run::Options;
+use crate::snapshot::UnderWay;
 
 /// The capture role, ready to run.
 pub struct Service {
@@ -29,6 +30,8 @@ impl Service {
     /// None today: the loop goes on whatever happens.
     pub async fn run(self, cancel: CancellationToken) -> Result<(), Error> {
         let options = self.options;
+        // The rest is for the stream: its Kafka transactions, and librdkafka's copy of them.
+        let under_way = UnderWay::at_most(options.memory_bytes / 4);
         let supervision = SuperviseOptions::new(options.lease_ttl);
         supervise(
             options.catalog.clone(),
@@ -37,10 +40,10 @@ impl Service {
             supervision,
             cancel,
             move |mirror, context| {
-                let options = Arc::clone(&options);
+                let (options, under_way) = (Arc::clone(&options), under_way.clone());
                 let generation = mirror.generation;
                 async move {
-                    Box::pin(mirror::run(mirror, context, options))
+                    Box::pin(mirror::run(mirror, context, options, under_way))
                         .await
                         .map_err(|error| failure(error, generation))
                 }

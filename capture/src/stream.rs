@@ -18,7 +18,7 @@ use crate::change::{Encoded, EventEncoder, RowChange};
 use crate::crash_points::{AFTER_CONFIRM, MID_TRANSACTION, crash_point};
 use crate::error::{Error, Result};
 use crate::publisher::{Captured, Publisher, Tables};
-use crate::slot::{OpenTransaction, Place, Sequencer};
+use crate::slot::{OpenTransaction, Place, Reached, Sequencer};
 use crate::snapshot::{Passed, SyncRequest};
 use crate::watch::{Finding, Streamed};
 
@@ -55,8 +55,12 @@ pub(crate) struct Stream {
     sequencer: Sequencer,
     encoder: EventEncoder,
     held: Option<Held>,
+    /// Whose the latest row message of the open transaction is, of those the log does not have.
+    latest: Option<u32>,
+    /// What was described last, if nothing but descriptions has come since.
+    described: Option<u32>,
     /// What a commit would record now.
-    reached: PositionRecord,
+    reached: Reached,
     /// What the last commit recorded.
     recorded: PositionRecord,
     recorded_at: Instant,
@@ -112,7 +116,9 @@ impl Stream {
             sequencer: Sequencer::new(resume_after),
             encoder: parts.encoder,
             held: None,
-            reached: parts.record.clone(),
+            reached: Reached::new(parts.record.clone()),
+            latest: None,
+            described: None,
             recorded: parts.record,
             recorded_at: Instant::now(),
             sync_requests: parts.sync_requests,
@@ -161,9 +167,7 @@ impl Stream {
             }
             self.settle(source, registry).await?;
         }
-        if self.publisher.has_open() {
-            self.commit().await?;
-        }
+        self.commit_open().await?;
         self.wal.stop().await;
         Ok(())
     }
@@ -203,7 +207,7 @@ impl Stream {
     }
 
     fn moved(&self) -> bool {
-        self.reached.confirm_lsn > self.recorded.confirm_lsn
+        self.reached.record().confirm_lsn > self.recorded.confirm_lsn
     }
 
     async fn take(&mut self, event: WalEvent, source: &Session, registry: &Registry) -> Result<()> {
@@ -228,12 +232,17 @@ impl Stream {
                 end_lsn,
                 ..
             } => {
-                if let Some(mut last) = self.held.take() {
+                let last = match self.held.take() {
+                    Some(last) => Some(last),
+                    None => self.end_of_rest()?,
+                };
+                if let Some(mut last) = last {
                     last.event.set_last();
                     self.send(last).await?;
                 }
+                self.latest = None;
                 self.sequencer.commit(commit_lsn)?;
-                self.reached.confirm_lsn = end_lsn;
+                self.reached.transaction_sent(end_lsn);
                 self.quiet_up_to(end_lsn);
             }
             WalEvent::Keepalive {
@@ -250,13 +259,36 @@ impl Stream {
         Ok(())
     }
 
-    /// Everything committed before `lsn` has been received. It is published too, if no
-    /// source transaction is open and no Kafka transaction either.
+    /// The end of a transaction that an earlier run has published in part, and of whose rest
+    /// nothing is captured any more, because its tables have left the mirror meanwhile. Who reads
+    /// the log waits for the last event (invariant I4). What it says is true: the table that the
+    /// rest is about misses changes.
+    fn end_of_rest(&mut self) -> Result<Option<Held>> {
+        if !self.sequencer.is_resumed() {
+            return Ok(None);
+        }
+        let left = self.latest.and_then(|relation| self.tables.name(relation));
+        let (Some(table), open) = (left, self.open()?) else {
+            return Ok(None);
+        };
+        let Some(position) = self.sequencer.row()? else {
+            return Ok(None);
+        };
+        let reason = format!(
+            "the table {table} left the mirror in the middle of a transaction; sync it again if it comes back"
+        );
+        let place = open.at(open.commit_lsn, position.seq);
+        let event = self.encoder.gap(&table, &place, &reason);
+        Ok(Some(Held { event, position }))
+    }
+
+    /// Everything committed before `lsn` has been received.
     fn quiet_up_to(&mut self, lsn: Lsn) {
-        if self.sequencer.open().is_some() || self.publisher.has_open() {
+        let is_published = !self.publisher.has_open();
+        let is_quiet = self.reached.quiet_up_to(lsn, &self.sequencer, is_published);
+        if !is_quiet {
             return;
         }
-        self.reached.confirm_lsn = self.reached.confirm_lsn.max(lsn);
         self.passed
             .send_modify(|passed| passed.lsn = passed.lsn.max(lsn));
         self.status
@@ -271,11 +303,18 @@ impl Stream {
         registry: &Registry,
     ) -> Result<()> {
         let message = pgoutput::decode(message).map_err(bunny_postgres::Error::from)?;
+        let before = match &message {
+            // Comes in front of the relation that has columns of it.
+            Message::Type { .. } => self.described,
+            _ => self.described.take(),
+        };
         let relation = match &message {
             Message::Relation(_) => {
                 let given = self.open()?.given();
                 if let Message::Relation(relation) = message {
-                    self.streamed.described(relation.oid);
+                    self.streamed.described(&relation, before);
+                    self.described = Some(relation.oid);
+                    self.commit_open().await?;
                     self.tables
                         .described(relation, given, source, registry)
                         .await?;
@@ -291,16 +330,14 @@ impl Stream {
                     let xid = open.given().xid;
                     self.streamed.truncated(*relation, open.commit_lsn, xid);
                 }
-                let Some(position) = self.sequencer.row()? else {
-                    return Ok(());
-                };
-                return self.truncate(&message, relations, lsn, position).await;
+                return self.truncate(&message, relations, lsn).await;
             }
             _ => return Ok(()),
         };
         let Some(position) = self.sequencer.row()? else {
             return Ok(());
         };
+        self.latest = Some(relation);
         let new = match &message {
             Message::Insert { new, .. } | Message::Update { new, .. } => Some(new),
             _ => None,
@@ -311,6 +348,7 @@ impl Stream {
             .is_none_or(|table| new.is_none_or(|new| !table.has_new_label(new)));
         let open = self.open()?;
         if !knows_all {
+            self.commit_open().await?;
             self.tables
                 .describe_again(relation, open.given(), source, registry)
                 .await?;
@@ -341,13 +379,9 @@ impl Stream {
         open.ok_or_else(|| Error::transient("the source sent a change outside a transaction"))
     }
 
-    async fn truncate(
-        &mut self,
-        message: &Message<'_>,
-        relations: &[u32],
-        lsn: Lsn,
-        position: Position,
-    ) -> Result<()> {
+    /// One event for all tables of a TRUNCATE that are captured, in the place of the first of
+    /// them; each of those that miss it says so in its own place.
+    async fn truncate(&mut self, message: &Message<'_>, relations: &[u32], lsn: Lsn) -> Result<()> {
         let Message::Truncate {
             cascade,
             restart_identity,
@@ -357,29 +391,26 @@ impl Stream {
             return Ok(());
         };
         let open = self.open()?;
-        let mut tables = Vec::with_capacity(relations.len());
+        let is_captured = |oid: &&u32| matches!(self.tables.get(**oid), Ok(Some(_)));
+        let first = relations.iter().find(is_captured).copied();
         for relation in relations {
-            if let Some(table) = self.tables.get(*relation)? {
-                tables.push(table);
-            }
-        }
-        if tables.is_empty() {
-            for relation in relations {
-                if let Captured::Missed(missed) = self.tables.captured(*relation)? {
-                    let place = open.at(lsn, position.seq);
-                    let event = self.encoder.gap(&missed.table, &place, &missed.reason);
-                    return self.hold(Held { event, position }).await;
+            let Some(position) = self.sequencer.row()? else {
+                continue;
+            };
+            self.latest = Some(*relation);
+            let place = open.at(lsn, position.seq);
+            let event = match self.tables.captured(*relation)? {
+                Captured::Of(_) if first == Some(*relation) => {
+                    let tables = self.tables.all_of(relations)?;
+                    let restarts = *restart_identity;
+                    self.encoder.truncate(&tables, *cascade, restarts, &place)?
                 }
-            }
-            return Ok(());
+                Captured::Missed(missed) => self.encoder.gap(&missed.table, &place, &missed.reason),
+                Captured::Of(_) | Captured::Not => continue,
+            };
+            self.hold(Held { event, position }).await?;
         }
-        let event = self.encoder.truncate(
-            &tables,
-            *cascade,
-            *restart_identity,
-            &open.at(lsn, position.seq),
-        )?;
-        self.hold(Held { event, position }).await
+        Ok(())
     }
 
     /// Puts what the watch found into the log, as soon as everything before it is there.
@@ -389,10 +420,11 @@ impl Stream {
     /// records are aligned, so the byte before it is nobody's commit LSN. It is larger than
     /// the LSN of any sync that could hide the gap, because what was found happened later.
     async fn settle(&mut self, source: &Session, registry: &Registry) -> Result<()> {
-        let reached = self.reached.confirm_lsn;
+        let reached = self.reached.record().confirm_lsn;
         let between = Lsn(reached.0.saturating_sub(1));
         let is_ready = |finding: &mut Finding| {
-            reached >= finding.at && (finding.gaps.is_empty() || between > self.reached.commit_lsn)
+            reached >= finding.at
+                && (finding.gaps.is_empty() || between > self.reached.record().commit_lsn)
         };
         if self.sequencer.open().is_some() {
             return Ok(());
@@ -400,6 +432,10 @@ impl Stream {
         let Some(finding) = self.finding.take_if(is_ready) else {
             return Ok(());
         };
+        self.commit_open().await?;
+        self.tables
+            .expect(finding.expected, source, registry)
+            .await?;
         let count = finding.gaps.len() as u64;
         for (seq, (table, reason)) in (1..).zip(&finding.gaps) {
             let place = Place {
@@ -419,9 +455,6 @@ impl Stream {
             };
             self.send(Held { event, position }).await?;
         }
-        self.tables
-            .expect(finding.expected, source, registry)
-            .await?;
         self.commit_with(&finding.records).await?;
         // A watch that no longer waits has ended with its run.
         let _ = finding.done.send(());
@@ -439,10 +472,20 @@ impl Stream {
         self.publisher
             .send_event(held.event.key(), held.event.value())
             .await?;
+        self.publisher.send_records(held.event.records()).await?;
         self.encoder.recycle(held.event);
-        self.reached.commit_lsn = held.position.commit_lsn;
-        self.reached.seq = held.position.seq;
+        self.reached.sent(held.position);
         self.sent += 1;
+        Ok(())
+    }
+
+    /// Commits what is sent, before the source's catalog or a schema registry is asked: either may
+    /// take a minute to answer, and an open transaction would hold back what came before from all
+    /// who read what is committed, until the broker ends it as if another capture had come.
+    async fn commit_open(&mut self) -> Result<()> {
+        if self.publisher.has_open() {
+            self.commit().await?;
+        }
         Ok(())
     }
 
@@ -460,11 +503,11 @@ impl Stream {
             .collect();
         let tables = self.tables.records(tables);
         self.publisher
-            .commit(&self.reached, &syncs, &tables)
+            .commit(self.reached.record(), &syncs, &tables)
             .await?;
-        self.wal.confirm(self.reached.confirm_lsn);
+        self.recorded = self.reached.record().clone();
+        self.wal.confirm(self.recorded.confirm_lsn);
         crash_point(AFTER_CONFIRM);
-        self.recorded = self.reached.clone();
         self.recorded_at = Instant::now();
         for (_, done) in self.syncs_waiting.drain(..) {
             // A sync that no longer waits has been given up by its round.
@@ -484,7 +527,9 @@ impl Stream {
         self.status
             .send_modify(|status| status.events_published += sent);
         if let Some(open) = self.sequencer.open() {
-            crash_point(MID_TRANSACTION);
+            if open.commit_lsn == self.recorded.commit_lsn {
+                crash_point(MID_TRANSACTION);
+            }
             // What is published now is the beginning of this one, and all before it.
             let since = open.commit_ts_us;
             self.status

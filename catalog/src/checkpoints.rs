@@ -8,7 +8,7 @@ use bunny_postgres::TableName;
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::mirrors::notify;
+use crate::mirrors::{ask_capture, notify, refuse_attached};
 use crate::tables::AwaitedTable;
 use crate::{Catalog, Error, Result, commands};
 
@@ -28,6 +28,10 @@ impl Catalog {
         let failed = |error| Error::database("asking for a checkpoint", error);
         let mut transaction = self.pool().begin().await.map_err(failed)?;
         let mirror = self.lock_living(&mut transaction, name).await?;
+        refuse_attached(
+            &mirror,
+            "ask for the checkpoint there, its copies are of use to both",
+        )?;
         if let Some(unknown) = named.into_iter().flatten().find(|name| {
             let mut tables = mirror.tables.iter();
             !tables.any(|table| table.source == **name)
@@ -40,7 +44,7 @@ impl Catalog {
         let names: Option<Vec<String>> =
             named.map(|named| named.iter().map(TableName::to_string).collect());
         let mut args = json!({ "tables": names });
-        for open in self.open_commands(mirror.id).await? {
+        for open in commands::open(&mut *transaction, mirror.id).await? {
             if open.kind == CHECKPOINT && open.args["tables"] == args["tables"] {
                 return Ok(open.id);
             }
@@ -75,14 +79,7 @@ impl Catalog {
             requested_by,
         )
         .await?;
-        sqlx::query(
-            "UPDATE bunny.mirrors SET capture_version = capture_version + 1,
-                 updated_at = clock_timestamp() WHERE id = $1",
-        )
-        .bind(mirror.id)
-        .execute(&mut *transaction)
-        .await
-        .map_err(failed)?;
+        ask_capture(&mut transaction, mirror.id).await?;
         notify(&mut transaction).await?;
         transaction.commit().await.map_err(failed)?;
         Ok(command_id)

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row as _};
+use sqlx::{PgConnection, PgExecutor, Row as _};
 use uuid::Uuid;
 
 use crate::leases::Role;
@@ -110,6 +110,20 @@ pub(crate) async fn insert(
     .await
     .map_err(|error| Error::database("recording a command", error))?;
     Ok(id)
+}
+
+/// The commands of one mirror that are not finished, oldest first. A transaction asks on its own
+/// connection: one that waits for a second connection while it holds a row keeps others from theirs.
+pub(crate) async fn open(executor: impl PgExecutor<'_>, mirror_id: Uuid) -> Result<Vec<Command>> {
+    let rows = sqlx::query(
+        "SELECT * FROM bunny.commands
+         WHERE mirror_id = $1 AND state IN ('pending', 'running') ORDER BY created_at, id",
+    )
+    .bind(mirror_id)
+    .fetch_all(executor)
+    .await
+    .map_err(|error| Error::database("listing open commands", error))?;
+    rows.iter().map(command_from).collect()
 }
 
 /// Ends a command well, inside the transaction of its last effect. Doing so twice is nothing.
@@ -237,15 +251,7 @@ impl Catalog {
 
     /// The commands of one mirror that are not finished, oldest first.
     pub async fn open_commands(&self, mirror_id: Uuid) -> Result<Vec<Command>> {
-        let rows = sqlx::query(
-            "SELECT * FROM bunny.commands
-             WHERE mirror_id = $1 AND state IN ('pending', 'running') ORDER BY created_at, id",
-        )
-        .bind(mirror_id)
-        .fetch_all(self.pool())
-        .await
-        .map_err(|error| Error::database("listing open commands", error))?;
-        rows.iter().map(command_from).collect()
+        open(self.pool(), mirror_id).await
     }
 
     /// The oldest unfinished command of a kind.

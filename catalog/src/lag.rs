@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::reports::{ApplyReport, CaptureReport, Reports};
+use crate::reports::{ApplyReport, Behind, CaptureReport, Reports};
 
 /// A report older than this says nothing about now.
 const FRESH_SECONDS: f64 = 10.0;
@@ -58,7 +58,20 @@ pub struct ApplyLag {
     pub lag_events: i64,
 }
 
-/// How far behind a mirror is.
+/// Log to one table that does not follow it with the others.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct TableLag {
+    /// Commit LSN of the first change it lacks.
+    pub lsn: Lsn,
+    /// WAL bytes between that and the source's end.
+    pub lag_bytes: i64,
+    /// Age of that change.
+    pub lag_seconds: f64,
+    /// Offsets of the change topic from there to its end.
+    pub lag_events: i64,
+}
+
+/// How far behind a mirror is, tables that do not follow the log with the others included.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct LagView {
     /// Bytes of WAL that concern the mirror and are not at the destination.
@@ -80,19 +93,23 @@ pub struct LagView {
     pub apply: ApplyLag,
 }
 
-/// The lag at `now` (by the catalog's clock, [`Reports::read_at`]).
-pub fn lag(reports: &Reports, now: DateTime<Utc>) -> LagView {
+/// The lag at `now` (by the catalog's clock, [`Reports::read_at`]) of a mirror made at
+/// `created_at`: of a role that has never reported, nothing younger is known.
+pub fn lag(reports: &Reports, created_at: DateTime<Utc>, now: DateTime<Utc>) -> LagView {
     let no_capture = CaptureReport::default();
     let no_apply = ApplyReport::default();
     let capture = reports.capture.report.as_ref().unwrap_or(&no_capture);
     let apply = reports.apply.report.as_ref().unwrap_or(&no_apply);
-    let capture_age = age_seconds(reports.capture.reported_at, now);
-    let apply_age = age_seconds(reports.apply.reported_at, now);
+    let capture_age = seconds(reports.capture.reported_at.unwrap_or(created_at), now);
+    let apply_age = seconds(reports.apply.reported_at.unwrap_or(created_at), now);
+
+    let behind = || apply.tables.iter().filter_map(|table| table.behind);
 
     let capture_caught_up = capture.caught_up && capture_age <= FRESH_SECONDS;
     let same_generation = capture.generation.is_some() && capture.generation == apply.generation;
     let all_published_is_applied = same_generation && apply.applied >= capture.published;
-    let caught_up = capture_caught_up && all_published_is_applied && !is_first_load(apply);
+    let main_caught_up = capture_caught_up && all_published_is_applied && !is_first_load(apply);
+    let caught_up = main_caught_up && behind().next().is_none();
 
     let published_lsn = capture.published_lsn;
     // What capture published last may lie well below what it has looked at:
@@ -132,14 +149,19 @@ pub fn lag(reports: &Reports, now: DateTime<Utc>) -> LagView {
             (apply.high_watermark - apply.offset).max(0)
         },
     };
+    // Before anything is applied, what is captured is all there is to count from.
+    let main_lsn = known(applied_lsn).unwrap_or(published_lsn);
+    let lowest_lsn = behind().map(|behind| behind.lsn).fold(main_lsn, Lsn::min);
+    let tables_seconds = behind().map(|behind| seconds(behind.since, now));
     LagView {
         lag_bytes: if caught_up {
             0
         } else {
-            // Before anything is applied, what is captured is all there is to count from.
-            bytes_outstanding(known(applied_lsn).unwrap_or(published_lsn), current_lsn)
+            bytes_outstanding(lowest_lsn, current_lsn)
         },
-        lag_seconds: capture_lag.lag_seconds.max(apply_lag.lag_seconds),
+        lag_seconds: tables_seconds
+            .map(round_to_millis)
+            .fold(capture_lag.lag_seconds.max(apply_lag.lag_seconds), f64::max),
         caught_up,
         total_rows_synced: apply.total_rows_synced,
         last_sync_time: apply.last_sync_time,
@@ -156,20 +178,30 @@ pub fn lag(reports: &Reports, now: DateTime<Utc>) -> LagView {
     }
 }
 
+/// The lag of a table that is `behind`, when the reports were read.
+pub fn table_lag(behind: &Behind, reports: &Reports) -> TableLag {
+    let capture = reports.capture.report.as_ref();
+    let current_lsn = capture.and_then(|report| report.current_lsn);
+    TableLag {
+        lsn: behind.lsn,
+        lag_bytes: bytes_outstanding(behind.lsn, current_lsn.unwrap_or(behind.lsn)),
+        lag_seconds: round_to_millis(seconds(behind.since, reports.read_at)),
+        lag_events: behind.events,
+    }
+}
+
 /// What was reported, grown by the report's age once that is too old to trust.
 fn lag_seconds(nothing_outstanding: bool, reported: f64, age: f64) -> f64 {
-    if nothing_outstanding || !age.is_finite() {
+    if nothing_outstanding {
         return 0.0;
     }
     let grown = if age > FRESH_SECONDS { age } else { 0.0 };
     round_to_millis((reported + grown).max(0.0))
 }
 
-fn age_seconds(at: Option<DateTime<Utc>>, now: DateTime<Utc>) -> f64 {
-    match at {
-        Some(at) => (now - at).num_milliseconds() as f64 / 1_000.0,
-        None => f64::INFINITY,
-    }
+/// From `since` to `now`; 0 where clocks differ.
+fn seconds(since: DateTime<Utc>, now: DateTime<Utc>) -> f64 {
+    (now - since).num_milliseconds().max(0) as f64 / 1_000.0
 }
 
 fn round_to_millis(seconds: f64) -> f64 {
@@ -202,6 +234,7 @@ mod tests {
     use super::*;
     use crate::reports::{Point, RoleState, TableReport};
     use chrono::TimeDelta;
+    use proptest::prelude::*;
     use uuid::Uuid;
 
     fn reports(capture: CaptureReport, apply: ApplyReport) -> Reports {
@@ -219,6 +252,12 @@ mod tests {
                 ..RoleState::default()
             },
         }
+    }
+
+    /// Of a mirror made a minute and a half ago.
+    fn lag_now(reports: &Reports) -> LagView {
+        let created_at = reports.read_at - TimeDelta::seconds(90);
+        lag(reports, created_at, reports.read_at)
     }
 
     fn point(commit_lsn: u64, seq: u64) -> Point {
@@ -254,7 +293,7 @@ mod tests {
     #[test]
     fn an_idle_mirror_on_a_busy_server_settles_at_zero() {
         let reports = both(point(300, 2), point(300, 2));
-        let view = lag(&reports, reports.read_at);
+        let view = lag_now(&reports);
         assert!(view.caught_up);
         assert_eq!(view.lag_bytes, 0);
         assert_eq!(view.lag_seconds, 0.0);
@@ -266,7 +305,7 @@ mod tests {
     #[test]
     fn an_unapplied_event_counts_from_what_is_applied() {
         let reports = both(point(300, 2), point(200, 9));
-        let view = lag(&reports, reports.read_at);
+        let view = lag_now(&reports);
         assert!(!view.caught_up);
         assert_eq!(view.lag_bytes, 800);
         assert_eq!(view.lag_seconds, 3.5);
@@ -283,7 +322,7 @@ mod tests {
             capture.caught_up = false;
             capture.lag_seconds = 2.0;
         }
-        let view = lag(&reports, reports.read_at);
+        let view = lag_now(&reports);
         assert_eq!(view.lag_bytes, 100);
         assert_eq!(view.lag_seconds, 2.0);
         assert_eq!(view.apply.lag_seconds, 0.0);
@@ -293,7 +332,7 @@ mod tests {
     fn a_silent_capture_is_not_taken_for_caught_up() {
         let mut reports = both(point(300, 2), point(300, 2));
         reports.capture.reported_at = Some(reports.read_at - TimeDelta::seconds(60));
-        let view = lag(&reports, reports.read_at);
+        let view = lag_now(&reports);
         assert!(!view.caught_up);
         assert_eq!(view.lag_bytes, 100);
         assert_eq!(view.lag_seconds, 60.0);
@@ -305,7 +344,7 @@ mod tests {
         if let Some(apply) = reports.apply.report.as_mut() {
             apply.generation = Some(Uuid::from_u128(8));
         }
-        assert!(!lag(&reports, reports.read_at).caught_up);
+        assert!(!lag_now(&reports).caught_up);
     }
 
     #[test]
@@ -314,7 +353,7 @@ mod tests {
         if let Some(capture) = reports.capture.report.as_mut() {
             capture.published_lsn = Lsn(2_100);
         }
-        let view = lag(&reports, reports.read_at);
+        let view = lag_now(&reports);
         assert!(!view.caught_up);
         assert_eq!(view.lag_bytes, 1);
     }
@@ -333,7 +372,7 @@ mod tests {
         if let Some(apply) = reports.apply.report.as_mut() {
             apply.tables = vec![table.clone()];
         }
-        let view = lag(&reports, reports.read_at);
+        let view = lag_now(&reports);
         assert!(!view.caught_up);
         assert_eq!(view.lag_bytes, 100);
         // One that is added later leaves the others' lag as it is.
@@ -344,7 +383,7 @@ mod tests {
         if let Some(apply) = reports.apply.report.as_mut() {
             apply.tables = vec![table, in_main];
         }
-        assert!(lag(&reports, reports.read_at).caught_up);
+        assert!(lag_now(&reports).caught_up);
     }
 
     #[test]
@@ -354,9 +393,73 @@ mod tests {
             capture: RoleState::default(),
             apply: RoleState::default(),
         };
-        let view = lag(&reports, reports.read_at);
+        let view = lag_now(&reports);
         assert!(!view.caught_up);
         assert_eq!(view.lag_bytes, 1, "0 would say that all is there");
+        assert_eq!(view.lag_seconds, 90.0, "0 would say so too");
         assert_eq!(view.apply.applied_lsn, None);
+    }
+
+    /// A table set aside since `lsn` and so many seconds.
+    fn set_aside(name: &str, lsn: u64, age: i64) -> TableReport {
+        let now = DateTime::from_timestamp(1_700_000_000, 0).unwrap();
+        TableReport {
+            behind: Some(Behind {
+                lsn: Lsn(lsn),
+                since: now - TimeDelta::seconds(age),
+                events: 12,
+            }),
+            ..TableReport::new(bunny_postgres::TableName::new("public", name), "PARKED")
+        }
+    }
+
+    #[test]
+    fn a_table_that_does_not_go_with_the_others_is_lag() {
+        let mut reports = both(point(300, 2), point(300, 2));
+        if let Some(apply) = reports.apply.report.as_mut() {
+            apply.tables = vec![set_aside("a", 150, 7_200), set_aside("b", 100, 60)];
+        }
+        let view = lag_now(&reports);
+        assert!(!view.caught_up);
+        assert_eq!((view.lag_bytes, view.lag_seconds), (900, 7_200.0));
+        // The others are where they were.
+        assert_eq!((view.apply.lag_bytes, view.apply.lag_seconds), (0, 0.0));
+        let behind = set_aside("a", 150, 7_200).behind.unwrap();
+        let table = table_lag(&behind, &reports);
+        assert_eq!(
+            (table.lag_bytes, table.lag_seconds, table.lag_events),
+            (850, 7_200.0, 12)
+        );
+    }
+
+    proptest! {
+        /// Whatever was reported: 0 means that nothing is missing, anywhere, as far as is known.
+        #[test]
+        fn no_lag_means_that_everything_is_there(
+            published in 0u64..4, applied in 0u64..4, captured in any::<bool>(), age in 0i64..20,
+            reported in any::<(bool, bool)>(), ages in prop::collection::vec(1i64..100, 0..3),
+        ) {
+            let mut reports = both(point(published * 100, 1), point(applied * 100, 1));
+            if let Some(capture) = reports.capture.report.as_mut() {
+                capture.caught_up = captured;
+                capture.lag_seconds = if captured { 0.0 } else { 1.0 };
+            }
+            if let Some(apply) = reports.apply.report.as_mut() {
+                apply.tables = ages.iter().map(|age| set_aside("a", 50, *age)).collect();
+            }
+            reports.capture.reported_at = Some(reports.read_at - TimeDelta::seconds(age));
+            if !reported.0 {
+                reports.capture = RoleState::default();
+            }
+            if !reported.1 {
+                reports.apply = RoleState::default();
+            }
+            let view = lag_now(&reports);
+            let all_there = reported == (true, true) && captured && age <= 10
+                && published <= applied && ages.is_empty();
+            prop_assert_eq!(view.lag_bytes == 0, all_there);
+            prop_assert_eq!(view.lag_seconds == 0.0, all_there);
+            prop_assert_eq!(view.caught_up, all_there);
+        }
     }
 }

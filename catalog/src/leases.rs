@@ -75,7 +75,7 @@ impl Catalog {
             "INSERT INTO bunny.leases AS l (mirror_id, role, holder, epoch, expires_at, heartbeat_at)
              SELECT m.id, $2, $3, 1, clock_timestamp() + $4 * interval '1 second', clock_timestamp()
              FROM bunny.mirrors m
-             WHERE m.id = $1 AND m.created_at <= clock_timestamp() - $5 * interval '1 second'
+             WHERE m.id = $1 AND ($2 = 'apply' OR m.source_mirror IS NULL) AND m.created_at <= clock_timestamp() - $5 * interval '1 second'
              ON CONFLICT (mirror_id, role) DO UPDATE
              SET holder = excluded.holder, epoch = l.epoch + 1,
                  expires_at = clock_timestamp() + $4 * interval '1 second',
@@ -99,12 +99,14 @@ impl Catalog {
         }))
     }
 
-    /// The mirrors whose lease is free or has run out.
+    /// The mirrors whose lease is free or has run out. One that another captures for has none of
+    /// capture.
     pub(crate) async fn free_mirrors(&self, role: Role) -> Result<Vec<Uuid>> {
         sqlx::query_scalar(
             "SELECT m.id FROM bunny.mirrors m
              LEFT JOIN bunny.leases l ON l.mirror_id = m.id AND l.role = $1
-             WHERE l.mirror_id IS NULL OR l.expires_at <= clock_timestamp()
+             WHERE (l.mirror_id IS NULL OR l.expires_at <= clock_timestamp())
+               AND ($1 = 'apply' OR m.source_mirror IS NULL)
              ORDER BY m.created_at, m.id",
         )
         .bind(role.as_str())
@@ -205,6 +207,30 @@ impl Catalog {
                 ))
             })
             .collect()
+    }
+
+    /// Raises a lease above an epoch that a session at the source was seen with, as long as it
+    /// is this one: then that session is of a holder that this catalog, restored since, does not
+    /// remember. `false`: another has the lease, and the session may be that holder's.
+    pub async fn raise_lease_above(
+        &self,
+        mirror_id: Uuid,
+        role: Role,
+        epoch: i64,
+        seen: i64,
+    ) -> Result<bool> {
+        let raised = sqlx::query(
+            "UPDATE bunny.leases SET epoch = $4 + 1
+             WHERE mirror_id = $1 AND role = $2 AND epoch = $3 AND expires_at > clock_timestamp()",
+        )
+        .bind(mirror_id)
+        .bind(role.as_str())
+        .bind(epoch)
+        .bind(seen)
+        .execute(self.pool())
+        .await
+        .map_err(|error| Error::database("raising a lease", error))?;
+        Ok(raised.rows_affected() > 0)
     }
 
     /// Gives a lease back, so that another process need not wait for its end.

@@ -6,6 +6,7 @@
 //! no Kafka. When its database is away, running work goes on: nothing on the
 //! data path waits for it.
 
+mod adopt;
 mod audit;
 mod catalog;
 mod checkpoints;
@@ -13,6 +14,7 @@ mod commands;
 mod encryption;
 mod error;
 mod lag;
+mod last_wish;
 mod leases;
 mod logs;
 mod mirrors;
@@ -31,25 +33,27 @@ mod topic_bytes;
 mod untracked;
 mod users;
 
+pub use adopt::{ADOPT, AdoptedTable, FoundLog};
 pub use audit::AuditEntry;
 pub use catalog::{Catalog, Location};
 pub use checkpoints::CHECKPOINT;
 pub use commands::{Command, CommandState};
 pub use encryption::EncryptionKey;
 pub use error::{Error, Result};
-pub use lag::{ApplyLag, CaptureLag, LagView, SourceView, lag};
+pub use lag::{ApplyLag, CaptureLag, LagView, SourceView, TableLag, lag, table_lag};
 pub use leases::{Lease, Role};
 pub use logs::{LogEntry, LogLevel, LogQuery};
 pub use mirrors::{
-    ApplyMode, Desired, Mirror, MirrorChange, MirrorConfig, MirrorTable, NAME_LENGTH_MAX,
-    NewMirror, NewMirrorTable, OnExistingRows, OnTableError, PauseScope, ResyncStrategy,
-    SchemaChanges, TableInUse, UntrackedChanges, check_name, slugs,
+    ApplyMode, Attach, AttachedTable, Desired, Granted, InitialCopy, Mirror, MirrorChange,
+    MirrorConfig, MirrorTable, NAME_LENGTH_MAX, NAMES_CLAIMED, NewMirror, NewMirrorTable,
+    OnExistingRows, OnTableError, Owner, PauseScope, ResyncStrategy, SchemaChanges, TableInUse,
+    TableTopics, UntrackedChanges, check_name, slugs,
 };
 pub use peers::{NewPeer, Peer};
 pub use replay::{NewReplay, REPLAY, Replay, RetainedSync, Until};
 pub use reports::{
-    ApplyReport, CaptureReport, Failure, Point, ReplayProgress, ReplayableFrom, Report, Reports,
-    RoleState, SyncProgress, SyncRefusal, TABLE_STATES, TableReport,
+    ApplyReport, Behind, CaptureReport, Failure, Point, ReplayProgress, ReplayableFrom, Report,
+    Reports, RoleState, SyncProgress, SyncRefusal, TABLE_STATES, TableReport,
 };
 pub use schema_sync::{HELD, READ, SYNC_SCHEMA, SourceDefinitions, sync_mode};
 pub use status::{Health, Phase, Status, StatusView, derive};

@@ -11,7 +11,7 @@ use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
 use crate::leases::Role;
-use crate::mirrors::{Desired, Mirror, PauseScope, notify};
+use crate::mirrors::{Desired, Mirror, PauseScope, notify, refuse_attached};
 use crate::{Catalog, Error, Result, commands, replay};
 
 impl Catalog {
@@ -51,6 +51,10 @@ impl Catalog {
                 "mirror \"{name}\" is TERMINATING: it is being deleted and cannot {}",
                 wish.kind
             )));
+        }
+        if wish.desired == Desired::Paused && wish.scope == PauseScope::All {
+            let what = "{\"scope\": \"all\"} can be asked for there only; without it this mirror alone is paused";
+            refuse_attached(&mirror, what)?;
         }
         let roles = wish.roles(&mirror);
         if roles.is_empty() {

@@ -106,7 +106,7 @@ impl Catalog {
             )));
         }
         let mut args = replay.args();
-        for open in self.open_commands(mirror.id).await? {
+        for open in commands::open(&mut *transaction, mirror.id).await? {
             if open.kind == SYNC_SCHEMA {
                 return Err(under_way(name, &open));
             }
@@ -200,9 +200,9 @@ impl Catalog {
     pub async fn end_replay_until(&self, mirror_id: Uuid, requests: &[Uuid]) -> Result<()> {
         let failed = |error| Error::database("ending a replay", error);
         let mut transaction = self.pool().begin().await.map_err(failed)?;
-        let mut commands = self.open_commands(mirror_id).await?;
-        commands.retain(|command| command.kind == REPLAY && command.args["until"].is_object());
-        for command in commands {
+        let mut open = commands::open(&mut *transaction, mirror_id).await?;
+        open.retain(|command| command.kind == REPLAY && command.args["until"].is_object());
+        for command in open {
             let awaited = AwaitedTable::of(&command);
             let is_there = |awaited: &&AwaitedTable| {
                 awaited.request_id.is_some_and(|id| requests.contains(&id))

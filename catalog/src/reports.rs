@@ -6,10 +6,10 @@ use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
-use sqlx::Row as _;
+use serde_json::{Value, json};
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
+use sqlx::{PgExecutor, Row as _};
 use uuid::Uuid;
 
 use crate::leases::Role;
@@ -165,12 +165,26 @@ pub struct TableReport {
     pub error: Option<String>,
     /// When a row of it was last written.
     pub last_synced_at: Option<DateTime<Utc>>,
+    /// While it does not follow the log with the others: what it lacks of it, if anything.
+    #[serde(default)]
+    pub behind: Option<Behind>,
     /// While it is rebuilt from the topics: how far.
     #[serde(default)]
     pub replay: Option<ReplayProgress>,
     /// The earliest point that the topics can rebuild it from.
     #[serde(default)]
     pub replayable_from: Option<ReplayableFrom>,
+}
+
+/// Changes in the log that a table lacks: it is loaded, catches up, or is set aside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Behind {
+    /// Commit LSN of the first of them.
+    pub lsn: Lsn,
+    /// When that was committed, by the source's clock.
+    pub since: DateTime<Utc>,
+    /// Offsets of the change topic from there to its end, other tables' included.
+    pub events: i64,
 }
 
 /// A retained copy of a table.
@@ -216,6 +230,7 @@ impl TableReport {
             rows_loaded: 0,
             error: None,
             last_synced_at: None,
+            behind: None,
             replay: None,
             replayable_from: None,
         }
@@ -315,44 +330,74 @@ pub struct Reports {
 pub trait Report: Serialize + DeserializeOwned + Send + Sync {
     /// The role that makes it.
     const ROLE: Role;
+
+    /// What the role was doing and how far it was, for whoever reads of a failure later.
+    fn place(&self) -> Value;
 }
 
 impl Report for CaptureReport {
     const ROLE: Role = Role::Capture;
+
+    fn place(&self) -> Value {
+        json!({
+            "phase": self.phase,
+            "lsn": self.published.commit_lsn,
+            "seq": self.published.seq,
+            "confirmed_flush_lsn": self.confirmed_flush_lsn,
+        })
+    }
 }
 
 impl Report for ApplyReport {
     const ROLE: Role = Role::Apply;
+
+    fn place(&self) -> Value {
+        json!({
+            "phase": self.phase,
+            "lsn": self.applied.commit_lsn,
+            "seq": self.applied.seq,
+            "topic": self.topic,
+            "offset": self.offset,
+        })
+    }
+}
+
+/// See [`Catalog::reports`].
+pub(crate) async fn read(executor: impl PgExecutor<'_>, mirror_id: Uuid) -> Result<Reports> {
+    let failed = |error| Error::database("reading reports", error);
+    let rows = sqlx::query(
+        "SELECT clock_timestamp() AS read_at, k.role, r.report, r.reported_at, r.failure,
+                CASE WHEN l.expires_at > clock_timestamp() THEN nullif(l.holder, '') END AS holder,
+                l.heartbeat_at
+         FROM bunny.mirrors m
+         CROSS JOIN (VALUES ('capture'), ('apply')) AS k (role)
+         CROSS JOIN LATERAL (
+             SELECT CASE k.role WHEN 'capture' THEN coalesce(m.source_mirror, m.id) ELSE m.id END
+         ) AS w (id)
+         LEFT JOIN bunny.reports r ON r.mirror_id = w.id AND r.role = k.role
+         LEFT JOIN bunny.leases l ON l.mirror_id = w.id AND l.role = k.role
+         WHERE m.id = $1 ORDER BY k.role",
+    )
+    .bind(mirror_id)
+    .fetch_all(executor)
+    .await
+    .map_err(failed)?;
+    // Ordered by role: apply, then capture.
+    let [apply, capture] = rows.as_slice() else {
+        return Err(Error::not_found("mirror", mirror_id));
+    };
+    Ok(Reports {
+        read_at: capture.try_get("read_at").map_err(failed)?,
+        capture: role_state_from(capture)?,
+        apply: role_state_from(apply)?,
+    })
 }
 
 impl Catalog {
-    /// What both roles last said about a mirror. [`Error::NotFound`] if there
-    /// is no such mirror.
+    /// What both roles last said about a mirror; of one that another captures for, capture is that
+    /// one's. [`Error::NotFound`] if there is no such mirror.
     pub async fn reports(&self, mirror_id: Uuid) -> Result<Reports> {
-        let failed = |error| Error::database("reading reports", error);
-        let rows = sqlx::query(
-            "SELECT clock_timestamp() AS read_at, k.role, r.report, r.reported_at, r.failure,
-                    CASE WHEN l.expires_at > clock_timestamp() THEN nullif(l.holder, '') END AS holder,
-                    l.heartbeat_at
-             FROM bunny.mirrors m
-             CROSS JOIN (VALUES ('capture'), ('apply')) AS k (role)
-             LEFT JOIN bunny.reports r ON r.mirror_id = m.id AND r.role = k.role
-             LEFT JOIN bunny.leases l ON l.mirror_id = m.id AND l.role = k.role
-             WHERE m.id = $1 ORDER BY k.role",
-        )
-        .bind(mirror_id)
-        .fetch_all(self.pool())
-        .await
-        .map_err(failed)?;
-        // Ordered by role: apply, then capture.
-        let [apply, capture] = rows.as_slice() else {
-            return Err(Error::not_found("mirror", mirror_id));
-        };
-        Ok(Reports {
-            read_at: capture.try_get("read_at").map_err(failed)?,
-            capture: role_state_from(capture)?,
-            apply: role_state_from(apply)?,
-        })
+        read(self.pool(), mirror_id).await
     }
 
     /// Stores a report, if the lease has still that epoch: a worker that was

@@ -31,6 +31,7 @@ impl Catalog {
         // A table comes back at the destination: capture need not begin anew for it.
         let roles: &[Role] = match table {
             Some(_) => &[Role::Apply],
+            None if mirror.owner.is_some() => &[Role::Apply],
             None => &[Role::Capture, Role::Apply],
         };
         sqlx::query(

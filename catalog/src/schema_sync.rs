@@ -13,7 +13,7 @@ use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
 use crate::commands::{self, Command, CommandState};
-use crate::mirrors::{Desired, SchemaChanges, notify};
+use crate::mirrors::{Desired, SchemaChanges, notify, refuse_attached};
 use crate::tables::{RESYNC, TABLES};
 use crate::{Catalog, Error, Result};
 
@@ -71,6 +71,8 @@ impl Catalog {
         let failed = |error| Error::database("asking for a schema sync", error);
         let mut transaction = self.pool().begin().await.map_err(failed)?;
         let mirror = self.lock_mirror(&mut transaction, name).await?;
+        let what = "a schema sync of it is not available in this version; resync a table to have it as it is at the source";
+        refuse_attached(&mirror, what)?;
         if mirror.desired != Desired::Running {
             let why = match mirror.desired {
                 Desired::Deleted => "being deleted",
@@ -79,7 +81,7 @@ impl Catalog {
             return Err(Error::conflict(format!("mirror \"{name}\" is {why}")));
         }
         let args = json!({ "schema_changes": mode });
-        for open in self.open_commands(mirror.id).await? {
+        for open in commands::open(&mut *transaction, mirror.id).await? {
             if open.kind == SYNC_SCHEMA && open.args["schema_changes"] == args["schema_changes"] {
                 return Ok(open.id);
             }

@@ -5,10 +5,11 @@ use bunny_postgres::Lsn;
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::Serialize;
+use serde_json::json;
 
 use crate::commands::Command;
 use crate::leases::Role;
-use crate::mirrors::{Desired, Mirror};
+use crate::mirrors::{Desired, Mirror, ResyncStrategy};
 use crate::replay::REPLAY;
 use crate::reports::{ApplyReport, Reports, RoleState, TableReport};
 use crate::schema_sync::SYNC_SCHEMA;
@@ -39,6 +40,19 @@ pub enum Status {
 }
 
 impl Status {
+    /// Every status there is.
+    pub const ALL: [Status; 9] = [
+        Status::Setup,
+        Status::Snapshot,
+        Status::Running,
+        Status::Pausing,
+        Status::Paused,
+        Status::Resyncing,
+        Status::SyncingSchema,
+        Status::Failed,
+        Status::Terminating,
+    ];
+
     /// As the REST API says it.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -65,6 +79,8 @@ pub enum Phase {
     Snapshot,
     /// Changes are followed.
     Cdc,
+    /// Tables are loaded anew beside themselves and then exchanged, while changes are followed.
+    Swap,
     /// Tables are rebuilt from the topics.
     Replay,
     /// The destination is being brought to the source's present schema.
@@ -78,6 +94,7 @@ impl Phase {
             Phase::Setup => "SETUP",
             Phase::Snapshot => "SNAPSHOT",
             Phase::Cdc => "CDC",
+            Phase::Swap => "SWAP",
             Phase::Replay => "REPLAY",
             Phase::SchemaSync => "SCHEMA_SYNC",
         }
@@ -97,6 +114,9 @@ pub enum Health {
 }
 
 impl Health {
+    /// From the best to the worst.
+    pub const ALL: [Health; 3] = [Health::Ok, Health::Degraded, Health::Down];
+
     /// As the REST API says it.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -134,14 +154,18 @@ pub fn derive(
     now: DateTime<Utc>,
 ) -> StatusView {
     let problems = problems(mirror, reports, now);
-    let fatal = [&reports.capture.failure, &reports.apply.failure]
+    // An owner's capture that has failed is for the owner to be mended.
+    let capture = reports.capture.failure.as_ref();
+    let fatal = capture
+        .filter(|_| mirror.owner.is_none())
         .into_iter()
-        .flatten()
+        .chain(&reports.apply.failure)
         .any(|failure| failure.fatal);
     let is_open = |kind: &str| commands.iter().any(|c| c.kind == kind && c.state.is_open());
     let phase = match phase(mirror, reports) {
         Phase::Cdc | Phase::Snapshot if is_open(REPLAY) => Phase::Replay,
         Phase::Cdc if is_open(SYNC_SCHEMA) => Phase::SchemaSync,
+        Phase::Cdc if commands.iter().any(is_open_swap) => Phase::Swap,
         phase => phase,
     };
     let deleting = commands
@@ -170,7 +194,7 @@ pub fn derive(
             Phase::Snapshot => Status::Snapshot,
             Phase::SchemaSync => Status::SyncingSchema,
             Phase::Cdc if resyncing => Status::Resyncing,
-            Phase::Replay => Status::Resyncing,
+            Phase::Replay | Phase::Swap => Status::Resyncing,
             Phase::Cdc => Status::Running,
         }
     };
@@ -190,6 +214,11 @@ pub fn derive(
         error_message: worst,
         error_count: problems.iter().map(|problem| problem.count).sum(),
     }
+}
+
+fn is_open_swap(command: &Command) -> bool {
+    let is_swap = command.args["strategy"] == json!(ResyncStrategy::Swap);
+    command.kind == RESYNC && command.state.is_open() && is_swap
 }
 
 /// How far the mirror has come. A table in error or set aside does not hold the
@@ -226,7 +255,7 @@ fn phase(mirror: &Mirror, reports: &Reports) -> Phase {
         };
     }
     let settled = |state: &&str| ["LIVE", "ERRORED", "PARKED"].contains(state);
-    if states.contains(&"LIVE") && states.iter().all(settled) {
+    if !states.is_empty() && states.iter().all(settled) {
         return Phase::Cdc;
     }
     let capture_syncs = reports
@@ -255,16 +284,34 @@ struct Problem {
 /// Everything that is wrong, what explains most first.
 fn problems(mirror: &Mirror, reports: &Reports, now: DateTime<Utc>) -> Vec<Problem> {
     let mut problems = Vec::new();
-    problems.extend(failure(&reports.capture, Role::Capture));
-    problems.extend(failure(&reports.apply, Role::Apply));
+    problems.extend(failure(&reports.capture, &capture_of(mirror)));
+    problems.extend(failure(&reports.apply, Role::Apply.as_str()));
     problems.extend(slot_at_risk(reports));
+    problems.extend(capture_paused(mirror));
     problems.extend(silence(mirror, &reports.capture, Role::Capture, now));
     problems.extend(silence(mirror, &reports.apply, Role::Apply, now));
     problems.extend(tables_in_error(reports));
     problems
 }
 
-fn failure<R>(state: &RoleState<R>, role: Role) -> Option<Problem> {
+/// Whose capture it is, in words.
+fn capture_of(mirror: &Mirror) -> String {
+    match &mirror.owner {
+        None => Role::Capture.as_str().to_owned(),
+        Some(owner) => format!("capture of mirror \"{}\", which feeds this one", owner.name),
+    }
+}
+
+fn capture_paused(mirror: &Mirror) -> Option<Problem> {
+    let owner = mirror.owner.as_ref().filter(|owner| owner.capture_paused)?;
+    Some(Problem {
+        health: Health::Degraded,
+        message: format!("capture paused by {}", owner.name),
+        count: 0,
+    })
+}
+
+fn failure<R>(state: &RoleState<R>, role: &str) -> Option<Problem> {
     let failure = state.failure.as_ref()?;
     Some(Problem {
         health: if failure.fatal {

@@ -5,17 +5,22 @@
 //! is new out of main and loads it; nothing else passes between them. The command only
 //! shows how it goes: apply ends it when every table of it has settled.
 
+use std::collections::BTreeMap;
+
 use bunny_postgres::TableName;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use crate::adopt::ADOPT;
 use crate::commands::{self, Command};
-use crate::mirrors::{self, Desired, Mirror, MirrorTable, NewMirrorTable, ResyncStrategy, notify};
+use crate::mirrors::{
+    self, Desired, Mirror, MirrorTable, NewMirrorTable, ResyncStrategy, notify, share_request,
+};
 use crate::replay::REPLAY;
 use crate::schema_sync::{SYNC_SCHEMA, under_way};
-use crate::{Catalog, Error, Result};
+use crate::{Catalog, Error, Result, last_wish, reports};
 
 /// The command of a changed list of tables.
 pub const TABLES: &str = "tables";
@@ -123,6 +128,11 @@ impl Catalog {
         if changes.is_empty() {
             return Ok((changes, None));
         }
+        let what = "its tables cannot be changed in this version; delete it and attach it again with the tables it is to have";
+        mirrors::refuse_attached(&mirror, what)?;
+        if let Some(why) = mirror.taken_from_attached(tables) {
+            return Err(Error::Conflict { message: why });
+        }
         let peer = &mirror.destination_peer;
         mirrors::check_destinations_free(&mut transaction, peer, tables, Some(mirror.id)).await?;
         let wanted: Vec<MirrorTable> = tables
@@ -178,7 +188,9 @@ impl Catalog {
             return Err(Error::not_found("table", what));
         }
         let table_name = table.map(TableName::to_string);
-        if let Some(generation) = self.lost_generation(&mirror).await? {
+        if let Some(generation) = lost_generation(&mut transaction, &mirror).await? {
+            let what = "what its destination needs of the log there is lost (its error_message says how); delete this mirror and attach it again";
+            mirrors::refuse_attached(&mirror, what)?;
             check_new_generation(table, strategy)?;
             let by = requested_by;
             let begun = begin_generation(&mut transaction, &mirror, strategy, by).await?;
@@ -186,7 +198,7 @@ impl Catalog {
             tracing::info!(mirror = name, lost = %generation, "another generation is asked for");
             return Ok(begun);
         }
-        for open in self.open_commands(mirror.id).await? {
+        for open in commands::open(&mut *transaction, mirror.id).await? {
             if open.kind == SYNC_SCHEMA {
                 return Err(under_way(name, &open));
             }
@@ -226,20 +238,12 @@ impl Catalog {
         )
         .await?;
         mirrors::raise_version(&mut transaction, mirror.id).await?;
+        if let Some(owner) = &mirror.owner {
+            mirrors::ask_capture(&mut transaction, owner.id).await?;
+        }
         notify(&mut transaction).await?;
         transaction.commit().await.map_err(failed)?;
         Ok(command_id)
-    }
-}
-
-impl Catalog {
-    /// The mirror's generation, if a role of it has failed because it cannot go on.
-    async fn lost_generation(&self, mirror: &Mirror) -> Result<Option<Uuid>> {
-        let reports = self.reports(mirror.id).await?;
-        let failures = [reports.capture.failure, reports.apply.failure];
-        let lost = failures.into_iter().flatten();
-        let mut lost = lost.filter_map(|failure| failure.lost_generation);
-        Ok(lost.find(|lost| *lost == mirror.generation))
     }
 
     pub(crate) async fn lock_living(
@@ -273,8 +277,8 @@ fn check_new_generation(table: Option<&TableName>, strategy: ResyncStrategy) -> 
     Ok(())
 }
 
-/// Another generation, and a sync of every table in it. What was asked for of the former
-/// comes to nothing.
+/// Another generation, and a sync of every table in it, for who is attached too. What was asked
+/// for of the former comes to nothing.
 async fn begin_generation(
     connection: &mut PgConnection,
     mirror: &Mirror,
@@ -282,12 +286,14 @@ async fn begin_generation(
     requested_by: &str,
 ) -> Result<Uuid> {
     let generation = Uuid::new_v4();
+    let mut attached: BTreeMap<(Uuid, String), Vec<AwaitedTable>> = BTreeMap::new();
     sqlx::query("UPDATE bunny.mirrors SET generation = $2, generation_ready = false WHERE id = $1")
         .bind(mirror.id)
         .bind(generation)
         .execute(&mut *connection)
         .await
         .map_err(|error| Error::database("asking for another generation", error))?;
+    mirrors::nothing_trimmed(connection, mirror.id, generation).await?;
     let mut awaiting = Vec::new();
     for table in &mirror.tables {
         let table = MirrorTable {
@@ -297,22 +303,55 @@ async fn begin_generation(
         };
         mirrors::set_request(connection, mirror.id, &table).await?;
         awaiting.push(awaited(&table));
+        let (source, request_id) = (&table.source, table.request_id.unwrap_or_default());
+        for sharing in share_request(connection, mirror.id, source, request_id, false).await? {
+            attached.entry(sharing).or_default().push(awaited(&table));
+        }
     }
-    for kind in [TABLES, RESYNC, REPLAY] {
-        replace_open(
-            connection,
-            mirror.id,
-            kind,
-            "another generation of the mirror",
-        )
+    let begun = Begun {
+        generation,
+        strategy,
+        requested_by,
+    };
+    for ((id, name), awaiting) in attached {
+        begun.command(connection, id, &name, &awaiting).await?;
+    }
+    let command_id = begun
+        .command(connection, mirror.id, &mirror.name, &awaiting)
         .await?;
-    }
-    let args = json!({ "table_name": null, "strategy": strategy, "generation": generation, "awaited": awaiting });
-    let (id, name) = (mirror.id, &mirror.name);
-    let command_id = commands::insert(connection, id, name, RESYNC, &args, requested_by).await?;
-    mirrors::raise_version(connection, mirror.id).await?;
     notify(connection).await?;
     Ok(command_id)
+}
+
+/// A generation that is asked for, as a mirror is told of it.
+struct Begun<'a> {
+    generation: Uuid,
+    strategy: ResyncStrategy,
+    requested_by: &'a str,
+}
+
+impl Begun<'_> {
+    async fn command(
+        &self,
+        connection: &mut PgConnection,
+        mirror_id: Uuid,
+        name: &str,
+        awaiting: &[AwaitedTable],
+    ) -> Result<Uuid> {
+        for kind in [ADOPT, TABLES, RESYNC, REPLAY] {
+            let by = "another generation of the mirror";
+            replace_open(connection, mirror_id, kind, by).await?;
+        }
+        let args = json!({
+            "table_name": null, "strategy": self.strategy,
+            "generation": self.generation, "awaited": awaiting,
+        });
+        let by = self.requested_by;
+        let id = commands::insert(connection, mirror_id, name, RESYNC, &args, by).await?;
+        last_wish::pass_over_noted(connection, mirror_id, id).await?;
+        mirrors::raise_version(connection, mirror_id).await?;
+        Ok(id)
+    }
 }
 
 fn awaited(table: &MirrorTable) -> AwaitedTable {
@@ -356,7 +395,7 @@ fn with_requests(mirror: &Mirror, wanted: &NewMirrorTable) -> MirrorTable {
 }
 
 /// What earlier commands of a kind still waited for is decided by something new.
-async fn replace_open(
+pub(crate) async fn replace_open(
     connection: &mut PgConnection,
     mirror_id: Uuid,
     kind: &str,
@@ -375,6 +414,17 @@ async fn replace_open(
     .await
     .map(|_| ())
     .map_err(|error| Error::database("replacing a command", error))
+}
+
+/// The mirror's generation, if a role of it has failed because it cannot go on.
+async fn lost_generation(connection: &mut PgConnection, mirror: &Mirror) -> Result<Option<Uuid>> {
+    let reports = reports::read(connection, mirror.id).await?;
+    // An owner's capture that cannot go on is the owner's to cure.
+    let capture = reports.capture.failure.filter(|_| mirror.owner.is_none());
+    let failures = [capture, reports.apply.failure];
+    let lost = failures.into_iter().flatten();
+    let mut lost = lost.filter_map(|failure| failure.lost_generation);
+    Ok(lost.find(|lost| *lost == mirror.generation))
 }
 
 #[cfg(test)]

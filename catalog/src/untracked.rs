@@ -45,7 +45,7 @@ impl Catalog {
         let mut is_asked_now = false;
         let mut busy: Vec<AwaitedTable> = Vec::new();
         let mut is_held = false;
-        for open in self.open_commands(mirror.id).await? {
+        for open in commands::open(&mut *transaction, mirror.id).await? {
             match &*open.kind {
                 TABLES | RESYNC | REPLAY => busy.extend(AwaitedTable::of(&open)),
                 // It works on the tables as they are.
@@ -76,15 +76,25 @@ impl Catalog {
                 table: wanted.source.clone(),
                 request_id: wanted.request_id,
             }];
+            // Whoever is fed by the same capture has missed the same change.
+            let (table, request_id) = (&wanted.source, wanted.request_id.unwrap_or_default());
+            let mut concerned =
+                mirrors::share_request(&mut transaction, mirror.id, table, request_id, true)
+                    .await?;
+            for (attached, _) in &concerned {
+                mirrors::raise_version(&mut transaction, *attached).await?;
+            }
+            concerned.push((mirror.id, mirror.name.clone()));
             let args = json!({
                 "table_name": change.table.to_string(), "strategy": change.strategy,
                 "awaited": awaited, "reason": change.reason,
             });
-            let (id, name) = (mirror.id, &mirror.name);
-            commands::insert(&mut transaction, id, name, RESYNC, &args, REQUESTED_BY).await?;
-            let details = json!({ "table": change.table.to_string() });
             let message = format!("{}; it is synced again", change.reason);
-            logs::insert(&mut transaction, id, LogLevel::Warn, &message, details).await?;
+            for (id, name) in concerned {
+                commands::insert(&mut transaction, id, &name, RESYNC, &args, REQUESTED_BY).await?;
+                let details = json!({ "table": change.table.to_string() });
+                logs::insert(&mut transaction, id, LogLevel::Warn, &message, details).await?;
+            }
             asked.push(change.table.clone());
             is_asked_now = true;
         }

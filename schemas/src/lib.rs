@@ -5,6 +5,7 @@
 //! * [`kafka`]: client settings, topic creation and checks.
 //! * [`wire`]: Avro primitives and the Confluent frame.
 //! * [`envelope`]: the change event of a table, encoded and decoded by a plan.
+//! * [`debezium`]: the same changes as records of table topics, for tools that expect Debezium's.
 //! * [`control`]: the fixed records (`schemas/avro/*.avsc`).
 //! * [`registry`]: schema ids in a compacted topic, chosen there or by a schema registry outside.
 //! * [`reader`]: reads back what has been published; [`retained`]: what can be loaded again.
@@ -15,6 +16,7 @@
 
 pub mod control;
 pub mod crash_points;
+pub mod debezium;
 pub mod envelope;
 mod error;
 pub mod follow;

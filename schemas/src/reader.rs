@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use uuid::Uuid;
 
 use crate::control::{
-    GenerationStarted, PositionRecord, SchemaKind, SyncRecord, TableGap, TableRecord,
+    GenerationStarted, PositionRecord, SchemaKind, SyncRecord, TableGap, TableRecord, WishRecord,
 };
 use crate::envelope::{Decoder, Source};
 use crate::kafka::KafkaConfig;
@@ -23,6 +23,8 @@ pub struct Positions {
     pub syncs: HashMap<Uuid, SyncRecord>,
     /// What is known of tables at the source, by [`TableRecord::key_of`].
     pub tables: HashMap<String, TableRecord>,
+    /// The last command that decided what is copied and that capture has begun to act on.
+    pub wish: Option<Uuid>,
 }
 
 /// The last committed event of a change topic.
@@ -50,6 +52,11 @@ impl Positions {
         };
         if key == PositionRecord::KEY {
             self.position = datum.map(PositionRecord::decode).transpose()?;
+            return Ok(());
+        }
+        if key == WishRecord::KEY {
+            let wish = datum.map(WishRecord::decode).transpose()?;
+            self.wish = wish.map(|wish| wish.command_id);
             return Ok(());
         }
         let key_text = std::str::from_utf8(key).unwrap_or_default();
@@ -203,6 +210,7 @@ mod tests {
     fn apply(positions: &mut Positions, key: &[u8], value: Option<&[u8]>) -> Result<()> {
         let record = Record {
             offset: 1,
+            timestamp_ms: None,
             key: Some(key),
             value,
         };
@@ -258,6 +266,12 @@ mod tests {
         assert_eq!(positions.tables.get(&key), Some(&table));
         apply(&mut positions, key.as_bytes(), None).unwrap();
         assert!(positions.tables.is_empty());
+
+        for command_id in [Uuid::from_u128(3), Uuid::from_u128(4)] {
+            let wish = WishRecord { command_id };
+            apply(&mut positions, WishRecord::KEY, Some(&wish.encode(4))).unwrap();
+            assert_eq!(positions.wish, Some(command_id));
+        }
     }
 
     #[test]

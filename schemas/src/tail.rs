@@ -28,6 +28,8 @@ pub(crate) async fn blocking<T: Send + 'static>(
 /// A message of the partition.
 pub(crate) struct Record<'m> {
     pub(crate) offset: i64,
+    /// When it was written, in milliseconds since the Unix epoch.
+    pub(crate) timestamp_ms: Option<i64>,
     pub(crate) key: Option<&'m [u8]>,
     pub(crate) value: Option<&'m [u8]>,
 }
@@ -63,6 +65,16 @@ impl Tail {
                 "read first and last offset of {}/{}",
                 self.topic, self.partition
             )))
+    }
+
+    /// Offset and time of the first committed message from `from` on; `None` at the end.
+    pub(crate) fn first_written(&self, from: i64) -> Result<Option<(i64, Option<i64>)>> {
+        let mut found = None;
+        self.read_while(from, |record| {
+            found = Some((record.offset, record.timestamp_ms));
+            Ok(false)
+        })?;
+        Ok(found)
     }
 
     /// Offset and value of the first committed message from `from` on; `None` at the end.
@@ -109,6 +121,7 @@ impl Tail {
                 Some(Ok(message)) => {
                     let goes_on = each(Record {
                         offset: message.offset(),
+                        timestamp_ms: message.timestamp().to_millis(),
                         key: message.key(),
                         value: message.payload(),
                     })?;

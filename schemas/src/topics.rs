@@ -56,6 +56,18 @@ impl Topics {
         self.of_mirror(slug, "position")
     }
 
+    /// What the names of a mirror's table topics begin with: `<prefix>.<slug>`.
+    pub fn table_prefix(&self, slug: &str) -> String {
+        format!("{}.{slug}", self.prefix)
+    }
+
+    /// `<prefix>.<slug>.<schema>.<table>`: the changes of one table, for tools that expect
+    /// Debezium's. What Kafka does not take in a name, and a dot, is escaped; no two tables meet.
+    pub fn table(&self, slug: &str, schema: &str, table: &str) -> String {
+        let [schema, table] = [schema, table].map(escape);
+        fit(&format!("{}.{schema}.{table}", self.table_prefix(slug)), "")
+    }
+
     /// `<prefix>.schemas`: schema ids, compacted, shared by all mirrors.
     pub fn schemas(&self) -> String {
         fit(&self.prefix, ".schemas")
@@ -79,6 +91,26 @@ impl Topics {
     fn of_mirror(&self, slug: &str, what: &str) -> String {
         fit(&format!("{}.{slug}", self.prefix), &format!(".{what}"))
     }
+}
+
+/// Every byte that Kafka does not take, the dot that parts names, and the `_` of a literal `_x`,
+/// as `_x` and two hexadecimal digits.
+fn escape(name: &str) -> String {
+    let bytes = name.as_bytes();
+    let mut escaped = String::with_capacity(name.len());
+    for (at, &byte) in bytes.iter().enumerate() {
+        let plain = match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' => true,
+            b'_' => bytes.get(at + 1) != Some(&b'x'),
+            _ => false,
+        };
+        if plain {
+            escaped.push(char::from(byte));
+        } else {
+            escaped.push_str(&format!("_x{byte:02X}"));
+        }
+    }
+    escaped
 }
 
 /// `stem` + `suffix`, the stem cut at a character and hashed when too long.
@@ -132,6 +164,26 @@ mod tests {
         ] {
             assert_eq!(topics.slug_of_changes(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn table_topics_are_named_as_debezium_names_them() {
+        let topics = Topics::new("bunny");
+        let table = |schema, table| topics.table("shop", schema, table);
+        assert_eq!(table("public", "users"), "bunny.shop.public.users");
+        assert_eq!(
+            table("public", "Order Items"),
+            "bunny.shop.public.Order_x20Items"
+        );
+        assert_eq!(table("public", "fa_xt"), "bunny.shop.public.fa_x5Fxt");
+        assert_ne!(table("a.b", "c"), table("a", "b.c"));
+        let long = "ü".repeat(31);
+        let (one, two) = (
+            table(&long, &format!("{long}1")),
+            table(&long, &format!("{long}2")),
+        );
+        assert_ne!(one, two);
+        assert!(one.len() <= NAME_BYTES_MAX && one.starts_with("bunny.shop._xC3"));
     }
 
     #[test]

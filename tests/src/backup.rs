@@ -19,8 +19,17 @@ pub async fn dump(database: &Url, file: &Path) -> anyhow::Result<()> {
     .await
 }
 
-/// Makes the database what a dump holds: whatever it is now is gone.
+/// Makes the database what a dump holds, all at once: whatever it is now is gone.
 pub async fn restore(database: &Url, file: &Path) -> anyhow::Result<()> {
+    lose(database).await?;
+    let file = file.display().to_string();
+    let name = &database.database;
+    let arguments = ["--exit-on-error", "--single-transaction", "-d", name, &file];
+    run(database, "pg_restore", &arguments).await
+}
+
+/// Makes the database an empty one.
+pub async fn lose(database: &Url) -> anyhow::Result<()> {
     let name = quote(&database.database);
     let server = database.with_database("postgres").connect().await?;
     for statement in [
@@ -29,9 +38,7 @@ pub async fn restore(database: &Url, file: &Path) -> anyhow::Result<()> {
     ] {
         server.run(&statement).await?;
     }
-    let file = file.display().to_string();
-    let arguments = ["--exit-on-error", "-d", &database.database, &file];
-    run(database, "pg_restore", &arguments).await
+    Ok(())
 }
 
 async fn run(database: &Url, program: &str, arguments: &[&str]) -> anyhow::Result<()> {

@@ -114,6 +114,13 @@ impl Bunny {
         self.spawn(&[("FAILPOINTS", &failpoints)])
     }
 
+    /// Starts it again so that it takes `each` longer whenever it passes the crash point `name`.
+    pub fn restart_slowed(&mut self, name: &str, each: Duration) -> anyhow::Result<()> {
+        self.kill9();
+        let failpoints = format!("{name}=sleep({})", each.as_millis());
+        self.spawn(&[("FAILPOINTS", &failpoints)])
+    }
+
     /// `kill -9`; nothing if it does not run.
     pub fn kill9(&mut self) {
         if let Some(mut child) = self.child.take() {
@@ -183,6 +190,16 @@ impl Bunny {
         self.child
             .as_mut()
             .is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// What Prometheus would scrape.
+    pub async fn metrics(&self) -> anyhow::Result<String> {
+        let mut env = self.env.iter();
+        let (_, address) = env
+            .find(|(name, _)| name == "BUNNY_METRICS_LISTEN")
+            .context("the process serves no metrics")?;
+        let answer = reqwest::get(format!("http://{address}/metrics")).await?;
+        Ok(answer.error_for_status()?.text().await?)
     }
 
     /// Peak resident memory of the running process, in bytes.

@@ -212,6 +212,7 @@ mod tests {
             "partition_key": null, "exclude_columns": [], "mode": "all", "status": "LIVE",
             "rows_synced": 1, "rows_inserted": 1, "rows_updated": 0, "rows_deleted": 0,
             "snapshot": null, "last_synced_at": "2026-01-24T10:30:00Z", "error_message": null,
+            "behind": {"lsn": "16/B374D848", "lag_bytes": 8, "lag_seconds": 1.5, "lag_events": 2},
             "replay": null, "replayable_from": {"lsn": "16/B374D848", "time": "2026-01-24T10:30:00Z"},
         }]);
         let path = "/v1/mirrors/m/tables?x=1";
@@ -221,6 +222,10 @@ mod tests {
         tables[0]["replayable_from"] = json!({"lsn": "0/1", "time": "noon"});
         check(path, 200, &tables).unwrap_err();
         tables[0]["replayable_from"] = json!(null);
+        tables[0]["behind"]["lag_events"] = json!("many");
+        check(path, 200, &tables).unwrap_err();
+        tables[0]["behind"] = json!(null);
+        check(path, 200, &tables).unwrap();
         tables[0]["status"] = json!("SLEEPING");
         check(path, 200, &tables).unwrap_err();
     }

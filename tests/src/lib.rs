@@ -8,17 +8,22 @@
 //! - [`content`]: source and destination hold the same rows.
 //! - [`topic`]: the topics, read by another Avro implementation, hold the source's history.
 //! - [`backup`]: dumps of a database, and databases made from them.
+//! - [`broker`]: the topics and consumer groups there are.
 //! - [`load`]: writers that keep changing the source while things break.
+//! - [`transfers`]: writers and a reader that tell whether whole transactions arrive.
 //! - [`clients`]: programs that read the topics from outside.
+//! - [`connect`]: Kafka Connect with Debezium's JDBC sink.
 //! - [`proxy`]: a TCP proxy that cuts, freezes and refuses connections.
 //!
 //! It uses none of the product's crates, so that no mistake can hide on both sides.
 
 pub mod api;
 pub mod backup;
+pub mod broker;
 pub mod bunny;
 pub mod certificates;
 pub mod clients;
+pub mod connect;
 pub mod content;
 pub mod contract;
 pub mod database;
@@ -31,3 +36,4 @@ pub mod registry;
 pub mod services;
 pub mod stage;
 pub mod topic;
+pub mod transfers;

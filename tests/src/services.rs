@@ -151,6 +151,12 @@ impl Services {
         Ok(tokio::fs::rename(data.with_extension("kept"), &data).await?)
     }
 
+    /// Takes away all that a stopped Kafka has: started again it is a new, empty cluster.
+    pub async fn lose_kafka(&self) -> anyhow::Result<()> {
+        let home = self.directory.join("kafka");
+        Ok(tokio::fs::remove_dir_all(home).await?)
+    }
+
     /// Starts a stopped Postgres server as a standby that is promoted at once: it goes on where
     /// its WAL ends, on a new timeline.
     pub async fn start_promoted(&self, server: Server) -> anyhow::Result<()> {

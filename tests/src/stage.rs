@@ -35,7 +35,7 @@ pub struct Stage {
     pub name: String,
     pub source: Url,
     pub destination: Url,
-    catalog: Url,
+    pub catalog: Url,
     api_port: u16,
     logs: PathBuf,
 }
@@ -218,6 +218,31 @@ impl Stage {
         Ok(())
     }
 
+    /// A further database on the destination's server, and the peer `name` that leads to it.
+    pub async fn another_destination(&self, api: &Api, name: &str) -> anyhow::Result<Url> {
+        let database = format!("{}_{name}", self.name);
+        let session = self.services.destination.connect().await?;
+        session
+            .run(&format!("CREATE DATABASE {}", quote(&database)))
+            .await?;
+        let url = self.services.destination.with_database(&database);
+        let peer = json!({
+            "name": name, "host": url.host, "port": url.port, "user": url.user,
+            "password": url.password, "database": url.database, "ssl_mode": "disable",
+        });
+        api.post("/v1/peers", peer).await?.expect(201)?;
+        Ok(url)
+    }
+
+    /// A mirror that exists.
+    pub fn mirror(&self, api: &Api, name: &str) -> Mirror {
+        Mirror {
+            api: api.clone(),
+            name: name.to_owned(),
+            logs: self.logs.clone(),
+        }
+    }
+
     /// Creates a mirror of `tables` (`"schema.table"`, mapped to the same names) with
     /// the given options over the defaults.
     pub async fn create_mirror(
@@ -254,11 +279,7 @@ impl Stage {
             .await?
             .expect(201)
             .with_context(|| format!("creating mirror {name}"))?;
-        Ok(Mirror {
-            api: api.clone(),
-            name: name.to_owned(),
-            logs: self.logs.clone(),
-        })
+        Ok(self.mirror(api, name))
     }
 
     /// Waits until all that the source has committed by now is applied, and none of the
@@ -269,10 +290,21 @@ impl Stage {
         mirror: &Mirror,
         tables: &[TablePair],
     ) -> anyhow::Result<()> {
+        self.assert_converges_at(mirror, &self.destination, tables)
+            .await
+    }
+
+    /// The same of a mirror that writes elsewhere.
+    pub async fn assert_converges_at(
+        &self,
+        mirror: &Mirror,
+        destination: &Url,
+        tables: &[TablePair],
+    ) -> anyhow::Result<()> {
         let source = self.source.connect().await?;
         let lsn = source.current_lsn().await?;
         mirror.wait_for_lsn(lsn).await?;
-        let destination = self.destination.connect().await?;
+        let destination = destination.connect().await?;
         let catalog = self.catalog.connect().await?;
         let started = Instant::now();
         loop {
@@ -382,6 +414,12 @@ async fn remove_databases(services: &Services, name: &str) {
         };
         let _ = session.run(&drop_slots).await;
         let _ = session.run(&drop_database).await;
+        let further = "SELECT datname::text FROM pg_database WHERE starts_with(datname, $1 || '_')";
+        for row in session.query(further, &[&name]).await.unwrap_or_default() {
+            let database: String = row.get(0);
+            let drop = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", quote(&database));
+            let _ = session.run(&drop).await;
+        }
     }
 }
 

@@ -9,6 +9,7 @@
 
 mod materialise;
 mod records;
+pub mod tables;
 
 use std::collections::HashMap;
 

@@ -125,7 +125,7 @@ fn existing_table(
             format!("row level security of {name} applies to user \"{user}\" of destination peer '{peer}'; run ALTER ROLE \"{user}\" BYPASSRLS"),
         );
     }
-    if found.has_rows && request.config.do_initial_snapshot {
+    if found.has_rows && request.config.do_initial_snapshot && !request.adopt {
         existing_rows(request, peer, mapping, source, findings);
     }
     if let (Some(source), Some(definition)) = (source, &found.definition) {
@@ -153,7 +153,7 @@ fn existing_rows(
         ),
         OnExistingRows::Refuse => findings.refuse(
             "existing_rows",
-            format!("table {name} on destination peer '{peer}' has rows already; empty it, or allow that with this line in the request: \"on_existing_rows\": \"truncate\" (its rows are deleted first) or \"upsert\" (rows of the same key are overwritten, others stay; for tables with a key)"),
+            format!("table {name} on destination peer '{peer}' has rows already; empty it, or allow that with this line in the request: \"on_existing_rows\": \"truncate\" (its rows are deleted first) or \"upsert\" (rows of the same key are overwritten, others stay; for tables with a key). If they are of a mirror that a lost catalog had, \"adopt\": true goes on with it"),
         ),
     }
 }

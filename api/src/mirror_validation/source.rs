@@ -140,7 +140,7 @@ fn slot(request: &CreateRequest, source: &SourceFacts, findings: &mut Findings) 
     let info = &source.server.info;
     // A table sync takes a temporary slot and its own walsender next to the mirror's.
     let for_sync = i64::from(request.config.do_initial_snapshot);
-    let for_stream = i64::from(source.slot.is_none());
+    let for_stream = i64::from(source.slot.is_none() && !request.adopt);
     let slots_needed = for_stream + for_sync;
     if info.slots_free < slots_needed {
         findings.refuse(

@@ -111,6 +111,7 @@ pub(crate) fn found(name: &TableName) -> FoundTable {
 pub(crate) fn request(tables: &[&str]) -> CreateRequest {
     CreateRequest {
         name: "m".to_owned(),
+        attach: None,
         source_peer: "a".to_owned(),
         destination_peer: "b".to_owned(),
         config: MirrorConfig::default(),
@@ -129,6 +130,7 @@ pub(crate) fn request(tables: &[&str]) -> CreateRequest {
             .collect(),
         replication_slot_name: None,
         publication_name: None,
+        adopt: false,
         dry_run: false,
     }
 }

@@ -190,7 +190,10 @@ fn each_fault_is_found_by_its_check() {
             f.destination.closed_types.insert(name.clone());
             source_objects(f).types.push(TypeDefinition {
                 name,
-                shape: TypeShape::Enum { labels: Vec::new() },
+                shape: TypeShape::Enum {
+                    labels: Vec::new(),
+                    oids: Vec::new(),
+                },
                 comment: None,
             });
         }),
@@ -291,7 +294,10 @@ fn a_type_that_comes_with_its_table_may_be_missing() {
             column("note", "\"Ty pes\".mood[]");
         source_objects(facts).types.push(TypeDefinition {
             name: TableName::new("Ty pes", "mood"),
-            shape: TypeShape::Enum { labels: Vec::new() },
+            shape: TypeShape::Enum {
+                labels: Vec::new(),
+                oids: Vec::new(),
+            },
             comment: None,
         });
     });

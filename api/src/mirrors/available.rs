@@ -35,6 +35,12 @@ pub(crate) async fn available_tables(
     Path(name): Path<String>,
 ) -> Result<Json<Vec<AvailableTable>>> {
     let mirror = api.catalog.get_mirror(&name).await?;
+    if let Some(owner) = &mirror.owner {
+        return Err(Refusal::conflict(format!(
+            "mirror '{name}' is fed by mirror '{}' and its tables cannot be changed in this version; delete it and attach it again with the tables it is to have",
+            owner.name
+        )));
+    }
     let peer = api.catalog.get_peer(&mirror.source_peer).await?;
     let failed = |error: bunny_postgres::Error| {
         Refusal::unprocessable(format!(
@@ -52,6 +58,7 @@ pub(crate) async fn available_tables(
     // As if each were asked for under its own name: the checks are those of a create.
     let request = CreateRequest {
         name: mirror.name.clone(),
+        attach: None,
         source_peer: mirror.source_peer.clone(),
         destination_peer: mirror.destination_peer.clone(),
         config: mirror.config.clone(),
@@ -72,6 +79,7 @@ pub(crate) async fn available_tables(
         publication_name: mirror
             .publication_given
             .then(|| mirror.publication_name.clone()),
+        adopt: false,
         dry_run: true,
     };
     let facts = SourceFacts::gather(&session, &peer, &request)

@@ -12,8 +12,9 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::json;
 
+use super::estimate::{DryRun, estimate};
 use super::request::{CreateRequest, without_effect_yet};
-use super::shown::TableMode;
+use super::{adopt, attach};
 use crate::answer::{Created, Either, Under};
 use crate::auth::Caller;
 use crate::mirror_validation::facts::{Place, place_of};
@@ -36,46 +37,13 @@ pub(crate) struct Made {
     warnings: Vec<String>,
 }
 
-/// A mirror could be created, and nothing was.
-#[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct DryRun {
-    message: String,
-    #[schemars(extend("const" = true))]
-    dry_run: bool,
-    tables: Vec<TableEstimate>,
-    estimate: Estimate,
-    warnings: Vec<String>,
-}
-
-/// What the copy of a table takes, by the source's statistics.
-#[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct TableEstimate {
-    source_table: String,
-    destination_table: String,
-    mode: TableMode,
-    row_estimate: i64,
-    size_bytes: i64,
-    chunks: i64,
-}
-
-/// What the copy of all tables takes.
-#[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct Estimate {
-    rows: i64,
-    bytes: i64,
-    chunks: i64,
-    /// Room needed in Kafka.
-    kafka_bytes: i64,
-    /// Room needed at the destination.
-    destination_bytes: i64,
-}
-
 pub(crate) async fn create(
     State(api): State<Arc<Api>>,
     caller: Caller,
     Body(fields): Body,
 ) -> Result<Either<Created<Made>, Json<DryRun>>> {
-    let request = CreateRequest::read(fields)?;
+    let mut request = CreateRequest::read(fields)?;
+    let owner = attach::complete(&api, &mut request).await?;
     refuse(&mirror_validation::check_request(&request))?;
     let peers = Peers::of(&api, &request).await?;
     name_is_free(&api, &request.name).await?;
@@ -84,7 +52,8 @@ pub(crate) async fn create(
         other_mirrors(&api, &peers),
         tokio::time::timeout(KAFKA_TIME_MAX, api.kafka.broker_reachable(KAFKA_TIME_MAX)),
     );
-    let facts = facts?;
+    let mut facts = facts?;
+    attach::needs_no_slot(&request, &mut facts);
     let mut findings = mirror_validation::check(&request, &facts, &others?);
     if !matches!(kafka, Ok(Ok(_))) {
         findings
@@ -92,8 +61,17 @@ pub(crate) async fn create(
             .push("Kafka cannot be reached at present; the mirror starts when it can".to_owned());
     }
     refuse(&findings)?;
+    let attach = match &owner {
+        Some(owner) => Some(attach::chosen(&api, &request, owner).await?),
+        None => None,
+    };
+    let adopts = match request.adopt {
+        true => Some(adopt::mirror_of(&peers.destination, &request.name).await?),
+        false => None,
+    };
     if request.dry_run {
-        return Ok(Either::That(Json(estimate(&request, &facts, findings))));
+        let answer = estimate(&api, &peers.source, &request, &facts, findings).await?;
+        return Ok(Either::That(Json(answer)));
     }
     for server in [&facts.source.server, &facts.destination.server] {
         // Before anything depends on it: a peer that mirrors use stays this database.
@@ -103,7 +81,11 @@ pub(crate) async fn create(
     }
     let mirror = api
         .catalog
-        .create_mirror(&wish(&api, &request, &facts, caller.username))
+        .create_mirror(&NewMirror {
+            attach,
+            adopts,
+            ..wish(&api, &request, &facts, caller.username)
+        })
         .await?;
     write_log(&api, &mirror, &findings).await;
     Ok(Either::This(Under(Made {
@@ -213,6 +195,8 @@ fn wish(api: &Api, request: &CreateRequest, facts: &Facts, requested_by: String)
         slot_given: facts.source.slot.is_some(),
         publication_name: request.publication_name.clone(),
         publication_given: facts.source.publication.is_some(),
+        attach: None,
+        adopts: None,
         requested_by,
     }
 }
@@ -229,60 +213,5 @@ async fn write_log(api: &Api, mirror: &Mirror, findings: &Findings) {
             tracing::warn!(mirror = %mirror.name, %error, "the mirror's log could not be written");
             return;
         }
-    }
-}
-
-/// What a mirror would cost: rows and bytes by the source's statistics, and the room they take.
-fn estimate(request: &CreateRequest, facts: &Facts, findings: Findings) -> DryRun {
-    let rows_per_chunk =
-        i64::try_from(request.config.snapshot_num_rows_per_partition).unwrap_or(i64::MAX);
-    let mut tables = Vec::with_capacity(request.tables.len());
-    let (mut rows_sum, mut bytes_sum, mut chunks_sum) = (0_i64, 0_i64, 0_i64);
-    for (mapping, table) in request.tables.iter().zip(&facts.source.tables) {
-        let definition = table
-            .found
-            .as_ref()
-            .and_then(|found| found.definition.as_ref());
-        let Some(definition) = definition else {
-            continue;
-        };
-        let rows = definition.row_estimate.max(0);
-        let chunks = if request.config.do_initial_snapshot {
-            1 + (rows - 1).max(0) / rows_per_chunk.max(1)
-        } else {
-            0
-        };
-        rows_sum = rows_sum.saturating_add(rows);
-        bytes_sum = bytes_sum.saturating_add(definition.size_bytes);
-        chunks_sum = chunks_sum.saturating_add(chunks);
-        tables.push(TableEstimate {
-            source_table: mapping.source.to_string(),
-            destination_table: mapping.destination.to_string(),
-            mode: match definition.can_carry_updates() {
-                true => TableMode::All,
-                false => TableMode::InsertOnly,
-            },
-            row_estimate: rows,
-            size_bytes: definition.size_bytes,
-            chunks,
-        });
-    }
-    let bytes_to_copy = if request.config.do_initial_snapshot {
-        bytes_sum
-    } else {
-        0
-    };
-    DryRun {
-        message: format!("Mirror '{}' can be created; nothing was", request.name),
-        dry_run: true,
-        tables,
-        estimate: Estimate {
-            rows: rows_sum,
-            bytes: bytes_sum,
-            chunks: chunks_sum,
-            kafka_bytes: bytes_to_copy,
-            destination_bytes: bytes_to_copy,
-        },
-        warnings: findings.warnings,
     }
 }

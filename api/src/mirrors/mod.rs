@@ -1,7 +1,10 @@
 //! Mirrors: created, looked at, deleted.
 
+mod adopt;
+mod attach;
 mod available;
 mod create;
+mod estimate;
 mod patch;
 mod pausing;
 mod replay;
@@ -16,7 +19,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use bunny_catalog::{LogLevel, LogQuery, Mirror, Reports, StatusView, derive, lag};
+use bunny_catalog::{Catalog, LogLevel, LogQuery, Mirror, Reports, StatusView, derive, lag};
 use bunny_postgres::TableName;
 
 use crate::answer::{Accepted, Under};
@@ -25,6 +28,7 @@ use crate::refusal::Result;
 use crate::request::{Body, Fields, Path, Query};
 use crate::state::Api;
 
+pub(crate) use adopt::adopt;
 pub(crate) use available::available_tables;
 pub(crate) use create::create;
 pub(crate) use patch::{patch, read_patch};
@@ -33,20 +37,22 @@ pub(crate) use replay::{checkpoint, read_checkpoint, read_replay, replay};
 pub(crate) use resync::{read_resync, read_resync_table, resync, resync_table};
 pub(crate) use schema_sync::{read_sync_schema, sync_schema};
 pub(crate) use table_list::{read_tables, set_tables};
+#[cfg(test)]
+pub(crate) use view::tests as testing;
 
 const LOGS_DEFAULT: i64 = 100;
 const LOGS_MAX: i64 = 500;
 
 /// A mirror with all that is said of it, read at about one moment.
-struct Seen {
-    mirror: Mirror,
-    reports: Reports,
-    status: StatusView,
+pub(crate) struct Seen {
+    pub(crate) mirror: Mirror,
+    pub(crate) reports: Reports,
+    pub(crate) status: StatusView,
 }
 
-async fn see(api: &Api, mirror: Mirror) -> Result<Seen> {
-    let reports = api.catalog.reports(mirror.id).await?;
-    let commands = api.catalog.open_commands(mirror.id).await?;
+pub(crate) async fn see(catalog: &Catalog, mirror: Mirror) -> bunny_catalog::Result<Seen> {
+    let reports = catalog.reports(mirror.id).await?;
+    let commands = catalog.open_commands(mirror.id).await?;
     let status = derive(&mirror, &reports, &commands, reports.read_at);
     Ok(Seen {
         mirror,
@@ -60,7 +66,7 @@ pub(crate) async fn list(State(api): State<Arc<Api>>) -> Result<Json<Vec<shown::
     let mirrors = api.catalog.list_mirrors().await?;
     let mut views = Vec::with_capacity(mirrors.len());
     for mirror in mirrors {
-        let seen = see(&api, mirror).await?;
+        let seen = see(&api.catalog, mirror).await?;
         views.push(view::brief(&seen.mirror, &seen.reports, &seen.status));
     }
     Ok(Json(views))
@@ -72,7 +78,7 @@ pub(crate) async fn get(
     Path(name): Path<String>,
 ) -> Result<Json<shown::Full>> {
     let mirror = api.catalog.get_mirror(&name).await?;
-    let seen = see(&api, mirror).await?;
+    let seen = see(&api.catalog, mirror).await?;
     Ok(Json(view::full(&seen.mirror, &seen.reports, &seen.status)))
 }
 
@@ -92,9 +98,9 @@ pub(crate) async fn metrics(
     Path(name): Path<String>,
 ) -> Result<Json<shown::Metrics>> {
     let mirror = api.catalog.get_mirror(&name).await?;
-    let seen = see(&api, mirror).await?;
-    let lag = lag(&seen.reports, seen.reports.read_at);
-    let topic = api.topics.changes(&seen.mirror.slug);
+    let seen = see(&api.catalog, mirror).await?;
+    let lag = lag(&seen.reports, seen.mirror.created_at, seen.reports.read_at);
+    let topic = api.topics.changes(seen.mirror.topics_slug());
     Ok(Json(view::metrics(
         &seen.mirror,
         &seen.status,

@@ -40,7 +40,7 @@ pub(crate) async fn resume(
     Body(fields): Body,
 ) -> Result<Accepted<Command>> {
     fields.finish()?;
-    let seen = see(&api, api.catalog.get_mirror(&name).await?).await?;
+    let seen = see(&api.catalog, api.catalog.get_mirror(&name).await?).await?;
     if seen.mirror.desired == Desired::Running && seen.status.status == Status::Failed {
         return Err(Refusal::conflict(format!(
             "mirror '{name}' is FAILED, not paused: {}; remove the cause, then POST /v1/mirrors/{name}/retry",

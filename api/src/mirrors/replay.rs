@@ -54,7 +54,7 @@ pub(crate) async fn replay(
             "mirror '{name}' is being set up: there is nothing in its topics yet"
         )));
     }
-    let retained = Retained::read(&api.kafka, &api.topics, &mirror.slug)
+    let retained = Retained::read(&api.kafka, &api.topics, mirror.topics_slug())
         .await
         .map_err(unreadable)?;
     if let Some(until) = request.until {
@@ -189,7 +189,7 @@ async fn refuse_future(
         ))),
         Until::Timestamp(time) => {
             let registry = api.schemas.registry().await.map_err(unreadable)?;
-            let last = last_change(&api.kafka, registry, &api.topics, &mirror.slug)
+            let last = last_change(&api.kafka, registry, &api.topics, mirror.topics_slug())
                 .await
                 .map_err(unreadable)?;
             let last_us = last.map_or(0, |last| last.commit_ts_us);
@@ -298,7 +298,7 @@ fn kept(sync: &SyncRecord) -> RetainedSync {
     }
 }
 
-fn unreadable(error: bunny_schemas::Error) -> Refusal {
+pub(super) fn unreadable(error: bunny_schemas::Error) -> Refusal {
     tracing::warn!(%error, "the topics cannot be looked at");
     Refusal::unavailable(
         "Kafka cannot be reached to see what the topics hold; try again in a moment",

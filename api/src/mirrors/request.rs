@@ -2,11 +2,12 @@
 
 use bunny_catalog::{
     ApplyMode, MirrorConfig, NewMirrorTable, OnExistingRows, OnTableError, ResyncStrategy,
-    SchemaChanges, UntrackedChanges, check_name,
+    SchemaChanges, TableTopics, UntrackedChanges, check_name,
 };
 use bunny_postgres::TableName;
 
-use crate::refusal::{Refusal, Result};
+use super::attach::AttachRequest;
+use crate::refusal::Result;
 use crate::request::Fields;
 
 /// Longest identifier of Postgres in bytes (`NAMEDATALEN` - 1). Longer ones are cut by the server, so
@@ -35,12 +36,17 @@ pub(super) const ON_TABLE_ERROR: [(&str, OnTableError); 2] = [
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct CreateRequest {
     pub(crate) name: String,
+    /// It is to be fed by another mirror's capture.
+    pub(crate) attach: Option<AttachRequest>,
+    /// The owner's, if it is to be fed by another.
     pub(crate) source_peer: String,
     pub(crate) destination_peer: String,
     pub(crate) config: MirrorConfig,
     pub(crate) tables: Vec<NewMirrorTable>,
     pub(crate) replication_slot_name: Option<String>,
     pub(crate) publication_name: Option<String>,
+    /// Go on with what is left of a mirror of this name that another catalog had.
+    pub(crate) adopt: bool,
     /// Only validate.
     pub(crate) dry_run: bool,
 }
@@ -49,7 +55,7 @@ impl CreateRequest {
     /// Reads the body.
     ///
     /// # Errors
-    /// 400 that names every bad field; 422 for what is known but not available yet.
+    /// 400 that names every bad field.
     pub(crate) fn read(mut fields: Fields) -> Result<Self> {
         let name = fields.required_text("name");
         if !name.is_empty()
@@ -57,8 +63,8 @@ impl CreateRequest {
         {
             fields.sentence(why);
         }
-        let source_mirror = fields.text("source_mirror");
-        let source_peer = match &source_mirror {
+        let attach = AttachRequest::read(&mut fields);
+        let source_peer = match &attach {
             Some(_) => fields.text("source_peer").unwrap_or_default(),
             None => fields.required_text("source_peer"),
         };
@@ -68,6 +74,9 @@ impl CreateRequest {
             fields.sentence(problem);
         }
         let tables = mappings(&mut fields);
+        if let Some(attach) = &attach {
+            attach.check(&mut fields, config.do_initial_snapshot, &tables);
+        }
         let replication_slot_name = fields.text("replication_slot_name");
         if let Some(slot) = &replication_slot_name
             && !is_slot_name(slot)
@@ -83,31 +92,22 @@ impl CreateRequest {
         {
             fields.problem("publication_name", "must be 1 to 63 bytes");
         }
+        let adopt = fields.boolean("adopt", false);
         let dry_run = fields.boolean("dry_run", false);
         fields.finish()?;
-        not_available(source_mirror.as_deref())?;
         Ok(Self {
             name,
+            attach,
             source_peer,
             destination_peer,
             config,
             tables,
             replication_slot_name,
             publication_name,
+            adopt,
             dry_run,
         })
     }
-}
-
-/// What the contract knows and this version cannot do. Accepting it silently would do something else
-/// than asked.
-fn not_available(source_mirror: Option<&str>) -> Result<()> {
-    if source_mirror.is_some() {
-        return Err(Refusal::unprocessable(
-            "source_mirror is not available in this version; give a source_peer, which captures through a slot of its own",
-        ));
-    }
-    Ok(())
 }
 
 /// What is accepted and stored but has no effect yet, a sentence each for the mirror's log.
@@ -204,6 +204,15 @@ fn config(fields: &mut Fields) -> MirrorConfig {
         checkpoint_interval_hours: fields
             .integer("checkpoint_interval_hours", 0..=u64::from(u32::MAX))
             .and_then(|hours| u32::try_from(hours).ok()),
+        table_topics: fields
+            .choice(
+                "table_topics",
+                &[
+                    ("off", TableTopics::Off),
+                    ("debezium", TableTopics::Debezium),
+                ],
+            )
+            .unwrap_or(defaults.table_topics),
     }
 }
 
@@ -411,14 +420,6 @@ mod tests {
         let long = "t".repeat(64);
         let body = GUIDE.replace("public.users", &format!("public.{long}"));
         assert!(read(&body).unwrap_err().message.contains("63 bytes"));
-    }
-
-    #[test]
-    fn what_is_not_available_is_said() {
-        let fan_out = GUIDE.replace("\"source_peer\": \"source_db\"", "\"source_mirror\": \"m\"");
-        let refusal = read(&fan_out).unwrap_err();
-        assert_eq!(refusal.status, StatusCode::UNPROCESSABLE_ENTITY);
-        assert!(refusal.message.contains("not available"));
     }
 
     #[test]

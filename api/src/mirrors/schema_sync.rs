@@ -21,7 +21,7 @@ pub(crate) async fn sync_schema(
     Body(fields): Body,
 ) -> Result<Accepted<Command>> {
     let mode = read_sync_schema(fields)?;
-    let seen = see(&api, api.catalog.get_mirror(&name).await?).await?;
+    let seen = see(&api.catalog, api.catalog.get_mirror(&name).await?).await?;
     match seen.status.status {
         Status::Setup | Status::Snapshot => {
             return Err(Refusal::conflict(format!(

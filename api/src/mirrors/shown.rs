@@ -2,7 +2,7 @@
 
 use bunny_catalog::{
     ApplyLag, CaptureLag, Health, LogEntry, MirrorConfig, Phase, ReplayProgress, ReplayableFrom,
-    SourceView, Status, TABLE_STATES,
+    SourceView, Status, TABLE_STATES, TableLag,
 };
 use bunny_postgres::Lsn;
 use chrono::{DateTime, Utc};
@@ -18,6 +18,8 @@ pub(crate) struct Brief {
     pub(super) name: String,
     #[schemars(example = &"source_db")]
     pub(super) source_peer: String,
+    /// The mirror whose topics feed this one; null where it captures itself.
+    pub(super) source_mirror: Option<String>,
     #[schemars(example = &"dest_db")]
     pub(super) destination_peer: String,
     pub(super) status: Status,
@@ -42,6 +44,8 @@ pub(crate) struct Full {
     pub(super) name: String,
     #[schemars(example = &"source_db")]
     pub(super) source_peer: String,
+    /// The mirror whose topics feed this one; null where it captures itself.
+    pub(super) source_mirror: Option<String>,
     #[schemars(example = &"dest_db")]
     pub(super) destination_peer: String,
     #[schemars(example = &"RUNNING")]
@@ -55,6 +59,8 @@ pub(crate) struct Full {
     pub(super) error_count: i64,
     /// What should be known now, a sentence each.
     pub(super) messages: Vec<String>,
+    /// The mirrors that this one's topics feed.
+    pub(super) attached_mirrors: Vec<String>,
     pub(super) slot_name: String,
     pub(super) publication_name: String,
     /// Of the last source transaction at the destination.
@@ -141,6 +147,8 @@ pub(crate) struct Table {
     pub(super) replay: Option<ReplayProgress>,
     /// The earliest point that the topics can rebuild it from.
     pub(super) replayable_from: Option<ReplayableFrom>,
+    /// While it does not follow the log with the others: what it lacks of it, if anything.
+    pub(super) behind: Option<TableLag>,
 }
 
 /// Which changes of a table are followed.

@@ -22,7 +22,7 @@ use super::request::{CreateRequest, mappings};
 use crate::answer::{Accepted, Either, Under};
 use crate::auth::Caller;
 use crate::mirror_validation::{self, Edge, Facts, Findings};
-use crate::refusal::Result;
+use crate::refusal::{Refusal, Result};
 use crate::request::{Fields, ListBody, Path};
 use crate::state::Api;
 
@@ -76,6 +76,15 @@ pub(crate) async fn set_tables(
     let (tables, dry_run) = read_tables(fields)?;
     let mirror = api.catalog.get_mirror(&name).await?;
     let changes = TableChanges::between(&mirror.tables, &tables);
+    if let Some(why) = mirror.taken_from_attached(&tables) {
+        return Err(Refusal::conflict(why));
+    }
+    if let (Some(owner), false) = (&mirror.owner, changes.is_empty()) {
+        return Err(Refusal::conflict(format!(
+            "mirror '{name}' is fed by mirror '{}' and its tables cannot be changed in this version; delete it and attach it again with the tables it is to have",
+            owner.name
+        )));
+    }
     let warnings = examine(&api, &mirror, &tables, &changes).await?;
     if dry_run || changes.is_empty() {
         let message = match changes.is_empty() {
@@ -237,6 +246,7 @@ fn of_touched(
 fn request(mirror: &Mirror, tables: Vec<NewMirrorTable>) -> CreateRequest {
     CreateRequest {
         name: mirror.name.clone(),
+        attach: None,
         source_peer: mirror.source_peer.clone(),
         destination_peer: mirror.destination_peer.clone(),
         config: mirror.config.clone(),
@@ -245,6 +255,7 @@ fn request(mirror: &Mirror, tables: Vec<NewMirrorTable>) -> CreateRequest {
         publication_name: mirror
             .publication_given
             .then(|| mirror.publication_name.clone()),
+        adopt: false,
         dry_run: false,
     }
 }

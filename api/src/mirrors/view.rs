@@ -1,7 +1,8 @@
 //! How a mirror is shown. Pure: from the catalog's rows and the roles' reports to what is answered.
 
 use bunny_catalog::{
-    Failure, LagView, Mirror, MirrorTable, Reports, StatusView, SyncProgress, TableReport,
+    Failure, LagView, Mirror, MirrorTable, Reports, StatusView, SyncProgress, TableLag,
+    TableReport, table_lag,
 };
 
 use super::shown::{
@@ -21,6 +22,7 @@ pub(super) fn brief(mirror: &Mirror, reports: &Reports, status: &StatusView) -> 
     Brief {
         name: mirror.name.clone(),
         source_peer: mirror.source_peer.clone(),
+        source_mirror: mirror.owner.as_ref().map(|owner| owner.name.clone()),
         destination_peer: mirror.destination_peer.clone(),
         status: status.status,
         current_phase: status.phase,
@@ -54,9 +56,11 @@ pub(super) fn full(mirror: &Mirror, reports: &Reports, status: &StatusView) -> F
                 .iter()
                 .flat_map(|report| &report.messages),
         );
+    let attached_mirrors = mirror.attached_mirrors().into_iter();
     Full {
         name: mirror.name.clone(),
         source_peer: mirror.source_peer.clone(),
+        source_mirror: mirror.owner.as_ref().map(|owner| owner.name.clone()),
         destination_peer: mirror.destination_peer.clone(),
         status: status.status,
         current_phase: status.phase,
@@ -64,6 +68,7 @@ pub(super) fn full(mirror: &Mirror, reports: &Reports, status: &StatusView) -> F
         error_message: status.error_message.clone(),
         error_count: status.error_count,
         messages: messages.cloned().collect(),
+        attached_mirrors: attached_mirrors.map(str::to_owned).collect(),
         slot_name: mirror.slot_name.clone(),
         publication_name: mirror.publication_name.clone(),
         last_lsn: applied,
@@ -80,13 +85,13 @@ pub(super) fn full(mirror: &Mirror, reports: &Reports, status: &StatusView) -> F
 }
 
 fn config(mirror: &Mirror) -> Config {
+    // A name the user gave is shown as the option it was.
+    let is_own = mirror.owner.is_none();
+    let given = |is_given: bool, name: &str| (is_own && is_given).then(|| name.to_owned());
     Config {
         options: mirror.config.clone(),
-        // A name the user gave is shown as the option it was.
-        replication_slot_name: mirror.slot_given.then(|| mirror.slot_name.clone()),
-        publication_name: mirror
-            .publication_given
-            .then(|| mirror.publication_name.clone()),
+        replication_slot_name: given(mirror.slot_given, &mirror.slot_name),
+        publication_name: given(mirror.publication_given, &mirror.publication_name),
     }
 }
 
@@ -133,7 +138,9 @@ pub(super) fn tables(mirror: &Mirror, reports: &Reports) -> Vec<Table> {
                 .iter()
                 .flat_map(|report| &report.insert_only)
                 .any(|name| name == &table.source);
-            self::table(table, applied, sync, insert_only)
+            let behind = applied.and_then(|applied| applied.behind);
+            let behind = behind.map(|behind| table_lag(&behind, reports));
+            self::table(table, applied, sync, behind, insert_only)
         })
         .collect()
 }
@@ -142,6 +149,7 @@ fn table(
     table: &MirrorTable,
     applied: Option<&TableReport>,
     sync: Option<&SyncProgress>,
+    behind: Option<TableLag>,
     insert_only: bool,
 ) -> Table {
     let not_started = TableReport::new(table.source.clone(), NOT_STARTED);
@@ -165,6 +173,7 @@ fn table(
         error_message: report.error.clone(),
         replay: report.replay,
         replayable_from: report.replayable_from,
+        behind,
     }
 }
 
@@ -211,4 +220,4 @@ pub(super) fn metrics(mirror: &Mirror, status: &StatusView, lag: &LagView, topic
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -114,6 +114,10 @@ pub(super) fn operation(method: &str, path: &str) -> Operation {
         ("POST", "/v1/mirrors/{name}/resync/{table}") => {
             says("Copy one table anew").body(|fields| drop(mirrors::read_resync_table(fields)))
         }
+        ("POST", "/v1/mirrors/{name}/adopt") => {
+            says("Go on from what log and destination hold, where the catalog is older")
+                .body(|fields| drop(fields.finish()))
+        }
         ("POST", "/v1/mirrors/{name}/replay") => {
             says("Rebuild tables from retained topics, without their source")
                 .body(|fields| drop(mirrors::read_replay(fields)))

@@ -1,7 +1,7 @@
 //! The schemas topic as the registry's handlers read it, and the registry's own way to refuse.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -20,12 +20,18 @@ use crate::refusal::Refusal;
 pub(crate) const CONTENT_TYPE: &str = "application/vnd.schemaregistry.v1+json";
 /// How long Kafka may take to answer.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(15);
+/// After so long it is looked whether the topic is still the one that was read: a Kafka that was
+/// lost and is there anew gives the same ids to other schemas.
+const READ_AGAIN_AFTER: Duration = Duration::from_secs(5);
+/// Without an answer in that time, what is known is as good as it gets.
+const READ_AGAIN_TIME_MAX: Duration = Duration::from_secs(3);
 
 /// The schemas topic, opened when first asked for, so that the API starts while Kafka is away.
 pub(crate) struct Schemas {
     kafka: KafkaConfig,
     topics: Topics,
     registry: OnceCell<Registry>,
+    read_at: Mutex<Option<Instant>>,
 }
 
 /// A version of a subject: version from 1, schema id, schema.
@@ -123,6 +129,7 @@ impl Schemas {
             kafka,
             topics,
             registry: OnceCell::new(),
+            read_at: Mutex::default(),
         }
     }
 
@@ -133,7 +140,27 @@ impl Schemas {
     }
 
     pub(super) async fn schema(&self, id: u32) -> Result<Arc<str>, RegistryError> {
-        within(async { self.registry().await?.schema(id).await }).await
+        within(async {
+            let registry = self.registry().await?;
+            if self.is_due() {
+                let refreshed = tokio::time::timeout(READ_AGAIN_TIME_MAX, registry.refresh());
+                if !matches!(refreshed.await, Ok(Ok(()))) {
+                    tracing::debug!("the schemas topic cannot be looked at now");
+                }
+            }
+            registry.schema(id).await
+        })
+        .await
+    }
+
+    /// Whether it is time to look at the topic again; taken as done.
+    fn is_due(&self) -> bool {
+        let mut read_at = self.read_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = read_at.is_none_or(|at| at.elapsed() >= READ_AGAIN_AFTER);
+        if is_due {
+            *read_at = Some(Instant::now());
+        }
+        is_due
     }
 
     pub(super) async fn subjects(&self) -> Result<Vec<String>, RegistryError> {

@@ -28,6 +28,9 @@ async fn is_up_to_date(session: &Session) -> Result<bool> {
                  AND to_regclass('_bunny.schema_syncs') IS NOT NULL
                  AND to_regclass('_bunny.retention') IS NOT NULL
                  AND EXISTS (
+                 SELECT FROM pg_attribute WHERE attrelid = to_regclass('_bunny.owner')
+                     AND attname = 'last_wish' AND NOT attisdropped)
+                 AND EXISTS (
                  SELECT FROM pg_attribute WHERE attrelid = to_regclass('_bunny.tables')
                      AND attname = 'retry_id' AND NOT attisdropped)",
             &[],

@@ -2,7 +2,9 @@ CREATE SCHEMA IF NOT EXISTS _bunny;
 CREATE TABLE IF NOT EXISTS _bunny.owner (
     mirror_id uuid PRIMARY KEY,
     mirror_name text NOT NULL,
-    epoch bigint NOT NULL
+    epoch bigint NOT NULL,
+    -- The last command that decided what is copied, as apply began to act on it.
+    last_wish uuid
 );
 CREATE TABLE IF NOT EXISTS _bunny.progress (
     mirror_id uuid PRIMARY KEY,
@@ -95,3 +97,4 @@ CREATE TABLE IF NOT EXISTS _bunny.retention (
 -- What earlier versions of this file lacked.
 ALTER TABLE _bunny.tables ADD COLUMN IF NOT EXISTS keeps_rows boolean NOT NULL DEFAULT false;
 ALTER TABLE _bunny.tables ADD COLUMN IF NOT EXISTS retry_id uuid;
+ALTER TABLE _bunny.owner ADD COLUMN IF NOT EXISTS last_wish uuid;

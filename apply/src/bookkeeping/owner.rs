@@ -98,6 +98,35 @@ async fn terminate_former(session: &Session, mirror_id: Uuid, below: Option<Epoc
     Ok(())
 }
 
+/// The last command that decided what is copied and that apply has begun to act on here.
+pub async fn last_wish(session: &Session, mirror_id: Uuid) -> Result<Option<Uuid>> {
+    let row = session
+        .query_opt(
+            "SELECT last_wish FROM _bunny.owner WHERE mirror_id = $1",
+            &[&mirror_id],
+        )
+        .await
+        .map_err(Error::sql("reading the last wish"))?;
+    Ok(row.and_then(|row| row.get(0)))
+}
+
+/// Nothing if another has taken over: the next transaction finds that out.
+pub async fn set_last_wish(
+    session: &Session,
+    mirror_id: Uuid,
+    epoch: Epoch,
+    wish: Uuid,
+) -> Result<()> {
+    session
+        .execute(
+            "UPDATE _bunny.owner SET last_wish = $3 WHERE mirror_id = $1 AND epoch = $2",
+            &[&mirror_id, &epoch.0, &wish],
+        )
+        .await
+        .map(|_| ())
+        .map_err(Error::sql("remembering the last wish"))
+}
+
 pub(super) const FENCE_SQL: &str = "SELECT epoch FROM _bunny.owner WHERE mirror_id = $1 FOR SHARE";
 
 /// The first statement of every destination transaction: we are still the owner, and

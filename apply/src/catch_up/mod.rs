@@ -11,13 +11,11 @@
 //!
 //! On failure: an error about one table sets that table aside, its offset kept, and the
 //! others go on; a lock that someone holds is waited for with growing pauses, outside of
-//! main's time; every other error ends the run.
+//! main's time, and so is room for an exchange; every other error ends the run.
 
 mod round;
 mod store;
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use bunny_postgres::{Session, TableName};
@@ -34,6 +32,7 @@ use crate::replay;
 use crate::schema_change::labels;
 use crate::swap;
 use crate::table_sync::chunk_copy;
+use crate::waits::Task;
 
 use round::Ended;
 pub(crate) use store::advance;
@@ -49,39 +48,26 @@ const LOCKED_PAUSE_MAX: Duration = Duration::from_secs(60);
 pub(crate) const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 /// Serves whatever tables are behind, until an error that ends the run.
-pub(crate) async fn run(
-    run: MirrorRun,
-    crossing: Crossing,
-    followers: Arc<AtomicUsize>,
-) -> Result<()> {
+pub(crate) async fn run(run: MirrorRun, crossing: Crossing) -> Result<()> {
     let mut pause = LOCKED_PAUSE_MIN;
+    let mut exchange_pause = LOCKED_PAUSE_MIN;
     let mut look = Look::new(run.clone());
     // Replays that have reached their bound; the pause that ends this run is on its way.
     let mut standing: Vec<Uuid> = Vec::new();
     loop {
-        if run.is_beside()
-            && let Err(error) = exchange(&run, &mut look).await
-        {
-            match error {
-                Error::Table { .. } => set_aside_or(&run, error).await?,
-                error if swap::is_lock(&error) => {
-                    tracing::info!(mirror = %run.mirror.name, %error, "a table is locked, its rows are exchanged later");
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(LOCKED_PAUSE_MAX);
-                }
-                error => return Err(error),
-            }
+        if run.is_beside() && !exchange(&run, &mut look, &mut exchange_pause).await? {
             continue;
         }
         let generation = crossing.committed().borrow().generation;
         let (all, behind) = look.behind(generation).await?;
         let (behind, bound) = replay::next_round(&run.mirror, behind, &all, &standing);
         if behind.is_empty() {
+            run.waits.over(Task::catch_up_of(&run));
             tokio::time::sleep(LOOK_EVERY).await;
             continue;
         }
         let requests: Vec<Uuid> = behind.iter().filter_map(|table| table.request_id).collect();
-        let served = round::run(&run, &crossing, &followers, behind, bound, &mut look);
+        let served = round::run(&run, &crossing, behind, bound, &mut look);
         match Box::pin(served).await {
             Ok(Ended::Standing) => {
                 reached(crash_points::REPLAY_STANDS);
@@ -110,6 +96,7 @@ pub(crate) async fn run(
             }) if !run.is_beside() => parked::park(&run, &table, restart_offset).await?,
             Err(error) if error.sqlstate() == Some(LOCK_NOT_AVAILABLE) => {
                 tracing::info!(mirror = %run.mirror.name, %error, "a table that catches up is locked, trying again");
+                run.waits.met(Task::catch_up_of(&run), &error);
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LOCKED_PAUSE_MAX);
             }
@@ -118,9 +105,34 @@ pub(crate) async fn run(
     }
 }
 
-/// Exchanges the rows of the tables that are ready for it. If that fails, they are let go on
-/// with those they have.
-async fn exchange(run: &MirrorRun, look: &mut Look) -> Result<()> {
+/// Exchanges the rows of the tables that are ready for it. False: one of them could not be
+/// now, or not at all.
+async fn exchange(run: &MirrorRun, look: &mut Look, pause: &mut Duration) -> Result<bool> {
+    match try_exchange(run, look).await {
+        Ok(0) => Ok(true),
+        Ok(_) => {
+            *pause = LOCKED_PAUSE_MIN;
+            Ok(true)
+        }
+        Err(error @ Error::Table { .. }) => {
+            run.waits.over(Task::Exchange);
+            set_aside_or(run, error).await?;
+            Ok(false)
+        }
+        Err(error) if swap::may_pass(&error) => {
+            tracing::info!(mirror = %run.mirror.name, %error, "the rows of a table are exchanged later");
+            run.waits.met(Task::Exchange, &error);
+            tokio::time::sleep(*pause).await;
+            *pause = (*pause * 2).min(LOCKED_PAUSE_MAX);
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// As many tables as have other rows then. If it fails, they are let go on with those they
+/// have.
+async fn try_exchange(run: &MirrorRun, look: &mut Look) -> Result<usize> {
     let session = look.session().await?;
     swap::tidy(run, &session).await?;
     let exchanged = swap::exchange(run, &session).await;
@@ -131,7 +143,7 @@ async fn exchange(run: &MirrorRun, look: &mut Look) -> Result<()> {
         return exchanged;
     }
     look.session = Some(session);
-    Ok(())
+    exchanged
 }
 
 /// Looks at the table states, through a session that is kept.

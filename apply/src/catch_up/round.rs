@@ -1,7 +1,6 @@
 //! One catch-up reader, from its start to the moment its tables join main.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use bunny_catalog::LogLevel;
@@ -14,7 +13,6 @@ use tokio::time::{Instant, sleep_until};
 use super::{Look, store};
 use crate::batch::Part;
 use crate::bookkeeping::{Progress, TableState};
-use crate::budget::{self, Budget};
 use crate::context::MirrorRun;
 use crate::crash_points::{self, reached};
 use crate::crossing::{Crossing, Outcome};
@@ -25,13 +23,14 @@ use crate::replay::{self, Bound};
 use crate::routes::Routes;
 use crate::stats::Stats;
 use crate::swap;
+use crate::waits::Task;
 use crate::writer::Writer;
 
 /// So many offsets behind main it asks main to hold: what is left takes a moment.
 const NEAR_OFFSETS: i64 = 5_000;
 /// Main waits no longer than this, and the statement under way.
 const HOLD_MAX: Duration = Duration::from_secs(3);
-/// While main waits, a lock is not waited for longer than this.
+/// While main waits, or may begin to, a lock is not waited for longer than this.
 const LOCK_TIMEOUT_IN_HOLD: Duration = Duration::from_secs(1);
 /// After a hold that came to nothing main is left alone for so long.
 const HOLD_PAUSE: Duration = Duration::from_secs(5);
@@ -46,7 +45,6 @@ const BATCH_EVENTS_MIN: usize = 5_000;
 pub(super) async fn run(
     run: &MirrorRun,
     crossing: &Crossing,
-    followers: &Arc<AtomicUsize>,
     behind: Vec<TableState>,
     bound: Option<Bound>,
     look: &mut Look,
@@ -84,7 +82,7 @@ pub(super) async fn run(
             routes,
             flush: Flush::Eager,
             changes_max: (run.mirror.config.max_batch_size as usize).max(BATCH_EVENTS_MIN),
-            budget: Budget::join(budget::PROCESS_BYTES, followers),
+            budget: run.memory.join(),
             stats: Arc::new(Stats::default()),
             limit: Some(crossing.committed()),
             bound,
@@ -118,9 +116,7 @@ pub(super) async fn run(
     };
     let ended = Box::pin(round.follow()).await;
     // Whatever happened, no table has joined: that ends the round by itself.
-    if let Holding::Held { tell, .. } = round.holding {
-        let _ = tell.send(Outcome::GoOn);
-    }
+    round.holding.over();
     match ended? {
         ended @ (Ended::Over | Ended::Standing) => Ok(ended),
         Ended::ReaderGone => Err(reader_error(&mut tasks).await),
@@ -181,7 +177,7 @@ impl Round<'_> {
             let main = *committed.borrow_and_update();
             self.ask_if_near(main).await;
             self.demand.send_replace(true);
-            let is_free = matches!(self.holding, Holding::No { .. });
+            let is_free = !self.holding.may_keep_main();
             let turn = tokio::select! {
                 biased;
                 answered = self.holding.answered() => Turn::Answered(answered),
@@ -237,12 +233,14 @@ impl Round<'_> {
         if !self.writer.is_open() {
             return Ok(());
         }
-        self.commit().await
+        self.commit().await?;
+        self.run.waits.over(Task::catch_up_of(self.run));
+        Ok(())
     }
 
     async fn begin(&mut self, first_offset: i64) -> Result<()> {
         self.writer.begin(first_offset).await?;
-        if matches!(self.holding, Holding::Held { .. }) {
+        if self.holding.may_keep_main() {
             self.writer.wait_for_locks(LOCK_TIMEOUT_IN_HOLD).await?;
         }
         Ok(())
@@ -254,6 +252,7 @@ impl Round<'_> {
             .commit_behind(self.next_offset, &self.sources)
             .await?;
         reached(crash_points::CATCH_UP_AFTER_COMMIT);
+        self.writer.tell(self.run);
         self.stored_offset = self.next_offset;
         Ok(())
     }
@@ -268,7 +267,7 @@ impl Round<'_> {
     }
 
     async fn tables_changed(&mut self) -> Result<bool> {
-        if self.writer.is_open() || !matches!(self.holding, Holding::No { .. }) {
+        if self.writer.is_open() || self.holding.may_keep_main() {
             return Ok(false);
         }
         if self.look.is_exchange_due().await? {
@@ -335,9 +334,7 @@ impl Round<'_> {
         let free = Holding::No {
             not_before: Instant::now() + HOLD_PAUSE,
         };
-        if let Holding::Held { tell, .. } = std::mem::replace(&mut self.holding, free) {
-            let _ = tell.send(Outcome::GoOn);
-        }
+        std::mem::replace(&mut self.holding, free).over();
     }
 
     /// Brings the tables into main if main holds and they are where it stands.
@@ -394,6 +391,22 @@ enum Turn {
 }
 
 impl Holding {
+    /// Whether main waits, or may have begun to: its answer is read only between two parts.
+    fn may_keep_main(&self) -> bool {
+        !matches!(self, Holding::No { .. })
+    }
+
+    /// No table has joined main, which is told so whether its answer was read or not.
+    fn over(self) {
+        match self {
+            Holding::No { .. } => {}
+            Holding::Asked { tell, .. } | Holding::Held { tell, .. } => {
+                // Main may have given way to an error meanwhile.
+                let _ = tell.send(Outcome::GoOn);
+            }
+        }
+    }
+
     /// Main's answer to what was asked, or None when it is over: main gave none, or has
     /// waited long enough. For ever when nothing was asked. Cancel safe.
     async fn answered(&mut self) -> Option<Progress> {
@@ -428,4 +441,27 @@ fn joining(behind: &[TableState], position: Position) -> Vec<TableName> {
     let may_join = |table: &&TableState| table.live.is_none_or(|live| live <= position);
     let joining = behind.iter().filter(may_join);
     joining.map(|table| table.source.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crossing::crossing;
+
+    #[tokio::test]
+    async fn main_is_told_to_go_on_even_if_its_answer_was_not_read() {
+        let main_at = Progress {
+            generation: uuid::Uuid::from_u128(1),
+            position: Position::default(),
+            next_offset: 7,
+        };
+        let (mut main, crossing) = crossing(main_at);
+        let (answer, tell) = crossing.hold().await.unwrap();
+        let holding = Holding::Asked { answer, tell };
+        let hold = main.hold().await;
+        hold.held.send(main_at).unwrap();
+        assert!(holding.may_keep_main());
+        holding.over();
+        assert_eq!(hold.outcome.await, Ok(Outcome::GoOn));
+    }
 }

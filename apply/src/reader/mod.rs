@@ -44,10 +44,9 @@ pub use start::{first_waiting, generation_start};
 /// The change topic has one partition: the order of commits.
 pub(crate) const PARTITION: i32 = 0;
 
-/// What librdkafka holds ready. A fetch counts compressed bytes, which unpack to ten
+/// What librdkafka holds ready, besides what the process's memory allows. A fetch counts compressed bytes, which unpack to ten
 /// times as much and more, and each message costs it some hundred bytes besides: with the
 /// usual settings the queue alone took 200 MB.
-const QUEUED_KBYTES_MAX: &str = "16384";
 const QUEUED_MESSAGES_MIN: &str = "50000";
 const FETCH_BYTES_MAX: &str = "1048576";
 
@@ -143,7 +142,7 @@ pub(crate) async fn open(
     run: &MirrorRun,
     next_offset: i64,
 ) -> Result<Arc<Closing<StreamConsumer>>> {
-    let topic = run.topics.changes(&run.mirror.slug);
+    let topic = run.topics.changes(run.mirror.topics_slug());
     let (low, end) = match run.kafka.watermarks(&topic, PARTITION).await {
         Err(error) if is_gone(&error) => {
             return Err(Error::History(format!(
@@ -185,7 +184,10 @@ fn assign(run: &MirrorRun, topic: &str, offset: i64) -> Result<Arc<Closing<Strea
     let group = run.topics.apply_group(&run.mirror.slug);
     let mut config = run.kafka.read_committed_consumer(&group);
     config
-        .set("queued.max.messages.kbytes", QUEUED_KBYTES_MAX)
+        .set(
+            "queued.max.messages.kbytes",
+            run.memory.queue_kib().to_string(),
+        )
         .set("queued.min.messages", QUEUED_MESSAGES_MIN)
         .set("fetch.message.max.bytes", FETCH_BYTES_MAX);
     let consumer: StreamConsumer = config
@@ -247,7 +249,7 @@ impl Reader {
     pub fn new(run: &MirrorRun, options: Options) -> Reader {
         let limits = options.budget.limits(options.changes_max);
         Reader {
-            topic: run.topics.changes(&run.mirror.slug),
+            topic: run.topics.changes(run.mirror.topics_slug()),
             registry: run.registry.clone(),
             decoding: Decoding::new(options.routes.clone()),
             order: Order::after(&options.start),

@@ -24,7 +24,7 @@ const LOOK_BACK_GROWS: i64 = 8;
 /// The offset after the mirror's `GenerationStarted`, and the generation's first LSN. It is
 /// the last generation of the topic, so it is looked for from the end on.
 pub async fn generation_start(run: &MirrorRun) -> Result<(i64, Lsn)> {
-    let topic = run.topics.changes(&run.mirror.slug);
+    let topic = run.topics.changes(run.mirror.topics_slug());
     let (low, end) = run.kafka.watermarks(&topic, PARTITION).await?;
     let mut back = LOOK_BACK;
     loop {
@@ -69,7 +69,7 @@ async fn generation_start_after(
 /// The first event at or after `next_offset`, and its commit time at the source in
 /// microseconds since the Unix epoch; `None` if there is none yet.
 pub async fn first_waiting(run: &MirrorRun, next_offset: i64) -> Result<Option<(Position, i64)>> {
-    let topic = run.topics.changes(&run.mirror.slug);
+    let topic = run.topics.changes(run.mirror.topics_slug());
     let consumer = assign(run, &topic, next_offset)?;
     // Nothing is applied, so no table needs a route.
     let mut decoding = Decoding::new(Arc::new(Routes::of(&[])));

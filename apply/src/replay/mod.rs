@@ -51,10 +51,19 @@ pub(crate) async fn admitted(
     if not_begun.is_empty() {
         return Ok(mirror);
     }
-    let mut retained = Retained::read(&shared.kafka, &shared.topics, &mirror.slug).await?;
+    let slug = mirror.topics_slug();
+    let mut retained = Retained::read(&shared.kafka, &shared.topics, slug).await?;
     // What is below may be trimmed at any moment, though it is still there. Only this owner of
     // the destination could raise it.
-    let floor = retention::floor(client, mirror.id, mirror.generation).await?;
+    let mut floor = retention::floor(client, mirror.id, mirror.generation).await?;
+    if let Some(owner) = &mirror.owner {
+        // What was said to be needed may be more than what was decided here, and what may be
+        // trimmed there is as good as gone.
+        for id in [mirror.id, owner.id] {
+            let said = context.catalog.needs_log_from(id, mirror.generation);
+            floor = floor.max(said.await?);
+        }
+    }
     retained.changes.0 = retained.changes.0.max(floor);
     for table in &mut mirror.tables {
         let Some(replay) = table.replay.take_if(|r| not_begun.contains(&r.request_id)) else {

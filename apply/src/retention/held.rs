@@ -83,7 +83,7 @@ impl Held {
 
     /// Reads what the topics hold and do not give up.
     pub(crate) async fn read(&self, run: &MirrorRun) {
-        let slug = &run.mirror.slug;
+        let slug = run.mirror.topics_slug();
         let read = async {
             let mut retained = Retained::read(&run.kafka, &run.topics, slug).await?;
             let session = run.connect().await?;

@@ -14,6 +14,11 @@
 //! wants anything that the destination does not know. Chunks go with the changes they need: a
 //! sync counts as long as its changes begin at the floor or above.
 //!
+//! A mirror that is fed by another's capture decides by the same rules below what it needs
+//! nothing, stores it at its destination, and then says so in the catalog. It trims nothing. Who
+//! captures asks the catalog before it stores its floor, and is granted no more than all that are
+//! attached have said: docs/adr/0036-fan-out.md.
+//!
 //! What can happen between any two of these steps is gone through in
 //! docs/adr/0027-retention.md.
 //!
@@ -24,7 +29,7 @@ mod held;
 
 use std::time::{Duration, SystemTime};
 
-use bunny_catalog::{LogLevel, Mirror};
+use bunny_catalog::{Granted, LogLevel, Mirror};
 use bunny_schemas::retained::Retained;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
@@ -68,7 +73,7 @@ struct Decision {
 }
 
 async fn look(run: &MirrorRun, held: &Held) -> Result<()> {
-    let slug = &run.mirror.slug;
+    let slug = run.mirror.topics_slug();
     let snapshot = run.topics.snapshot(slug);
     // Before the syncs are read: one that is recorded later writes behind these ends.
     let mut ends = Vec::new();
@@ -90,12 +95,35 @@ async fn look(run: &MirrorRun, held: &Held) -> Result<()> {
             .max(in_room),
         None => in_window(run, client, &wish, before.changes.0).await?,
     };
-    let (floor, tables) = raise(run, client, &progress, &wish, in_window).await?;
+    let (lowest, tables) = lowest(run, client, &progress, &wish, in_window).await?;
     let mut after = before.clone();
+    let published = |request| replay::published_as(&wish, request);
+    let chunks_known = floor::chunks_are_known(&after, &progress, &tables, published);
+    let (mirror_id, generation) = (run.mirror_id(), progress.generation);
+    let granted = match &run.mirror.owner {
+        None => {
+            let asked = run.catalog.grant_trim(mirror_id, generation, lowest);
+            asked.await?
+        }
+        Some(owner) => {
+            let trimmed = run.catalog.needs_log_from(owner.id, generation).await?;
+            Granted {
+                floor: lowest.max(trimmed),
+                chunks_known,
+            }
+        }
+    };
+    let floor = raise(run, client, generation, granted.floor).await?;
     after.changes.0 = after.changes.0.max(floor);
     say_what_goes(run, &before, &after);
-    let published = |request| replay::published_as(&wish, request);
-    let firsts = if floor::chunks_are_known(&after, &progress, &tables, published) {
+    if run.mirror.owner.is_some() {
+        held.set(after);
+        run.catalog
+            .need_log_from(mirror_id, generation, floor, chunks_known)
+            .await?;
+        return Ok(());
+    }
+    let firsts = if chunks_known && granted.chunks_known {
         floor::first_needed(&after, floor, &ends)
     } else {
         Vec::new()
@@ -120,7 +148,7 @@ async fn in_window(run: &MirrorRun, client: &Client, wish: &Mirror, low: i64) ->
     let now = Utc::now().min(DateTime::from(row.get::<_, SystemTime>(0)));
     let oldest = now - TimeDelta::hours(wish.config.topic_retention_hours.into());
     let oldest = oldest.timestamp_millis();
-    let changes = run.topics.changes(&run.mirror.slug);
+    let changes = run.topics.changes(run.mirror.topics_slug());
     let found = run.kafka.offset_at(&changes, PARTITION, oldest).await?;
     if found <= low {
         return Ok(low);
@@ -142,11 +170,17 @@ async fn in_window(run: &MirrorRun, client: &Client, wish: &Mirror, low: i64) ->
 /// Where the window has to begin so that `topic_max_bytes` leaves room for what comes; none
 /// while there is enough, or no limit.
 async fn in_room(run: &MirrorRun, held: &Held, wish: &Mirror, low: i64) -> Result<Option<i64>> {
-    let Some(max) = wish.config.topic_max_bytes else {
+    let Some(topic_of) = topic_of(run, wish).await? else {
+        return Ok(None);
+    };
+    let Some(max) = topic_of.config.topic_max_bytes else {
         held.narrowed(None);
         return Ok(None);
     };
-    let topic = run.catalog.topic_bytes(wish.id, wish.generation).await?;
+    let topic = run
+        .catalog
+        .topic_bytes(topic_of.id, wish.generation)
+        .await?;
     let bytes = topic.held(low);
     let in_room = topic.window(low, max);
     held.narrowed(in_room.map(|_| {
@@ -158,8 +192,17 @@ async fn in_room(run: &MirrorRun, held: &Held, wish: &Mirror, low: i64) -> Resul
     Ok(in_room)
 }
 
-/// Raises the floor as far as nothing is needed, and gives it with the tables of the mirror.
-async fn raise(
+/// The mirror that has the topics, none if it is gone.
+async fn topic_of(run: &MirrorRun, wish: &Mirror) -> Result<Option<Mirror>> {
+    match &wish.owner {
+        None => Ok(Some(wish.clone())),
+        Some(owner) => Ok(run.catalog.get_mirror_by_id(owner.id).await?),
+    }
+}
+
+/// The first offset that is needed here, which is that of the stored floor if it cannot be told
+/// now, and the tables of the mirror. While this worker is the owner, what it needs only moves on.
+async fn lowest(
     run: &MirrorRun,
     client: &Client,
     progress: &Progress,
@@ -167,14 +210,12 @@ async fn raise(
     in_window: i64,
 ) -> Result<(i64, Vec<TableState>)> {
     let mirror_id = run.mirror_id();
-    client
-        .batch_execute("BEGIN")
-        .await
-        .map_err(Error::sql("beginning to raise the retention floor"))?;
+    begin(client).await?;
     bookkeeping::fence(client, mirror_id, run.epoch).await?;
     let tables = bookkeeping::tables(client, mirror_id).await?;
     let beside = bookkeeping::tables(client, swap::ledger_of(mirror_id)).await?;
     let former = floor::floor(client, mirror_id, progress.generation).await?;
+    commit(client).await?;
     // What is asked for after the catalog was read begins at the end of the log that is then:
     // not before `progress`, which was read first.
     let is_same = wish.id == mirror_id && wish.generation == progress.generation;
@@ -184,15 +225,41 @@ async fn raise(
         None
     };
     let next = lowest.map_or(former, |lowest| lowest.max(former));
-    floor::store(client, mirror_id, progress.generation, next).await?;
+    Ok((next, tables.into_iter().chain(beside).collect()))
+}
+
+/// Stores a floor that everybody agrees to, and gives the one that is stored then.
+async fn raise(
+    run: &MirrorRun,
+    client: &Client,
+    generation: uuid::Uuid,
+    granted: i64,
+) -> Result<i64> {
+    let mirror_id = run.mirror_id();
+    begin(client).await?;
+    // Whoever has taken over since may have begun what needs more.
+    bookkeeping::fence(client, mirror_id, run.epoch).await?;
+    let former = floor::floor(client, mirror_id, generation).await?;
+    floor::store(client, mirror_id, generation, granted).await?;
+    commit(client).await?;
+    if granted > former {
+        reached(crash_points::RETENTION_RAISED);
+    }
+    Ok(granted.max(former))
+}
+
+async fn begin(client: &Client) -> Result<()> {
+    client
+        .batch_execute("BEGIN")
+        .await
+        .map_err(Error::sql("beginning to raise the retention floor"))
+}
+
+async fn commit(client: &Client) -> Result<()> {
     client
         .batch_execute("COMMIT")
         .await
-        .map_err(Error::sql("committing the retention floor"))?;
-    if next > former {
-        reached(crash_points::RETENTION_RAISED);
-    }
-    Ok((next, tables.into_iter().chain(beside).collect()))
+        .map_err(Error::sql("committing the retention floor"))
 }
 
 async fn trim(
@@ -201,7 +268,7 @@ async fn trim(
     before: &Retained,
     decision: &Decision,
 ) -> Result<()> {
-    let snapshot = run.topics.snapshot(&run.mirror.slug);
+    let snapshot = run.topics.snapshot(run.mirror.topics_slug());
     let firsts = (0..).zip(decision.firsts.iter().zip(&before.snapshot));
     let chunks: Vec<(i32, i64)> = firsts
         .filter(|(_, (first, low))| low < first)
@@ -213,7 +280,7 @@ async fn trim(
     }
     tokio::time::sleep(SAID_BEFORE).await;
     if trims_changes {
-        let changes = run.topics.changes(&run.mirror.slug);
+        let changes = run.topics.changes(run.mirror.topics_slug());
         still_decided(run, client, decision).await?;
         run.kafka
             .delete_records(&changes, PARTITION, decision.floor)

@@ -125,7 +125,7 @@ async fn create_type(
     let (is_there, labels): (bool, Vec<String>) = (found.get(0), found.get(1));
     let mut notes = Vec::new();
     let statements = match &definition.shape {
-        TypeShape::Enum { labels: wanted } if is_there && !labels.is_empty() => {
+        TypeShape::Enum { labels: wanted, .. } if is_there && !labels.is_empty() => {
             let statements = types::add_labels(definition, wanted, &labels);
             if mode == SchemaChanges::Manual && !statements.is_empty() {
                 return Err(Error::Refused(format!(

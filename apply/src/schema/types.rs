@@ -13,7 +13,7 @@ pub(crate) fn create(definition: &TypeDefinition) -> Result<Vec<String>, String>
     let name = definition.name.quoted();
     let mut statements = Vec::new();
     match &definition.shape {
-        TypeShape::Enum { labels } => {
+        TypeShape::Enum { labels, .. } => {
             let labels: Vec<String> = labels.iter().map(|label| quote_literal(label)).collect();
             statements.push(format!(
                 "CREATE TYPE {name} AS ENUM ({})",
@@ -137,7 +137,7 @@ pub(crate) fn difference(wanted: &TypeDefinition, present: &TypeDefinition) -> O
     use TypeShape::{Composite, Domain, Enum, Range};
     let name = &wanted.name;
     match (&wanted.shape, &present.shape) {
-        (Enum { labels }, Enum { labels: there }) => {
+        (Enum { labels, .. }, Enum { labels: there, .. }) => {
             let missing: Vec<&String> = labels
                 .iter()
                 .filter(|label| !there.contains(label))
@@ -178,7 +178,7 @@ pub(crate) fn variation(wanted: &TypeDefinition, present: &TypeDefinition) -> Op
     use TypeShape::{Domain, Enum, Range};
     let name = &wanted.name;
     let what = match (&wanted.shape, &present.shape) {
-        (Enum { labels }, Enum { labels: there }) => {
+        (Enum { labels, .. }, Enum { labels: there, .. }) => {
             let common = |one: &[String], other: &[String]| -> Vec<String> {
                 one.iter()
                     .filter(|label| other.contains(label))
@@ -263,6 +263,7 @@ mod tests {
     fn mood(list: &[&str]) -> TypeDefinition {
         named(TypeShape::Enum {
             labels: labels(list),
+            oids: Vec::new(),
         })
     }
 

@@ -13,6 +13,8 @@ pub(crate) struct Present {
     pub(crate) not_null: bool,
     /// A row that leaves it out gets a value: default, identity or generated.
     pub(crate) fills_itself: bool,
+    /// It is computed, and takes no values.
+    pub(crate) is_generated: bool,
 }
 
 /// The table there.
@@ -48,7 +50,7 @@ pub(crate) async fn look(client: &Client, table: &TableName) -> Result<PresentTa
     let columns = client
         .query(
             "SELECT attname::text, format_type(atttypid, atttypmod), attnotnull,
-                    atthasdef OR attidentity <> '' OR attgenerated <> ''
+                    atthasdef OR attidentity <> '' OR attgenerated <> '', attgenerated <> ''
              FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
             &[&oid],
         )
@@ -79,6 +81,7 @@ pub(crate) async fn look(client: &Client, table: &TableName) -> Result<PresentTa
                 type_name: row.get(1),
                 not_null: row.get(2),
                 fills_itself: row.get(3),
+                is_generated: row.get(4),
             })
             .collect(),
         primary_key: key.map(|row| (row.get(0), row.get(1))),

@@ -33,6 +33,7 @@ use crate::context::MirrorRun;
 use crate::crash_points::{self, reached};
 use crate::error::{Error, Result};
 use crate::event::TableVersion;
+use crate::writer::of_table;
 
 use destination::PresentTable;
 use plan::{Alteration, Refusal, Wanted};
@@ -114,7 +115,7 @@ impl Follower {
     pub(crate) async fn finish(&mut self, client: &Client) -> Result<()> {
         for (table, constraints) in std::mem::take(&mut self.constraints) {
             let words = run::alterations(client, &constraints).await;
-            let words = words.map_err(|failed| failed.of(&table))?;
+            let words = words.map_err(|failed| of_table(&table, failed.of(&table)))?;
             self.say(&table, words);
         }
         Ok(())
@@ -155,8 +156,8 @@ impl Follower {
         };
         let enums = labels::of(version);
         if shape.enums != enums {
-            let notices = labels::check(client, self.mode, version, &shape.enums, &enums).await?;
-            self.say(&version.source, notices.into_iter().map(Word::Notice));
+            let words = labels::follow(client, self.mode, version, &shape.enums, &enums).await?;
+            self.say(&version.source, words);
             shape.enums = enums;
             shape::store(client, self.mirror_id, &state, &shape).await?;
         }

@@ -11,6 +11,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::Json;
 use uuid::Uuid;
 
+use super::labels;
 use crate::bookkeeping::TableState;
 use crate::error::{Error, Result};
 
@@ -67,7 +68,7 @@ impl Shape {
             columns,
             primary_key: definition.primary_key.iter().map(attnum).collect(),
             abandoned: Vec::new(),
-            enums: Vec::new(),
+            enums: labels::of_objects(definition.objects.as_ref()),
         })
     }
 

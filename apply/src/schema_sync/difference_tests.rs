@@ -249,6 +249,7 @@ fn a_shape_is_told_by_what_stands_here() {
             type_name: "integer".into(),
             not_null: true,
             fills_itself: false,
+            is_generated: false,
         }],
         primary_key: None,
         has_rows: true,

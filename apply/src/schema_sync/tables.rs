@@ -167,7 +167,8 @@ impl Work<'_> {
     async fn foundations(&self, state: &TableState) -> Result<bool> {
         let version = self.version();
         let session = self.run.connect().await?;
-        let shape = shape::load(&session, self.run.mirror_id(), state).await?;
+        let stored = shape::load(&session, self.run.mirror_id(), state).await?;
+        let shape = stored.or_else(|| Shape::of_sync(state));
         let known = shape.map(|shape| shape.enums).unwrap_or_default();
         let asked = labels::asked(&session, self.mode, &version, &known).await?;
         drop(session);

@@ -17,26 +17,29 @@ use crate::crash_points::{self, reached};
 use crate::error::{Error, Result};
 use crate::schema_change::destination;
 use crate::schema_change::shape::{self, Shape};
+use crate::waits::Task;
 use crate::writer;
 
 /// Exchanges the rows of every table that is out of main and whose rows beside it are at
-/// least as new. The session is in replica role where that is allowed.
+/// least as new, and tells of how many. The session is in replica role where that is allowed.
 ///
 /// # Errors
 /// [`Error::Table`] where one table refuses; a lock that is not had in time as the
 /// database's error. The transaction is rolled back with the session then.
-pub(crate) async fn exchange(run: &MirrorRun, client: &Client) -> Result<()> {
+pub(crate) async fn exchange(run: &MirrorRun, client: &Client) -> Result<usize> {
     let loaded = bookkeeping::tables(client, run.ledger).await?;
     let tables = bookkeeping::tables(client, run.mirror_id()).await?;
+    let mut exchanged = 0;
     for beside in &loaded {
         let table = tables.iter().find(|table| table.source == beside.source);
         if let Some(table) = table.filter(|table| is_ready(table, beside)) {
             one(run, client, table, beside)
                 .await
                 .map_err(|error| of_table(&table.source, error))?;
+            exchanged += 1;
         }
     }
-    Ok(())
+    Ok(exchanged)
 }
 
 /// Whether [`exchange`] would find something to do.
@@ -62,7 +65,7 @@ fn is_ready(table: &TableState, beside: &TableState) -> bool {
 /// What trying again cannot cure is the table's.
 fn of_table(table: &TableName, error: Error) -> Error {
     let is_answer = error.sqlstate().is_some() || matches!(error, Error::Refused(_));
-    if !is_answer || error.is_transient() || is_lock(&error) {
+    if !is_answer || error.is_transient() || may_pass(&error) {
         return error;
     }
     Error::Table {
@@ -72,14 +75,17 @@ fn of_table(table: &TableName, error: Error) -> Error {
     }
 }
 
-/// Whether someone else's lock is the reason, which may pass.
-pub(crate) fn is_lock(error: &Error) -> bool {
-    [
-        SqlState::LOCK_NOT_AVAILABLE.code(),
-        SqlState::T_R_DEADLOCK_DETECTED.code(),
-    ]
-    .iter()
-    .any(|code| error.sqlstate() == Some(code))
+/// Whether it is nothing about the table, and an exchange may succeed later: someone else's
+/// lock is the reason, or the destination has not the room that only an exchange needs
+/// (class 53, insufficient resources; PostgreSQL manual, appendix A).
+pub(crate) fn may_pass(error: &Error) -> bool {
+    let locks = [
+        SqlState::LOCK_NOT_AVAILABLE,
+        SqlState::T_R_DEADLOCK_DETECTED,
+    ];
+    error.sqlstate().is_some_and(|found| {
+        found.starts_with("53") || locks.iter().any(|lock| lock.code() == found)
+    })
 }
 
 async fn one(
@@ -121,6 +127,7 @@ async fn one(
     reached(crash_points::SWAP_BEFORE_COMMIT);
     commit(client).await?;
     reached(crash_points::SWAP_DONE);
+    run.waits.over(Task::Exchange);
     let source = &table.source;
     tracing::info!(mirror = %run.mirror.name, table = %source, removed, added, "rows exchanged");
     run.reporter.log(

@@ -27,7 +27,7 @@ use crate::bookkeeping::{self, Progress, State, TableState};
 use crate::context::MirrorRun;
 use crate::error::{Error, Result};
 
-pub(crate) use exchange::{exchange, is_due, is_lock};
+pub(crate) use exchange::{exchange, is_due, may_pass};
 
 /// What the status says of a table that is out of main for the exchange.
 pub(crate) const EXCHANGED: &str = "its rows are being exchanged for those of its resync";

@@ -152,6 +152,13 @@ pub(super) struct SyncBoard {
 }
 
 impl SyncBoard {
+    /// Chunks recorded and tables settled: it changes when a load gets on.
+    pub(super) fn done(&self) -> (usize, usize) {
+        let chunks = self.entries.values().map(|entry| entry.chunks.len()).sum();
+        let is_settled = |entry: &&Entry| matches!(entry.phase, Phase::Settled(_));
+        (chunks, self.entries.values().filter(is_settled).count())
+    }
+
     pub(super) fn new(wanted: impl IntoIterator<Item = Wanted>) -> Self {
         let entries = wanted
             .into_iter()

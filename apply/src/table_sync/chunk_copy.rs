@@ -11,8 +11,8 @@ use tokio_postgres::{Client, CopyInSink};
 
 use super::board::SyncId;
 use super::start::changed_meanwhile;
+use crate::ambiguous_text::AmbiguousText;
 use crate::bookkeeping::{self, State, TableState};
-use crate::byte_char::ByteChars;
 use crate::context::MirrorRun;
 use crate::crash_points;
 use crate::error::{Error, Result};
@@ -46,7 +46,7 @@ pub(crate) async fn connect(run: &MirrorRun) -> Result<Session> {
 pub(super) struct ChunkCopy {
     sink: Pin<Box<CopyInSink<Bytes>>>,
     source: TableName,
-    byte_chars: ByteChars,
+    ambiguous: AmbiguousText,
     /// Why its rows must not be loaded, which is said at the end.
     refused: Option<String>,
     /// The statement that moves the rows from the staging table, if they go there first.
@@ -81,7 +81,7 @@ impl ChunkCopy {
     /// Sends one part; waits while the server is busy.
     pub(super) async fn send(&mut self, data: Bytes) -> Result<()> {
         if self.refused.is_none() {
-            self.refused = self.byte_chars.refuse_lines(&data);
+            self.refused = self.ambiguous.refuse_lines(&data);
         }
         if !data.is_empty() && self.refused.is_none() {
             self.sink.send(data).await.map_err(Error::sql(format!(
@@ -185,12 +185,16 @@ async fn start_copy(
 ) -> Result<ChunkCopy> {
     let target = table.destination.quoted();
     let into = columns.iter().map(|column| Some(column.as_str()));
-    let byte_chars = ByteChars::find(client, &table.destination, into).await?;
+    let ambiguous = AmbiguousText::find(client, &table.destination, into).await?;
     let columns: Vec<String> = columns.iter().map(|column| quote_ident(column)).collect();
     let mut into = target.clone();
     let mut merge = None;
     if run.mirror.config.on_existing_rows == OnExistingRows::Upsert {
-        merge = merge_statement(&key_of(&table)?, &target, &columns);
+        let merged = Merge {
+            key: quoted_key(&table)?,
+            fixed: fixed_columns(client, &table.destination).await?,
+        };
+        merge = merge_statement(&merged, &target, &columns);
     }
     if merge.is_some() {
         let staging = format!(
@@ -221,14 +225,22 @@ async fn start_copy(
     Ok(ChunkCopy {
         sink: Box::pin(sink),
         source: table.source,
-        byte_chars,
+        ambiguous,
         refused: None,
         merge,
     })
 }
 
-/// The quoted columns that identify a row; empty when nothing does.
-fn key_of(table: &TableState) -> Result<Vec<String>> {
+/// What decides how staged rows go over those that are there; names are quoted.
+#[derive(Debug, Default)]
+struct Merge {
+    /// The columns that identify a row; empty when nothing does.
+    key: Vec<String>,
+    /// GENERATED ALWAYS identities, which no UPDATE may set.
+    fixed: Vec<String>,
+}
+
+fn quoted_key(table: &TableState) -> Result<Vec<String>> {
     let Some(definition) = &table.definition else {
         return Ok(Vec::new());
     };
@@ -239,22 +251,42 @@ fn key_of(table: &TableState) -> Result<Vec<String>> {
                 table.source
             ))
         })?;
-    let key = if definition.primary_key.is_empty() {
-        definition.identity_key
-    } else {
-        definition.primary_key
-    };
-    Ok(key.iter().map(|column| quote_ident(column)).collect())
+    Ok(key_of(&definition)
+        .iter()
+        .map(|name| quote_ident(name))
+        .collect())
 }
 
-/// Moves staged rows over those of the same key. `None` when there is no key to go by.
-fn merge_statement(key: &[String], target: &str, columns: &[String]) -> Option<String> {
-    if key.is_empty() {
+/// The quoted GENERATED ALWAYS identities of a destination table.
+pub(super) async fn fixed_columns(client: &Client, table: &TableName) -> Result<Vec<String>> {
+    let rows = client
+        .query(
+            "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass($1) AND attidentity = 'a'",
+            &[&table.quoted()],
+        )
+        .await
+        .map_err(Error::sql(format!("looking at the identities of {table}")))?;
+    Ok(rows.iter().map(|row| quote_ident(row.get(0))).collect())
+}
+
+/// The columns that identify a row; empty when nothing does.
+pub(super) fn key_of(definition: &TableDefinition) -> &[String] {
+    if definition.primary_key.is_empty() {
+        &definition.identity_key
+    } else {
+        &definition.primary_key
+    }
+}
+
+/// Moves staged rows over those of the same key. The key is set too, because equal keys may be
+/// written differently (1.0 and 1.00). `None` when there is no key to go by.
+fn merge_statement(merge: &Merge, target: &str, columns: &[String]) -> Option<String> {
+    if merge.key.is_empty() {
         return None;
     }
     let set: Vec<String> = columns
         .iter()
-        .filter(|column| !key.contains(column))
+        .filter(|column| !merge.fixed.contains(column))
         .map(|column| format!("{column} = excluded.{column}"))
         .collect();
     let action = if set.is_empty() {
@@ -266,7 +298,7 @@ fn merge_statement(key: &[String], target: &str, columns: &[String]) -> Option<S
     Some(format!(
         "INSERT INTO {target} ({list}) OVERRIDING SYSTEM VALUE SELECT {list} FROM {STAGING} \
          ON CONFLICT ({}) DO {action}",
-        key.join(", ")
+        merge.key.join(", ")
     ))
 }
 
@@ -278,22 +310,32 @@ mod tests {
         names.iter().map(|name| quote_ident(name)).collect()
     }
 
-    #[test]
-    fn staged_rows_overwrite_by_key() {
-        assert_eq!(
-            merge_statement(&quoted(&["i\"d"]), "\"s\".\"t\"", &quoted(&["i\"d", "v"])).as_deref(),
-            Some(
-                "INSERT INTO \"s\".\"t\" (\"i\"\"d\", \"v\") OVERRIDING SYSTEM VALUE \
-                 SELECT \"i\"\"d\", \"v\" FROM pg_temp._bunny_chunk \
-                 ON CONFLICT (\"i\"\"d\") DO UPDATE SET \"v\" = excluded.\"v\""
-            )
-        );
+    fn merge(key: &[&str], fixed: &[&str]) -> Merge {
+        Merge {
+            key: quoted(key),
+            fixed: quoted(fixed),
+        }
     }
 
     #[test]
-    fn a_table_of_keys_only_keeps_what_is_there() {
-        let merge = merge_statement(&quoted(&["a", "b"]), "t", &quoted(&["a", "b"]));
-        assert!(merge.is_some_and(|sql| sql.ends_with("ON CONFLICT (\"a\", \"b\") DO NOTHING")));
-        assert_eq!(merge_statement(&[], "t", &quoted(&["a"])), None);
+    fn staged_rows_overwrite_by_key_and_bring_its_spelling() {
+        let columns = quoted(&["i\"d", "v"]);
+        assert_eq!(
+            merge_statement(&merge(&["i\"d"], &[]), "\"s\".\"t\"", &columns).as_deref(),
+            Some(
+                "INSERT INTO \"s\".\"t\" (\"i\"\"d\", \"v\") OVERRIDING SYSTEM VALUE \
+                 SELECT \"i\"\"d\", \"v\" FROM pg_temp._bunny_chunk \
+                 ON CONFLICT (\"i\"\"d\") DO UPDATE SET \"i\"\"d\" = excluded.\"i\"\"d\", \"v\" = excluded.\"v\""
+            )
+        );
+        assert_eq!(merge_statement(&Merge::default(), "t", &columns), None);
+    }
+
+    #[test]
+    fn an_always_identity_is_not_set() {
+        let sql = merge_statement(&merge(&["id"], &["id"]), "t", &quoted(&["id"]));
+        assert!(sql.is_some_and(|sql| sql.ends_with("ON CONFLICT (\"id\") DO NOTHING")));
+        let sql = merge_statement(&merge(&["k"], &["id"]), "t", &quoted(&["k", "id"]));
+        assert!(sql.is_some_and(|sql| sql.ends_with("DO UPDATE SET \"k\" = excluded.\"k\"")));
     }
 }

@@ -10,7 +10,7 @@ use bunny_postgres::{ColumnDefinition, TableDefinition, TableName, quote_ident};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, GenericClient};
 
-use super::generated;
+use super::{columns, generated};
 use crate::error::{Error, Result};
 use crate::schema::foundations;
 use crate::schema::table::{self as create_table, Place, TablePlan};
@@ -102,23 +102,19 @@ async fn check(client: &Client, oid: u32, wanted: Wanted<'_>) -> Result<Ensured>
             quote_ident(&name)
         )));
     }
-    let present = introspect::table_definition(client, destination)
-        .await?
-        .map_or_else(Vec::new, |definition| definition.columns);
-    let there = |name: &String| present.iter().find(|column| column.name == *name);
-    let missing: Vec<&String> = wanted
-        .columns
-        .iter()
-        .filter(|column| there(column).is_none())
-        .collect();
+    let present = introspect::table_definition(client, destination).await?;
     let mut left_out = Vec::new();
+    if let Some(present) = present.as_ref().filter(|_| wanted.may_extend) {
+        left_out.extend(columns::relax(client, wanted, present).await?);
+    }
+    let present = present.map_or_else(Vec::new, |present| present.columns);
+    let is_there = |name: &String| present.iter().any(|column| column.name == *name);
+    let missing = wanted.columns.iter().filter(|column| !is_there(column));
     let mut missing_for_good = Vec::new();
+    let mut added = Vec::new();
     for column in missing {
         match wanted.definition.column(column) {
-            Some(definition) if wanted.may_extend => {
-                let plan = create_table::plan_column(definition, destination, wanted.excluded);
-                left_out.extend(run(client, &plan, destination).await?);
-            }
+            Some(definition) if wanted.may_extend => added.push(definition),
             _ => missing_for_good.push(quote_ident(column)),
         }
     }
@@ -128,6 +124,7 @@ async fn check(client: &Client, oid: u32, wanted: Wanted<'_>) -> Result<Ensured>
             missing_for_good.join(", ")
         )));
     }
+    left_out.extend(columns::add(client, wanted, &added).await?);
     let fits = compare(wanted, &present);
     if !fits.different.is_empty() {
         if !wanted.may_extend || wanted.keeps_rows {
@@ -136,7 +133,9 @@ async fn check(client: &Client, oid: u32, wanted: Wanted<'_>) -> Result<Ensured>
                 fits.sentences()
             )));
         }
-        change_types(client, wanted, &fits.different).await?;
+        let changed: Vec<&ColumnDefinition> =
+            fits.different.iter().map(|(column, _)| *column).collect();
+        left_out.extend(columns::change_types(client, wanted, &present, &changed).await?);
         left_out.extend(fits.different.iter().map(|(column, there)| {
             format!(
                 "the type of column {} of {destination}: it was {there} and is {} now, as at the source",
@@ -147,6 +146,8 @@ async fn check(client: &Client, oid: u32, wanted: Wanted<'_>) -> Result<Ensured>
     left_out.extend(fits.wider);
     if wanted.may_extend && !wanted.keeps_rows {
         left_out.extend(generated::follow(client, wanted, &present).await?);
+    } else {
+        left_out.extend(generated::unfollowed(wanted, &present)?);
     }
     Ok(Ensured {
         created: false,
@@ -201,33 +202,6 @@ fn compare<'a>(wanted: Wanted<'a>, present: &[ColumnDefinition]) -> Fits<'a> {
         }
     }
     fits
-}
-
-/// Gives columns of a table that was filled by us the types they have at the source now.
-/// The rows go: they are synced anew.
-async fn change_types(
-    client: &Client,
-    wanted: Wanted<'_>,
-    columns: &[(&ColumnDefinition, String)],
-) -> Result<()> {
-    let destination = wanted.destination;
-    empty(client, destination).await?;
-    for (column, _) in columns {
-        let name = quote_ident(&column.name);
-        let table = destination.quoted();
-        client
-            .batch_execute(&format!(
-                "ALTER TABLE {table} ALTER COLUMN {name} DROP DEFAULT; \
-                 ALTER TABLE {table} ALTER COLUMN {name} TYPE {type_name} USING NULL::{type_name}",
-                type_name = column.type_name
-            ))
-            .await
-            .map_err(Error::sql(format!(
-                "giving column {name} of {destination} the type {}",
-                column.type_name
-            )))?;
-    }
-    Ok(())
 }
 
 async fn create(client: &Client, wanted: Wanted<'_>) -> Result<Ensured> {

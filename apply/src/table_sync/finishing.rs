@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::board::{Announced, SyncId};
-use super::loader::Shared;
+use super::loader::{self, Shared};
 use super::outcome;
 use super::start::changed_meanwhile;
 use crate::bookkeeping;
@@ -57,9 +57,7 @@ pub(super) async fn run(
             Some(ended) = tasks.join_next() => match ended {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => return error,
-                Err(error) => {
-                    return Error::NotYet(format!("finishing a table ended by itself: {error}"));
-                }
+                Err(error) => return loader::died(&shared.run, "finishing a table", &error),
             },
         }
     }

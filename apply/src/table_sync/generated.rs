@@ -1,6 +1,6 @@
 //! Generated columns of a table that is synced again: their values are in no chunk and no
 //! event, the destination computes them. So what the source computes differently now has to
-//! be computed differently here.
+//! be computed differently here, and what it computes no more has to take values.
 
 use bunny_postgres::{ColumnDefinition, TableName, quote_ident};
 use tokio_postgres::Client;
@@ -16,7 +16,57 @@ const SET_EXPRESSION_SINCE: i32 = 170_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Change<'a> {
     Added(&'a ColumnDefinition),
+    /// Another expression.
     Altered(&'a ColumnDefinition),
+    /// Another type, or made of a plain column: what is there cannot become it.
+    Remade(&'a ColumnDefinition),
+    /// A plain column by now.
+    Freed(&'a ColumnDefinition),
+}
+
+impl<'a> Change<'a> {
+    fn column(self) -> &'a ColumnDefinition {
+        let (Change::Added(column)
+        | Change::Altered(column)
+        | Change::Remade(column)
+        | Change::Freed(column)) = self;
+        column
+    }
+
+    /// What there is to do by hand.
+    fn sentence(self, destination: &TableName) -> String {
+        let column = self.column();
+        let name = quote_ident(&column.name);
+        match &column.generated {
+            Some(generated) => format!(
+                "column {name} of {destination} is generated otherwise at the source now: make it {} GENERATED ALWAYS AS ({generated}) there",
+                column.type_name
+            ),
+            None => format!(
+                "column {name} of {destination} is not generated at the source any more: run ALTER TABLE {} ALTER COLUMN {name} DROP EXPRESSION there",
+                destination.quoted()
+            ),
+        }
+    }
+}
+
+/// Where the table is not altered: says what differs by now.
+///
+/// # Errors
+/// It would be computed for rows that stay.
+pub(super) fn unfollowed(wanted: Wanted<'_>, present: &[ColumnDefinition]) -> Result<Vec<String>> {
+    let changes = changes(wanted, present);
+    let sentences: Vec<String> = changes
+        .iter()
+        .map(|change| change.sentence(wanted.destination))
+        .collect();
+    if wanted.keeps_rows && !sentences.is_empty() {
+        return Err(Error::Refused(format!(
+            "{}; then sync the table again",
+            sentences.join("; ")
+        )));
+    }
+    Ok(sentences)
 }
 
 /// Follows it; returns what could not be.
@@ -25,18 +75,15 @@ pub(super) async fn follow(
     wanted: Wanted<'_>,
     present: &[ColumnDefinition],
 ) -> Result<Vec<String>> {
-    let Some(former) = wanted.former else {
-        return Ok(Vec::new());
-    };
     let destination = wanted.destination;
     let mut left_out = Vec::new();
-    let changes = changes(&former.columns, &wanted.definition.columns, present);
+    let changes = changes(wanted, present);
     if !changes.is_empty() {
         // Its rows go in any case; what is not there is not computed again.
         empty(client, destination).await?;
     }
     for change in changes {
-        let (Change::Added(column) | Change::Altered(column)) = change;
+        let column = change.column();
         let name = quote_ident(&column.name);
         let generated = column.generated.as_deref().unwrap_or_default();
         let mut excluded = wanted.excluded.iter();
@@ -56,6 +103,8 @@ pub(super) async fn follow(
         let done = match change {
             Change::Added(_) => add(client, wanted, column).await,
             Change::Altered(_) => alter(client, wanted, column, generated).await,
+            Change::Remade(_) => remake(client, wanted, column).await,
+            Change::Freed(_) => free(client, wanted, column).await,
         };
         match done {
             Ok(more) => left_out.extend(more),
@@ -65,6 +114,11 @@ pub(super) async fn follow(
                     .batch_execute("ROLLBACK TO SAVEPOINT bunny_generated")
                     .await
                     .map_err(Error::sql("going back before a generated column"))?;
+                // A plain column's values have nowhere to go.
+                if matches!(change, Change::Freed(_)) {
+                    let sentence = change.sentence(destination);
+                    return Err(Error::Refused(format!("{sentence} ({error})")));
+                }
                 left_out.push(format!(
                     "column {name} of {destination}, which is GENERATED AS ({generated}) at the source now: {error}; alter it there"
                 ));
@@ -74,28 +128,38 @@ pub(super) async fn follow(
     Ok(left_out)
 }
 
-/// Pure.
-fn changes<'a>(
-    former: &[ColumnDefinition],
-    now: &'a [ColumnDefinition],
-    present: &[ColumnDefinition],
-) -> Vec<Change<'a>> {
-    let generated = now.iter().filter(|now| now.generated.is_some());
-    generated
-        .filter_map(|column| {
-            let mut before = former.iter();
-            let before = before.find(|before| before.attnum == column.attnum);
-            let there = present.iter().find(|there| there.name == column.name);
-            match (before, there) {
-                (None, None) => Some(Change::Added(column)),
-                (Some(before), Some(there))
-                    if before.generated != column.generated && there.generated.is_some() =>
-                {
-                    Some(Change::Altered(column))
-                }
-                _ => None,
+/// Pure. What was changed here is left as it is: whoever made a generated column plain, or dropped
+/// it, wants it so. A column dropped at the source and added under its name is known by that.
+fn changes<'a>(wanted: Wanted<'a>, present: &[ColumnDefinition]) -> Vec<Change<'a>> {
+    let former = wanted.former.map_or(&[][..], |former| &former.columns);
+    let change = |column: &'a ColumnDefinition| {
+        let numbered = former.iter().find(|before| before.attnum == column.attnum);
+        let named = former.iter().find(|before| before.name == column.name);
+        let there = present.iter().find(|there| there.name == column.name);
+        let Some(there) = there else {
+            let is_new = numbered.is_none() && column.generated.is_some();
+            return is_new.then_some(Change::Added(column));
+        };
+        let before = numbered.or(named)?;
+        let is_retyped =
+            before.type_name != column.type_name && there.type_name != column.type_name;
+        match (&column.generated, &there.generated) {
+            (None, Some(_)) => before.generated.is_some().then_some(Change::Freed(column)),
+            (Some(_), None) => before.generated.is_none().then_some(Change::Remade(column)),
+            (Some(_), Some(_)) if is_retyped => Some(Change::Remade(column)),
+            (Some(now), Some(here)) if before.generated != column.generated && now != here => {
+                Some(Change::Altered(column))
             }
-        })
+            _ => None,
+        }
+    };
+    if wanted.former.is_none() {
+        return Vec::new();
+    }
+    let columns = wanted.definition.columns.iter();
+    columns
+        .filter(|column| column.generated.is_some() || wanted.columns.contains(&column.name))
+        .filter_map(change)
         .collect()
 }
 
@@ -121,15 +185,39 @@ async fn alter(
     let version: i32 = row.get(0);
     let (table, name) = (wanted.destination.quoted(), quote_ident(&column.name));
     if version < SET_EXPRESSION_SINCE {
-        client
-            .batch_execute(&format!("ALTER TABLE {table} DROP COLUMN {name}"))
-            .await
-            .map_err(Error::sql(doing(wanted.destination, &name)))?;
-        return add(client, wanted, column).await;
+        return remake(client, wanted, column).await;
     }
     client
         .batch_execute(&format!(
             "ALTER TABLE {table} ALTER COLUMN {name} SET EXPRESSION AS ({generated})"
+        ))
+        .await
+        .map_err(Error::sql(doing(wanted.destination, &name)))?;
+    Ok(Vec::new())
+}
+
+async fn remake(
+    client: &Client,
+    wanted: Wanted<'_>,
+    column: &ColumnDefinition,
+) -> Result<Vec<String>> {
+    let (table, name) = (wanted.destination.quoted(), quote_ident(&column.name));
+    client
+        .batch_execute(&format!("ALTER TABLE {table} DROP COLUMN {name}"))
+        .await
+        .map_err(Error::sql(doing(wanted.destination, &name)))?;
+    add(client, wanted, column).await
+}
+
+async fn free(
+    client: &Client,
+    wanted: Wanted<'_>,
+    column: &ColumnDefinition,
+) -> Result<Vec<String>> {
+    let (table, name) = (wanted.destination.quoted(), quote_ident(&column.name));
+    client
+        .batch_execute(&format!(
+            "ALTER TABLE {table} ALTER COLUMN {name} DROP EXPRESSION"
         ))
         .await
         .map_err(Error::sql(doing(wanted.destination, &name)))?;
@@ -142,6 +230,9 @@ fn doing(destination: &TableName, name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use bunny_postgres::TableDefinition;
+    use bunny_postgres::introspect::{ReplicaIdentity, TableKind};
+
     use super::*;
 
     fn column(attnum: i16, name: &str, generated: Option<&str>) -> ColumnDefinition {
@@ -160,16 +251,78 @@ mod tests {
         }
     }
 
+    fn table(columns: &[ColumnDefinition]) -> TableDefinition {
+        TableDefinition {
+            oid: 1,
+            name: TableName::new("public", "t"),
+            kind: TableKind::Ordinary,
+            persistence: 'p',
+            columns: columns.to_vec(),
+            primary_key: Vec::new(),
+            primary_key_name: None,
+            replica_identity: ReplicaIdentity::Default,
+            identity_key: Vec::new(),
+            row_estimate: 0,
+            size_bytes: 0,
+            pages: 0,
+            leaves: Vec::new(),
+            objects: None,
+        }
+    }
+
+    /// What is to be done, in a word and the column's name.
+    fn found(
+        former: &[ColumnDefinition],
+        now: &[ColumnDefinition],
+        present: &[ColumnDefinition],
+    ) -> Vec<String> {
+        let (former, now) = (table(former), table(now));
+        let carried = now.columns.iter().filter(|now| now.generated.is_none());
+        let columns: Vec<String> = carried.map(|column| column.name.clone()).collect();
+        let wanted = Wanted {
+            definition: &now,
+            destination: &TableName::new("public", "t"),
+            excluded: &[],
+            columns: &columns,
+            may_create: false,
+            may_extend: true,
+            keeps_rows: false,
+            former: Some(&former),
+        };
+        let word = |change: &Change<'_>| {
+            let text = format!("{change:?}");
+            let word = text.split('(').next().unwrap_or_default();
+            format!("{word} {}", change.column().name)
+        };
+        changes(wanted, present).iter().map(word).collect()
+    }
+
     #[test]
     fn only_what_the_source_changed_is_followed() {
         let plain = column(1, "a", None);
         let former = [plain.clone(), column(2, "g", Some("a"))];
         let now = [plain.clone(), column(2, "g", Some("a + 1"))];
-        assert_eq!(changes(&former, &former, &former), []);
-        assert_eq!(changes(&former, &now, &former), [Change::Altered(&now[1])]);
+        let nothing: [&str; 0] = [];
+        assert_eq!(found(&former, &former, &former), nothing);
+        assert_eq!(found(&former, &now, &former), ["Altered g"]);
+        assert_eq!(found(&former, &now, &now), nothing, "done by hand");
         // Whoever made it a plain column here wants it so; whoever dropped it, too.
-        assert_eq!(changes(&former, &now, &[column(2, "g", None)]), []);
-        assert_eq!(changes(&former, &now, &[]), []);
-        assert_eq!(changes(&[plain], &now, &[]), [Change::Added(&now[1])]);
+        assert_eq!(found(&former, &now, &[column(2, "g", None)]), nothing);
+        assert_eq!(found(&former, &now, &[]), nothing);
+        assert_eq!(found(&[plain], &now, &[]), ["Added g"]);
+    }
+
+    #[test]
+    fn a_column_that_was_made_again_is_known_by_its_name() {
+        let plain = column(1, "a", None);
+        let generated = [plain.clone(), column(2, "g", Some("a"))];
+        let again = [plain.clone(), column(3, "g", Some("a + 1"))];
+        assert_eq!(found(&generated, &again, &generated), ["Altered g"]);
+        let was_plain = [plain.clone(), column(2, "g", None)];
+        assert_eq!(found(&was_plain, &again, &was_plain), ["Remade g"]);
+        assert_eq!(found(&generated, &was_plain, &generated), ["Freed g"]);
+        let mut retyped = generated.clone();
+        retyped[1].type_name = "bigint".into();
+        assert_eq!(found(&generated, &retyped, &generated), ["Remade g"]);
     }
 }

@@ -6,7 +6,7 @@ use bunny_catalog::{LogLevel, OnTableError};
 use bunny_postgres::{Session, TableName};
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use uuid::Uuid;
 
 use super::board::{SyncBoard, TableProgress, Wanted};
@@ -19,7 +19,9 @@ use super::snapshot_topic;
 use crate::bookkeeping::{self, State};
 use crate::context::MirrorRun;
 use crate::error::{Error, Result};
+use crate::mirror::stop;
 use crate::swap;
+use crate::waits::Task;
 
 /// Shows how far a load is; cheap to clone, readable at any time.
 #[derive(Clone, Default)]
@@ -101,8 +103,8 @@ impl Shared {
         reason: &str,
     ) -> Result<()> {
         outcome::store_failed(session, &self.run, source, reason).await?;
-        self.update(|board| board.settled(request_id));
         if self.run.is_beside() {
+            self.update(|board| board.settled(request_id));
             // The table itself has not failed.
             swap::say_given_up(&self.run, source, reason);
             return Ok(());
@@ -111,12 +113,10 @@ impl Shared {
         let message = format!("table {source} can't be loaded and is set aside");
         self.run.reporter.log(LogLevel::Error, message, details);
         if self.run.mirror.config.on_table_error == OnTableError::Stop {
-            return Err(Error::Table {
-                table: source.clone(),
-                reason: reason.to_owned(),
-                restart_offset: None,
-            });
+            // Not settled: a load that ends before this error is heard would end well.
+            return Err(stop(source.clone(), reason, None));
         }
+        self.update(|board| board.settled(request_id));
         Ok(())
     }
 
@@ -168,7 +168,7 @@ async fn load_all(run: &MirrorRun, progress: &LoadProgress) -> Result<()> {
     tasks.spawn(Box::pin(refusals::run(shared.clone(), requests)));
     let ended = tokio::select! {
         error = driver.run() => Err(error),
-        error = first_error(&mut tasks) => Err(error),
+        error = first_error(run, &mut tasks) => Err(error),
         () = all_settled(&shared, &mut changed) => Ok(()),
     };
     tasks.shutdown().await;
@@ -205,19 +205,32 @@ async fn wanted(run: &MirrorRun) -> Result<Vec<Wanted>> {
     Ok(wanted)
 }
 
-async fn first_error(tasks: &mut JoinSet<Error>) -> Error {
+async fn first_error(run: &MirrorRun, tasks: &mut JoinSet<Error>) -> Error {
     match tasks.join_next().await {
         Some(Ok(error)) => error,
-        Some(Err(error)) => Error::NotYet(format!(
-            "a loading task ended by itself: {error}; starting again"
-        )),
+        Some(Err(error)) => died(run, "a loading task", &error),
         None => Error::Inconsistent("the snapshot topic has no partitions".to_owned()),
     }
 }
 
+/// The error of a load one of whose tasks is gone. It begins anew as after any other error,
+/// but a panic is a fault of this program: it stays in the mirror's log.
+pub(super) fn died(run: &MirrorRun, what: &str, error: &JoinError) -> Error {
+    let message = format!("{what} ended by itself: {error}");
+    if error.is_panic() {
+        run.reporter
+            .log(LogLevel::Error, message.clone(), json!({}));
+    }
+    Error::NotYet(format!("{message}; starting again"))
+}
+
 async fn all_settled(shared: &Shared, changed: &mut watch::Receiver<u64>) {
+    let before = shared.update(|board| board.done());
     // The sender lives in `shared`, so waiting can't fail.
     while !shared.update(|board| board.all_settled()) {
         let _ = changed.changed().await;
+        if shared.update(|board| board.done()) != before {
+            shared.run.waits.over(Task::load_of(&shared.run));
+        }
     }
 }

@@ -19,6 +19,7 @@
 
 mod board;
 pub(crate) mod chunk_copy;
+mod columns;
 pub(crate) mod destination_table;
 mod finishing;
 mod generated;

@@ -35,7 +35,8 @@ pub(super) async fn run(shared: Arc<Shared>, requests: Vec<Uuid>) -> Error {
     loop {
         let run = &shared.run;
         if !is_looked_for
-            && let Ok(retained) = Retained::read(&run.kafka, &run.topics, &run.mirror.slug).await
+            && let Ok(retained) =
+                Retained::read(&run.kafka, &run.topics, run.mirror.topics_slug()).await
         {
             is_looked_for = true;
             let published = |request| replay::published_as(&run.mirror, request);

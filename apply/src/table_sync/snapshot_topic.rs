@@ -124,7 +124,7 @@ pub(super) async fn open(
     run: &MirrorRun,
     requests: &[Uuid],
 ) -> Result<(Driver, Vec<PartitionReader>)> {
-    let topic = run.topics.snapshot(&run.mirror.slug);
+    let topic = run.topics.snapshot(run.mirror.topics_slug());
     let partitions = loop {
         match run.kafka.partitions(&topic).await? {
             Some(partitions) => break partitions,
@@ -185,7 +185,7 @@ async fn begin_offsets(
     for partition in 0..partitions {
         present.push(run.kafka.watermarks(topic, partition).await?);
     }
-    let recorded = read_positions(&run.kafka, &run.topics, &run.mirror.slug)
+    let recorded = read_positions(&run.kafka, &run.topics, run.mirror.topics_slug())
         .await?
         .syncs;
     let recorded: Vec<&[i64]> = requests

@@ -1,13 +1,15 @@
 //! Makes the start of a sync true at the destination, in one fenced transaction.
 
 use bunny_catalog::{MirrorTable, OnExistingRows, SchemaChanges};
-use bunny_postgres::{Session, TableDefinition, TableName};
+use bunny_postgres::{Session, TableDefinition, TableName, quote_ident};
 use bunny_schemas::control::TableSyncStarted;
 
+use super::chunk_copy;
 use super::destination_table::{self, Ensured, Wanted};
 use crate::bookkeeping::{self, State, TableState};
 use crate::context::MirrorRun;
 use crate::error::{Error, Result};
+use crate::parked;
 use crate::replay;
 use crate::schema::foundations;
 use crate::swap;
@@ -34,7 +36,8 @@ pub(super) async fn make_true(
     lay_foundations(client, run, sync).await?;
     client
         .batch_execute(&format!(
-            "BEGIN; SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"
+            "BEGIN; SET LOCAL lock_timeout = '{}s'",
+            LOCK_TIMEOUT_SECONDS.min(parked::patience_seconds())
         ))
         .await
         .map_err(Error::sql("beginning a table sync"))?;
@@ -124,10 +127,7 @@ async fn write(
     } else {
         Vec::new()
     };
-    let former: Option<TableDefinition> = table
-        .definition
-        .clone()
-        .and_then(|former| serde_json::from_value(former).ok());
+    let former = definition_of(&table);
     let ensured = destination_table::ensure(
         client,
         Wanted {
@@ -154,6 +154,10 @@ async fn write(
             && !ensured.created
             && destination_table::has_rows(client, &table.destination).await?
     };
+    if keeps_rows {
+        let fixed = chunk_copy::fixed_columns(client, &table.destination).await?;
+        refuse_fixed(&table.destination, &definition, &sync.columns, &fixed)?;
+    }
     if !ensured.created && !keeps_rows {
         make_room(client, &table, is_ours, config.on_existing_rows).await?;
         replay::make_key(client, &table.destination, &key).await?;
@@ -163,6 +167,25 @@ async fn write(
     bookkeeping::put_table(client, ledger, &started).await?;
     bookkeeping::set_keeps_rows(client, ledger, &source, keeps_rows).await?;
     Ok(ensured)
+}
+
+/// No UPDATE gives a present row the source's value of a GENERATED ALWAYS identity outside the key.
+fn refuse_fixed(
+    destination: &TableName,
+    definition: &TableDefinition,
+    columns: &[String],
+    fixed: &[String],
+) -> Result<()> {
+    let key = chunk_copy::key_of(definition);
+    let mut fixed = columns
+        .iter()
+        .filter(|column| fixed.contains(&quote_ident(column)) && !key.contains(column));
+    fixed.next().map_or(Ok(()), |column| {
+        Err(Error::Refused(format!(
+            "column {} of destination table {destination} is GENERATED ALWAYS AS IDENTITY and not in the key, so rows that are there cannot be given the source's values by \"on_existing_rows\": \"upsert\"; empty the table and sync it again, or put the column into exclude_columns",
+            quote_ident(column)
+        )))
+    })
 }
 
 /// The same for a sync that is loaded beside its table: the table itself is only looked at.
@@ -175,6 +198,14 @@ async fn write_beside(
 ) -> Result<Ensured> {
     let mapping = mapping(run, &table.source)?;
     let destination = &mapping.destination;
+    let is_older = mapping.replay.is_some();
+    // A copy that is older says nothing of what the table is to be like.
+    let former = if is_older {
+        None
+    } else {
+        let itself = bookkeeping::table(client, run.mirror_id(), &table.source).await?;
+        itself.and_then(|itself| definition_of(&itself))
+    };
     let wanted = Wanted {
         definition,
         destination,
@@ -183,9 +214,8 @@ async fn write_beside(
         may_create: false,
         may_extend: false,
         keeps_rows: true,
-        former: None,
+        former: former.as_ref(),
     };
-    let is_older = mapping.replay.is_some();
     let ensured = if is_older && run.mirror.config.schema_changes != SchemaChanges::Manual {
         swap::create(client, destination, &table.destination).await?;
         as_it_was(client, run, wanted, &table).await?
@@ -214,9 +244,7 @@ async fn as_it_was(
         .await?
         .ok_or_else(|| changed_meanwhile(&beside.source))?;
     let key = replay::take_back(client, mirror_id, &table, made, wanted.definition).await?;
-    let former: Option<TableDefinition> = table
-        .definition
-        .and_then(|former| serde_json::from_value(former).ok());
+    let former = definition_of(&table);
     let ensured = destination_table::ensure(
         client,
         Wanted {
@@ -230,6 +258,12 @@ async fn as_it_was(
     .await?;
     replay::make_key(client, made, &key).await?;
     Ok(ensured)
+}
+
+/// The source's table at the point of the sync before.
+fn definition_of(table: &TableState) -> Option<TableDefinition> {
+    let definition = table.definition.clone()?;
+    serde_json::from_value(definition).ok()
 }
 
 /// What only emptying the table would cure: nothing about it changes under its readers.

@@ -1,13 +1,19 @@
 //! Where the destination differed from what the stream implies. It is resolved towards
-//! the source, counted and said.
+//! the source, counted and said, once what was written is committed.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bunny_postgres::TableName;
 
 use super::target::Target;
+use crate::context::MirrorRun;
 
 /// Rows that differed, by mirror table and kind.
-pub(super) const DRIFT_TOTAL: &str = "bunny_apply_drift_rows_total";
+const DRIFT_TOTAL: &str = "bunny_apply_drift_rows_total";
 
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Drift {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Drift {
     /// An insert met a row and overwrote it.
     InsertOverwrote,
     /// An update found no row and inserted it.
@@ -19,7 +25,14 @@ pub(super) enum Drift {
 }
 
 impl Drift {
-    fn as_str(self) -> &'static str {
+    const ALL: [Drift; 4] = [
+        Drift::InsertOverwrote,
+        Drift::UpdateInserted,
+        Drift::DeleteMissed,
+        Drift::UpdateNotOurs,
+    ];
+
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Drift::InsertOverwrote => "insert_overwrote",
             Drift::UpdateInserted => "update_inserted",
@@ -29,17 +42,53 @@ impl Drift {
     }
 }
 
-pub(super) fn report(target: &Target, drift: Drift, rows: u64) {
-    if rows == 0 {
-        return;
+/// Rows that differed, by source table and kind.
+pub(crate) type Drifts = BTreeMap<(TableName, Drift), u64>;
+
+/// What a target has met in the savepoint that is open; by [`Drift`].
+#[derive(Debug, Default)]
+pub(super) struct Met([AtomicU64; Drift::ALL.len()]);
+
+impl Met {
+    pub(super) fn rows(&self) -> [u64; Drift::ALL.len()] {
+        Drift::ALL.map(|drift| self.0[drift as usize].load(Ordering::Relaxed))
     }
-    metrics::counter!(DRIFT_TOTAL, "table" => target.source.to_string(), "kind" => drift.as_str())
-        .increment(rows);
-    tracing::warn!(
-        table = %target.source,
-        destination = %target.destination,
-        kind = drift.as_str(),
-        rows,
-        "the destination's rows were not as expected"
-    );
+
+    /// What has come since is void: a savepoint was rolled back.
+    pub(super) fn put_back(&self, rows: [u64; Drift::ALL.len()]) {
+        for (met, rows) in self.0.iter().zip(rows) {
+            met.store(rows, Ordering::Relaxed);
+        }
+    }
+
+    /// Hands it over to what the transaction has met.
+    pub(super) fn hand_over(&self, source: &TableName, to: &mut Drifts) {
+        for drift in Drift::ALL {
+            let rows = self.0[drift as usize].swap(0, Ordering::Relaxed);
+            if rows > 0 {
+                *to.entry((source.clone(), drift)).or_default() += rows;
+            }
+        }
+    }
+}
+
+pub(super) fn note(target: &Target, drift: Drift, rows: u64) {
+    target.met.0[drift as usize].fetch_add(rows, Ordering::Relaxed);
+}
+
+/// Tells of what committed transactions have met: in the metrics, and in the mirror's log.
+pub(crate) fn tell(run: &MirrorRun, drifts: &Drifts) {
+    let mirror = &run.mirror.name;
+    for ((table, drift), rows) in drifts {
+        let kind = drift.as_str();
+        metrics::counter!(
+            DRIFT_TOTAL,
+            "mirror" => mirror.clone(),
+            "table" => table.to_string(),
+            "kind" => kind
+        )
+        .increment(*rows);
+        tracing::warn!(%mirror, %table, kind, rows, "the destination's rows were not as expected");
+        run.reporter.drifted(table, kind, *rows);
+    }
 }

@@ -29,6 +29,17 @@ struct Staged<'a> {
     row: &'a Row,
 }
 
+/// What a set in the staging table holds.
+pub(super) struct StagedSet {
+    masks: Masks,
+    inserts: u64,
+    upserts: u64,
+    replaces: u64,
+    deletes: u64,
+    deletes_any: u64,
+    patches: u64,
+}
+
 /// The different sets of unchanged columns in what is staged, by written column.
 #[derive(Default)]
 struct Masks(Vec<Vec<bool>>);
@@ -59,6 +70,38 @@ impl Masks {
     }
 }
 
+/// Stages what [`write`] will merge, and touches nothing but the staging table, if the changes
+/// fold to one set of which that is true at all: rows that are only new are copied straight
+/// into the table, and keys are changed one by one.
+pub(super) async fn stage_ahead(
+    client: &Client,
+    target: &mut Target,
+    changes: &[&Change],
+) -> Result<()> {
+    if target.key.is_empty() || target.stage_copy.is_none() {
+        return Ok(());
+    }
+    let segments = keyed::fold(changes, &target.key, target.key_change)
+        .map_err(|error| failed(target, error.to_string()))?;
+    let [Segment::Set(effects)] = &segments[..] else {
+        return Ok(());
+    };
+    if !is_copied(target, effects, Care::Quick) {
+        let set = stage_set(client, target, effects).await?;
+        target.ahead = Some(set);
+    }
+    Ok(())
+}
+
+/// Whether the rows go straight into the table.
+fn is_copied(target: &Target, effects: &[Effect<'_>], care: Care) -> bool {
+    care == Care::Quick
+        && !target.avoid_direct_copy
+        && effects
+            .iter()
+            .all(|effect| matches!(effect, Effect::Insert(_)))
+}
+
 /// Writes the changes as sets.
 pub(super) async fn write(
     client: &Client,
@@ -67,22 +110,23 @@ pub(super) async fn write(
     care: Care,
     policy: Policy,
 ) -> Result<()> {
+    if let Some(set) = target.ahead.take() {
+        return merge_set(client, target, &set, policy).await;
+    }
     let segments = keyed::fold(changes, &target.key, target.key_change)
         .map_err(|error| failed(target, error.to_string()))?;
     for segment in &segments {
         match segment {
             Segment::Set(effects) => {
-                let only_inserts = effects
-                    .iter()
-                    .all(|effect| matches!(effect, Effect::Insert(_)));
-                if only_inserts && care == Care::Quick && !target.avoid_direct_copy {
+                if is_copied(target, effects, care) {
                     let copied = copy_rows(client, target, effects.iter().map(Effect::row)).await;
                     if copied.as_ref().is_err_and(super::is_constraint_violation) {
                         target.avoid_direct_copy = true;
                     }
                     copied?;
                 } else {
-                    write_set(client, target, effects, policy).await?;
+                    let set = stage_set(client, target, effects).await?;
+                    merge_set(client, target, &set, policy).await?;
                 }
             }
             Segment::Renames(renames) => write_renames(client, target, renames, policy).await?,
@@ -148,11 +192,18 @@ async fn replay_staged(
         let only = Some(row.n);
         match row.op {
             Op::Delete => {
-                query(client, target, &target.sql.delete(only)).await?;
+                let done = query(client, target, &target.sql.delete(only)).await?;
+                let deleted = done.first().map_or(0, |done| done.count);
+                drift::note(target, Drift::DeleteMissed, u64::from(deleted == 0));
             }
             Op::Insert | Op::Upsert => {
                 let both = format!("{}; {}", target.sql.update(only), target.sql.insert(only));
-                query(client, target, &both).await?;
+                let done = query(client, target, &both).await?;
+                let met = done.first().map_or(0, |met| met.value(1));
+                match row.op {
+                    Op::Insert => drift::note(target, Drift::InsertOverwrote, met),
+                    _ => drift::note(target, Drift::UpdateInserted, u64::from(met == 0)),
+                }
             }
             Op::Patch => {
                 let patch = target.sql.patch(row.mask, masks.get(row.mask), only);
@@ -165,7 +216,7 @@ async fn replay_staged(
                     return Err(missing(target, &key));
                 }
                 if met == 0 {
-                    drift::report(target, Drift::UpdateNotOurs, 1);
+                    drift::note(target, Drift::UpdateNotOurs, 1);
                 }
             }
             Op::Rename => rename(client, target, row, masks, policy).await?,
@@ -202,12 +253,11 @@ pub(super) async fn copy_rows<'r>(
     Ok(())
 }
 
-async fn write_set(
+async fn stage_set(
     client: &Client,
     target: &mut Target,
     effects: &[Effect<'_>],
-    policy: Policy,
-) -> Result<()> {
+) -> Result<StagedSet> {
     let mut masks = Masks::default();
     let staged: Vec<Staged<'_>> = (0..)
         .zip(effects)
@@ -229,11 +279,28 @@ async fn write_set(
     stage_rows(client, target, &staged).await?;
 
     let count = |op: Op| staged.iter().filter(|row| row.op == op).count() as u64;
-    let (inserts, upserts, replaces) = (count(Op::Insert), count(Op::Upsert), count(Op::Replace));
-    let (deletes, patches) = (count(Op::Delete), count(Op::Patch));
-    let has_deletes = deletes + replaces + count(Op::DeleteAny) > 0;
-    let has_updates = inserts + upserts > 0;
-    let has_inserts = inserts + replaces > 0;
+    Ok(StagedSet {
+        inserts: count(Op::Insert),
+        upserts: count(Op::Upsert),
+        replaces: count(Op::Replace),
+        deletes: count(Op::Delete),
+        deletes_any: count(Op::DeleteAny),
+        patches: count(Op::Patch),
+        masks,
+    })
+}
+
+/// Brings what is staged into the table.
+async fn merge_set(
+    client: &Client,
+    target: &Target,
+    set: &StagedSet,
+    policy: Policy,
+) -> Result<()> {
+    let masks = &set.masks;
+    let has_deletes = set.deletes + set.replaces + set.deletes_any > 0;
+    let has_updates = set.inserts + set.upserts > 0;
+    let has_inserts = set.inserts + set.replaces > 0;
 
     let mut statements = Vec::new();
     if has_deletes {
@@ -254,24 +321,24 @@ async fn write_set(
     let mut next = || results.next().unwrap_or_default();
 
     if has_deletes {
-        drift::report(
+        drift::note(
             target,
             Drift::DeleteMissed,
-            deletes.saturating_sub(next().count),
+            set.deletes.saturating_sub(next().count),
         );
     }
     if has_updates {
         let met = next();
         let (met_inserts, met_all) = (met.value(0), met.value(1));
-        let missed = upserts.saturating_sub(met_all - met_inserts);
-        drift::report(target, Drift::InsertOverwrote, met_inserts);
-        drift::report(target, Drift::UpdateInserted, missed);
+        let missed = set.upserts.saturating_sub(met_all - met_inserts);
+        drift::note(target, Drift::InsertOverwrote, met_inserts);
+        drift::note(target, Drift::UpdateInserted, missed);
         if missed > 0 && !has_inserts {
             query(client, target, &target.sql.insert(None)).await?;
         }
     }
     let met_patches: u64 = (0..masks.0.len()).map(|_| next().value(0)).sum();
-    if met_patches < patches {
+    if met_patches < set.patches {
         if policy.has_initial_snapshot {
             let found = query(client, target, &target.sql.missing_patches(KEYS_SHOWN_MAX)).await?;
             let keys: Vec<String> = found
@@ -284,9 +351,9 @@ async fn write_set(
                 return Err(missing(target, &keys.join("; ")));
             }
         }
-        drift::report(target, Drift::UpdateNotOurs, patches - met_patches);
+        drift::note(target, Drift::UpdateNotOurs, set.patches - met_patches);
     }
-    if has_updates || patches > 0 {
+    if has_updates || set.patches > 0 {
         adopt_identities(client, target).await?;
     }
     Ok(())
@@ -349,11 +416,11 @@ async fn rename(
         );
         let done = query(client, target, &patch).await?;
         if done.get(1).map_or(0, |patched| patched.value(0)) == 0 {
-            drift::report(target, Drift::UpdateNotOurs, 1);
+            drift::note(target, Drift::UpdateNotOurs, 1);
         }
         return Ok(());
     }
-    drift::report(target, Drift::UpdateInserted, 1);
+    drift::note(target, Drift::UpdateInserted, 1);
     let insert = format!(
         "{}; {}",
         target.sql.rename_to(n, Op::Insert),

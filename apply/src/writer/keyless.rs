@@ -35,7 +35,7 @@ pub(super) async fn write(client: &Client, target: &mut Target, changes: &[&Chan
     if wanted > 0 {
         let done = query(client, target, &target.sql.delete_copies()).await?;
         let deleted = done.first().map_or(0, |done| done.count);
-        drift::report(
+        drift::note(
             target,
             Drift::DeleteMissed,
             (wanted as u64).saturating_sub(deleted),

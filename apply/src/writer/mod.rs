@@ -8,6 +8,8 @@
 //! that one table's failure ([`Error::Table`]). Whatever the error, the session must not
 //! be used afterwards: dropping it rolls everything back.
 
+mod ahead;
+mod blame;
 mod copy;
 mod create;
 mod drift;
@@ -30,14 +32,18 @@ use uuid::Uuid;
 
 use crate::batch::Part;
 use crate::bookkeeping::{Counts, Epoch, Prepared, Progress};
-use crate::catch_up::LOCK_NOT_AVAILABLE;
+use crate::context::MirrorRun;
 use crate::error::{Error, Result};
 use crate::event::Change;
 use crate::net_effect::{self, Step};
 use crate::parked;
 use crate::routes::Routes;
-use crate::schema_change::{Follower, Said};
+use crate::schema_change::Follower;
 
+pub(crate) use ahead::is_worth_preparing;
+pub(crate) use blame::of_table;
+use blame::{missing_from, of_lock};
+use drift::Drifts;
 pub(crate) use replica_role::enter_for as enter_replica_role;
 use target::Target;
 
@@ -46,8 +52,6 @@ pub struct Writer {
     session: Session,
     mirror_id: Uuid,
     /// Whose table states are counted and followed: [`MirrorRun::ledger`].
-    ///
-    /// [`MirrorRun::ledger`]: crate::context::MirrorRun::ledger
     ledger: Uuid,
     epoch: Epoch,
     prepared: Prepared,
@@ -56,7 +60,11 @@ pub struct Writer {
     follower: Follower,
     /// By value schema id; one version of each table at a time.
     targets: HashMap<u32, Target>,
+    /// Versions met for the first time here, since someone asked.
+    met: Vec<(TableName, u32)>,
     open: Option<Open>,
+    /// What committed transactions have met and nobody has asked for yet.
+    drifted: Drifts,
 }
 
 /// What the mirror's options say to the writer.
@@ -74,8 +82,23 @@ pub struct Policy {
 /// The open destination transaction.
 struct Open {
     counts: BTreeMap<TableName, Counts>,
+    drifts: Drifts,
     /// Offset of the first event in it.
     first_offset: i64,
+    /// What is staged is of the part that is written next, with which the transaction begins;
+    /// the owner epoch has not been checked yet.
+    is_ahead: bool,
+}
+
+impl Open {
+    fn at(first_offset: i64) -> Open {
+        Open {
+            counts: BTreeMap::new(),
+            drifts: Drifts::new(),
+            first_offset,
+            is_ahead: false,
+        }
+    }
 }
 
 /// The quick way, or the way that finds out what is wrong.
@@ -114,7 +137,9 @@ impl Writer {
             policy,
             follower: Follower::new(mirror_id, policy.schema_changes),
             targets: HashMap::new(),
+            met: Vec::new(),
             open: None,
+            drifted: Drifts::new(),
         })
     }
 
@@ -139,41 +164,33 @@ impl Writer {
         );
         begun.map_err(Error::sql("beginning a batch"))?;
         fenced?;
-        self.open = Some(Open {
-            counts: BTreeMap::new(),
-            first_offset,
-        });
+        self.open = Some(Open::at(first_offset));
         Ok(())
     }
 
-    /// What the mirror's log is to say of the transactions committed so far.
-    pub(crate) fn said(&mut self) -> Vec<Said> {
-        self.follower.said()
+    /// Says in the mirror's log, and in the metrics, what there is to say of the transactions
+    /// committed so far.
+    pub(crate) fn tell(&mut self, run: &MirrorRun) {
+        for said in self.follower.said() {
+            said.log(run);
+        }
+        drift::tell(run, &std::mem::take(&mut self.drifted));
+    }
+
+    /// Rows that were not as the stream implies, as far as they have not been told of: source
+    /// table, kind, how many.
+    pub fn drifted(&self) -> Vec<(TableName, &'static str, u64)> {
+        let drifted = self.drifted.iter();
+        drifted
+            .map(|((table, drift), rows)| (table.clone(), drift.as_str(), *rows))
+            .collect()
     }
 
     /// Writes a part into the open transaction.
     pub async fn write(&mut self, part: &Part) -> Result<()> {
-        let first_offset = self
-            .open
-            .as_ref()
-            .map_or(part.first_offset, |open| open.first_offset);
-        self.write_part(part).await.map_err(|error| match error {
-            Error::Table {
-                table,
-                reason,
-                restart_offset: None,
-            } => Error::Table {
-                table,
-                reason,
-                restart_offset: Some(first_offset),
-            },
-            Error::Locked { table, source, .. } => Error::Locked {
-                table,
-                restart_offset: Some(first_offset),
-                source,
-            },
-            other => other,
-        })
+        let first_offset = self.first_offset(part)?;
+        let written = self.write_part(part).await;
+        written.map_err(|error| missing_from(first_offset, error))
     }
 
     async fn write_part(&mut self, part: &Part) -> Result<()> {
@@ -193,7 +210,7 @@ impl Writer {
     async fn write_versions(&mut self, steps: &[Step<'_>]) -> Result<()> {
         self.find_targets(steps).await?;
         self.clear_staging().await?;
-        self.run("SAVEPOINT part").await?;
+        self.enter_part().await?;
         if let Err(error) = self.write_steps(steps, Care::Quick).await {
             if error.is_transient() {
                 return Err(error);
@@ -203,16 +220,38 @@ impl Writer {
             for target in self.targets.values_mut() {
                 // Staged rows may be back that were cleared since the savepoint.
                 target.staged = target.stage_copy.is_some();
+                target.ahead = None;
+                target.met.put_back(Default::default());
             }
             self.write_steps(steps, Care::Careful).await?;
         }
+        if let Some(open) = &mut self.open {
+            for target in self.targets.values() {
+                target.met.hand_over(&target.source, &mut open.drifts);
+            }
+        }
         self.run("RELEASE SAVEPOINT part").await
+    }
+
+    /// What follows can be undone and written again with care.
+    async fn enter_part(&mut self) -> Result<()> {
+        let is_ahead = |open: &mut Open| std::mem::take(&mut open.is_ahead);
+        if !self.open.as_mut().is_some_and(is_ahead) {
+            return self.run("SAVEPOINT part").await;
+        }
+        let (fenced, entered) = tokio::join!(
+            self.prepared
+                .fence(&self.session, self.mirror_id, self.epoch),
+            self.run("SAVEPOINT part"),
+        );
+        fenced?;
+        entered
     }
 
     /// Commits what was written, with the progress it makes.
     pub async fn commit(&mut self, progress: &Progress, caught_up: &[TableName]) -> Result<()> {
         let open = self.take_open(progress.next_offset);
-        self.follower.finish(&self.session).await?;
+        self.finish(&open).await?;
         let client: &Client = &self.session;
         let (counted, progressed) = tokio::join!(
             self.add_counts(&open),
@@ -226,7 +265,7 @@ impl Writer {
                 .await?;
         }
         crate::crash_points::reached(crate::crash_points::BEFORE_COMMIT);
-        self.end(&open).await
+        self.end(open).await
     }
 
     /// Commits what was written for tables that are behind main, with their own progress.
@@ -236,12 +275,18 @@ impl Writer {
         tables: &[TableName],
     ) -> Result<()> {
         let open = self.take_open(next_offset);
-        self.follower.finish(&self.session).await?;
+        self.finish(&open).await?;
         self.add_counts(&open).await?;
         let client: &Client = &self.session;
         crate::catch_up::advance(client, self.ledger, tables, next_offset).await?;
         crate::crash_points::reached(crate::crash_points::CATCH_UP_BEFORE_COMMIT);
-        self.end(&open).await
+        self.end(open).await
+    }
+
+    /// Runs what of schema changes waits for the end of the transaction.
+    async fn finish(&mut self, open: &Open) -> Result<()> {
+        let finished = self.follower.finish(&self.session).await;
+        finished.map_err(|error| missing_from(open.first_offset, error))
     }
 
     /// For the open transaction: how long its statements wait for someone else's lock.
@@ -253,10 +298,7 @@ impl Writer {
     }
 
     fn take_open(&mut self, first_offset: i64) -> Open {
-        self.open.take().unwrap_or(Open {
-            counts: BTreeMap::new(),
-            first_offset,
-        })
+        self.open.take().unwrap_or(Open::at(first_offset))
     }
 
     async fn add_counts(&self, open: &Open) -> Result<()> {
@@ -268,12 +310,15 @@ impl Writer {
         counted.into_iter().collect()
     }
 
-    async fn end(&mut self, open: &Open) -> Result<()> {
+    async fn end(&mut self, open: Open) -> Result<()> {
         if let Err(error) = self.run("COMMIT").await {
             return Err(self.attributed(error, open.first_offset));
         }
         for target in self.targets.values_mut() {
             target.staged = false;
+        }
+        for (of, rows) in open.drifts {
+            *self.drifted.entry(of).or_default() += rows;
         }
         Ok(())
     }
@@ -328,6 +373,7 @@ impl Writer {
                     .map_err(|error| of_table(source, error))?;
                 let target =
                     Target::find(&self.session, version, &destination, &fit, &primary_key).await?;
+                self.met.push((source.clone(), version.schema_id));
                 self.targets.insert(version.schema_id, target);
             }
             let only_inserts = changes
@@ -366,7 +412,8 @@ impl Writer {
     /// Empties what earlier parts of the transaction staged. Outside the savepoint: there
     /// Postgres empties the table in place, inside it gives it new files each time.
     async fn clear_staging(&mut self) -> Result<()> {
-        let staged = self.targets.values_mut().filter(|target| target.staged);
+        let is_void = |target: &&mut Target| target.staged && target.ahead.is_none();
+        let staged = self.targets.values_mut().filter(is_void);
         for target in staged {
             self.session
                 .batch_execute(&target.sql.clear_staging())
@@ -450,7 +497,7 @@ async fn write_rows(
     policy: Policy,
 ) -> Result<()> {
     let mut changed = changes.iter();
-    if let Some(reason) = changed.find_map(|change| target.byte_chars.refuse(change)) {
+    if let Some(reason) = changed.find_map(|change| target.ambiguous.refuse(change)) {
         return Err(Error::Table {
             table: target.source.clone(),
             reason,
@@ -465,11 +512,13 @@ async fn write_rows(
     }
     target.ensure_staging(client).await?;
     savepoint(client, "SAVEPOINT one_table").await?;
+    let met_before = target.met.rows();
     match keyed::write(client, target, changes, care, policy).await {
         Ok(()) => {}
         Err(error) if is_constraint_violation(&error) => {
             savepoint(client, "ROLLBACK TO SAVEPOINT one_table").await?;
             target.staged = true;
+            target.met.put_back(met_before);
             tracing::info!(table = %target.source, %error, "replaying a batch row by row, in source order");
             keyed::replay(client, target, changes, policy).await?;
         }
@@ -488,29 +537,4 @@ async fn savepoint(client: &Client, statement: &'static str) -> Result<()> {
 /// SQLSTATE class 23, integrity constraint violation (PostgreSQL manual, appendix A).
 fn is_constraint_violation(error: &Error) -> bool {
     error.sqlstate().is_some_and(|code| code.starts_with("23"))
-}
-
-/// Somebody's lock on the table is the table's, too.
-fn of_lock(table: &TableName, error: Error) -> Error {
-    if error.sqlstate() != Some(LOCK_NOT_AVAILABLE) || matches!(error, Error::Locked { .. }) {
-        return error;
-    }
-    Error::Locked {
-        table: table.clone(),
-        restart_offset: None,
-        source: Box::new(error),
-    }
-}
-
-/// An error that trying again cannot cure is the table's.
-fn of_table(table: &TableName, error: Error) -> Error {
-    let error = of_lock(table, error);
-    if error.is_transient() || matches!(error, Error::Table { .. }) {
-        return error;
-    }
-    Error::Table {
-        table: table.clone(),
-        reason: error.to_string(),
-        restart_offset: None,
-    }
 }

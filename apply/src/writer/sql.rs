@@ -232,8 +232,9 @@ impl Sql {
     }
 
     /// Gives rows their GENERATED ALWAYS identity where an UPDATE could not set it: such a
-    /// row is taken out and put in again. None for tables without such a column outside
-    /// the key.
+    /// row is taken out and put in again. Staged one by one, a key may stand there more than
+    /// once: the last row is what it is now, and one that changed its key has its identity.
+    /// None for tables without such a column outside the key.
     pub(super) fn adopt_identities(&self) -> Option<String> {
         let is_ours = |column: &SqlColumn| column.always_identity && !column.key;
         let differs: Vec<String> = self
@@ -255,12 +256,16 @@ impl Sql {
         };
         Some(format!(
             "WITH old AS (DELETE FROM {table} AS t USING {staging} AS s \
-                 WHERE s.op IN ('I', 'U', 'P') AND {same_key} AND ({differs}) RETURNING s.n AS n, {kept}) \
+                 WHERE s.op IN ('I', 'U', 'P') AND {same_key} AND ({differs}) \
+                   AND NOT EXISTS (SELECT FROM {staging} AS later \
+                       WHERE later.n > s.n AND later.op IN ('I', 'U', 'P', 'K') AND {same_staged}) \
+                 RETURNING s.n AS n, {kept}) \
              INSERT INTO {table} ({names}) OVERRIDING SYSTEM VALUE \
              SELECT {cells} FROM old JOIN {staging} AS s ON s.n = old.n AND s.op IN ('I', 'U', 'P')",
             table = self.table,
             staging = self.staging,
             same_key = self.same_key("t", "s"),
+            same_staged = self.same_staged_key("later", "s"),
             differs = differs.join(" OR "),
             kept = self.kept("t"),
             names = self.all_names(),
@@ -434,13 +439,22 @@ impl Sql {
 
     /// The table's row has the key of the staged one.
     fn same_key(&self, table: &str, staged: &str) -> String {
+        self.key_equals(staged, |_, column| format!("{table}.{}", column.name))
+    }
+
+    /// Both staged rows have the same key.
+    fn same_staged_key(&self, one: &str, other: &str) -> String {
+        self.key_equals(other, |index, _| format!("{one}.c{index}"))
+    }
+
+    fn key_equals(&self, staged: &str, cell: impl Fn(usize, &SqlColumn) -> String) -> String {
         let conditions: Vec<String> = self
             .key_cells()
             .map(|(index, column)| {
                 let operator_schema = column.operator_schema.as_deref().unwrap_or("pg_catalog");
                 format!(
-                    "{table}.{} OPERATOR({operator_schema}.=) {staged}.c{index}",
-                    column.name
+                    "{} OPERATOR({operator_schema}.=) {staged}.c{index}",
+                    cell(index, column)
                 )
             })
             .collect();

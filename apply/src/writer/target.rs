@@ -4,9 +4,11 @@
 use bunny_postgres::{TableName, quote_ident};
 use tokio_postgres::{Client, Statement};
 
+use super::drift::Met;
+use super::keyed::StagedSet;
 use super::packed;
 use super::sql::{Sql, SqlColumn};
-use crate::byte_char::ByteChars;
+use crate::ambiguous_text::AmbiguousText;
 use crate::error::{Error, Result};
 use crate::event::{Row, TableVersion};
 use crate::net_effect::keyed::KeyChange;
@@ -50,7 +52,7 @@ pub(super) struct Target {
     pub(super) key: Vec<usize>,
     pub(super) key_change: KeyChange,
     /// By index among the event's columns.
-    pub(super) byte_chars: ByteChars,
+    pub(super) ambiguous: AmbiguousText,
     pub(super) sql: Sql,
     /// COPY into the staging table; it exists in this session once this is set.
     pub(super) stage_copy: Option<Statement>,
@@ -59,6 +61,9 @@ pub(super) struct Target {
     pub(super) avoid_direct_copy: bool,
     /// The staging table holds rows of this transaction.
     pub(super) staged: bool,
+    /// What the staging table holds of the part to be written next.
+    pub(super) ahead: Option<StagedSet>,
+    pub(super) met: Met,
 }
 
 impl Target {
@@ -138,7 +143,7 @@ impl Target {
             .map(|row| quote_ident(row.get(0)))
             .collect();
         let into = fit.into.iter().map(|into| into.as_deref());
-        let byte_chars = ByteChars::find(client, destination, into).await?;
+        let ambiguous = AmbiguousText::find(client, destination, into).await?;
         let staging = format!("pg_temp.\"bunny_stage_{}\"", version.schema_id);
         Ok(Target {
             source: version.source.clone(),
@@ -151,12 +156,14 @@ impl Target {
             } else {
                 KeyChange::Rename
             },
-            byte_chars,
+            ambiguous,
             sql: Sql::new(destination.quoted(), staging, columns, own),
             stage_copy: None,
             direct_copy: None,
             avoid_direct_copy: false,
             staged: false,
+            ahead: None,
+            met: Met::default(),
         })
     }
 

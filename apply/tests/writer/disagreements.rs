@@ -1,7 +1,7 @@
 //! Where the destination is not what the events expect.
 
 use bunny_apply::bookkeeping::Epoch;
-use bunny_apply::event::Change;
+use bunny_apply::event::{Before, Change};
 use bunny_apply::{Error, bookkeeping};
 
 use crate::stage::{KEYED, Stage, body, keyed, old_key, row, some, version};
@@ -32,6 +32,46 @@ async fn drift_is_resolved_towards_the_source() {
             .rows(r#"SELECT concat_ws('|', "ID", code) FROM {s}.keyed ORDER BY "ID""#)
             .await,
         ["1|a", "2|b", "5|e"]
+    );
+}
+
+/// What is swapped can only be written row by row, and there too drift is counted.
+#[tokio::test]
+#[ignore = "needs a server"]
+async fn drift_is_counted_where_rows_are_replayed_one_by_one() {
+    let mut stage = Stage::new(KEYED, &[("keyed", &["ID"])]).await;
+    stage
+        .execute(
+            r#"INSERT INTO {s}.keyed ("ID", code) VALUES (1, 'a'), (2, 'b'), (3, 'here already')"#,
+        )
+        .await;
+    let table = keyed();
+    let update = |id, code| {
+        let after = some(&[id, code, "1", "x"]);
+        body(&table, Change::update(None, after, Vec::new()))
+    };
+    let changes = vec![
+        update("1", "on the way"),
+        update("2", "a"),
+        update("1", "b"),
+        body(&table, Change::Insert(some(&["3", "c", "1", "x"]))),
+        update("8", "not there"),
+        body(&table, Change::Delete(old_key(9))),
+    ];
+    stage.apply(vec![changes], 100).await.unwrap();
+    assert_eq!(
+        stage
+            .rows(r#"SELECT concat_ws('|', "ID", code) FROM {s}.keyed ORDER BY "ID""#)
+            .await,
+        ["1|b", "2|a", "3|c", "8|not there"]
+    );
+    assert_eq!(
+        stage.drifted,
+        [
+            ("insert_overwrote", 1),
+            ("update_inserted", 1),
+            ("delete_missed", 1)
+        ]
     );
 }
 
@@ -164,4 +204,44 @@ async fn a_table_without_a_snapshot_is_created_from_its_first_event() {
         .rows("SELECT pg_get_indexdef(indexrelid) FROM pg_index WHERE indrelid = '{s}.made'::regclass AND indisprimary")
         .await;
     assert!(key[0].ends_with("(id)"), "{key:?}");
+}
+
+/// Rows that swap unique values are replayed one by one; a key that came, went and came again within
+/// the batch ends with its last identity.
+#[tokio::test]
+#[ignore = "needs a server"]
+async fn a_replayed_row_has_its_last_identity() {
+    let ddl = "CREATE TABLE {s}.coded (code text PRIMARY KEY, id bigint GENERATED ALWAYS AS IDENTITY, u int UNIQUE);";
+    let mut stage = Stage::new(ddl, &[("coded", &["code"])]).await;
+    let coded = version(1, "coded", &[("code", true), ("id", false), ("u", false)]);
+    let put = |code: &str, id: &str, u: &str| body(&coded, Change::Insert(some(&[code, id, u])));
+    let set = |code: &str, id: &str, u: &str| {
+        body(
+            &coded,
+            Change::update(None, some(&[code, id, u]), Vec::new()),
+        )
+    };
+    let take = |code: &str| {
+        let key = row(&[Some(code), None, None]);
+        body(&coded, Change::Delete(Before::Key(key)))
+    };
+    let before = vec![put("a", "1", "1"), put("b", "2", "2"), put("c", "3", "3")];
+    stage.apply(vec![before], 100).await.unwrap();
+    let swapped = vec![
+        set("a", "1", "20"),
+        set("b", "2", "1"),
+        set("a", "1", "2"),
+        put("x", "10", "10"),
+        take("x"),
+        put("x", "11", "10"),
+        take("c"),
+        put("c", "12", "3"),
+    ];
+    stage.apply(vec![swapped], 100).await.unwrap();
+    assert_eq!(
+        stage
+            .rows("SELECT concat_ws('|', code, id, u) FROM {s}.coded ORDER BY code")
+            .await,
+        ["a|1|2", "b|2|1", "c|12|3", "x|11|10"]
+    );
 }

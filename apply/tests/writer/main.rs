@@ -7,6 +7,7 @@
 //! Each test uses a mirror and a schema of its own.
 #![allow(clippy::unwrap_used)]
 
+mod ahead;
 mod disagreements;
 mod random_histories;
 mod rows;

@@ -107,6 +107,18 @@ fn random_change(source: &mut Source, random: &mut Random, serial: &mut u64) -> 
 #[tokio::test]
 #[ignore = "needs a server"]
 async fn random_histories_end_as_the_source_stands() {
+    histories(false).await;
+}
+
+/// Each batch in another session than the one before, prepared while that one is open.
+#[tokio::test]
+#[ignore = "needs a server"]
+async fn random_histories_prepared_ahead_end_as_the_source_stands() {
+    histories(true).await;
+}
+
+async fn histories(ahead: bool) {
+    let mut prepared = 0;
     for seed in 1..20 {
         let mut random = Random(seed * 0x9E37_79B9);
         let own_column = seed % 2 == 0;
@@ -130,7 +142,11 @@ async fn random_histories_end_as_the_source_stands() {
             }
         }
         let batch = 1 + random.below(40) as usize;
-        stage.apply(transactions, batch).await.unwrap();
+        if ahead {
+            prepared += stage.apply_ahead(transactions, batch).await.unwrap();
+        } else {
+            stage.apply(transactions, batch).await.unwrap();
+        }
         let found = stage
             .rows(r#"SELECT concat_ws('|', "ID", code, amount, coalesce(big, 'NULL'), doubled) FROM {s}.keyed ORDER BY "ID""#)
             .await;
@@ -143,4 +159,5 @@ async fn random_histories_end_as_the_source_stands() {
             .collect();
         assert_eq!(found, expected, "seed {seed}, batches of {batch}");
     }
+    assert_eq!(ahead, prepared > 50, "{prepared} batches were prepared");
 }

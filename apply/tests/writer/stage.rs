@@ -23,6 +23,8 @@ pub struct Stage {
     pub epoch: Epoch,
     pub tables: Vec<TableState>,
     pub has_initial_snapshot: bool,
+    /// What the latest changes met: kind and rows, of all tables.
+    pub drifted: Vec<(&'static str, u64)>,
     pub next_offset: i64,
     pub position: Position,
 }
@@ -76,6 +78,7 @@ impl Stage {
             epoch: Epoch(7),
             tables: states,
             has_initial_snapshot: true,
+            drifted: Vec::new(),
             next_offset: 0,
             position: Position::default(),
         }
@@ -129,6 +132,56 @@ impl Stage {
         changes_max: usize,
     ) -> Result<(), Error> {
         let mut writer = self.writer().await;
+        for part in self.parts(transactions, changes_max) {
+            if !writer.is_open() {
+                writer.begin(part.first_offset).await?;
+            }
+            writer.write(&part).await?;
+            if part.complete {
+                commit(&mut writer, &part).await?;
+            }
+        }
+        let drifted = writer.drifted().into_iter();
+        self.drifted = drifted.map(|(_, kind, rows)| (kind, rows)).collect();
+        Ok(())
+    }
+
+    /// The same in two sessions: while one has written a batch and not committed it, or has not
+    /// even begun, the other prepares the next. Gives how many were prepared.
+    pub async fn apply_ahead(
+        &mut self,
+        transactions: Vec<Vec<Body>>,
+        changes_max: usize,
+    ) -> Result<usize, Error> {
+        let (mut writing, mut idle) = (self.writer().await, self.writer().await);
+        let parts = self.parts(transactions, changes_max);
+        let mut prepared = 0;
+        for (index, part) in parts.iter().enumerate() {
+            let next = parts.get(index + 1).filter(|_| part.complete);
+            let is_early = index % 2 == 0;
+            if let Some(next) = next.filter(|_| is_early) {
+                prepared += usize::from(idle.prepare(next).await?);
+            }
+            if !writing.is_open() {
+                writing.begin(part.first_offset).await?;
+            }
+            writing.write(part).await?;
+            if let Some(next) = next.filter(|_| !is_early) {
+                prepared += usize::from(idle.prepare(next).await?);
+            }
+            if !part.complete {
+                continue;
+            }
+            commit(&mut writing, part).await?;
+            if idle.is_outdated_by(&writing.met()) {
+                idle = self.writer().await;
+            }
+            std::mem::swap(&mut writing, &mut idle);
+        }
+        Ok(prepared)
+    }
+
+    pub fn parts(&mut self, transactions: Vec<Vec<Body>>, changes_max: usize) -> Vec<Part> {
         let mut assembler = Assembler::new(Limits {
             changes_max,
             bytes_max: usize::MAX,
@@ -140,21 +193,7 @@ impl Stage {
             }
         }
         parts.extend(assembler.flush());
-        for part in parts {
-            if !writer.is_open() {
-                writer.begin(part.first_offset).await?;
-            }
-            writer.write(&part).await?;
-            if part.complete {
-                let progress = Progress {
-                    generation: Uuid::nil(),
-                    position: part.position,
-                    next_offset: part.next_offset,
-                };
-                writer.commit(&progress, &[]).await?;
-            }
-        }
-        Ok(())
+        parts
     }
 
     pub async fn rows(&self, select: &str) -> Vec<String> {
@@ -186,6 +225,15 @@ impl Stage {
         .unwrap();
         (state.rows_inserted, state.rows_updated, state.rows_deleted)
     }
+}
+
+pub async fn commit(writer: &mut Writer, part: &Part) -> Result<(), Error> {
+    let progress = Progress {
+        generation: Uuid::nil(),
+        position: part.position,
+        next_offset: part.next_offset,
+    };
+    writer.commit(&progress, &[]).await
 }
 
 pub fn version(schema_id: u32, table: &str, columns: &[(&str, bool)]) -> Arc<TableVersion> {

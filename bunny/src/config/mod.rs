@@ -68,6 +68,8 @@ pub(crate) struct Common {
     pub(crate) schema_ids: Authority,
     /// How long a lease outlives its worker.
     pub(crate) lease_ttl: Duration,
+    /// What the rows on their way through a role may take, in bytes.
+    pub(crate) memory_bytes: usize,
     /// Where Prometheus may ask, if anywhere.
     pub(crate) metrics_listen: Option<SocketAddr>,
 }
@@ -201,6 +203,7 @@ pub(crate) fn common(layers: &Layers) -> Result<Common, Problems> {
     let topics = problems.take(topics(layers));
     let schema_ids = problems.take(schema_registry::schema_ids(layers));
     let lease_ttl = problems.take(lease_ttl(layers));
+    let memory_bytes = problems.take(memory_bytes(layers));
     let metrics_listen = problems.take(address(layers, &settings::METRICS_LISTEN));
     match (
         catalog,
@@ -209,6 +212,7 @@ pub(crate) fn common(layers: &Layers) -> Result<Common, Problems> {
         topics,
         schema_ids,
         lease_ttl,
+        memory_bytes,
         metrics_listen,
     ) {
         (
@@ -218,6 +222,7 @@ pub(crate) fn common(layers: &Layers) -> Result<Common, Problems> {
             Some(topics),
             Some(schema_ids),
             Some(lease_ttl),
+            Some(memory_bytes),
             Some(metrics_listen),
         ) => Ok(Common {
             catalog,
@@ -226,6 +231,7 @@ pub(crate) fn common(layers: &Layers) -> Result<Common, Problems> {
             topics,
             schema_ids,
             lease_ttl,
+            memory_bytes,
             metrics_listen,
         }),
         _ => Err(problems),
@@ -337,6 +343,19 @@ fn lease_ttl(layers: &Layers) -> Result<Duration, Problem> {
         return Err(found.wrong(format!("{rule}, not {seconds}")));
     }
     Ok(Duration::from_secs(seconds))
+}
+
+fn memory_bytes(layers: &Layers) -> Result<usize, Problem> {
+    const MIB: usize = 1 << 20;
+    let Some(found) = layers.text(&settings::MEMORY_BUDGET) else {
+        return Ok(128 * MIB);
+    };
+    let rule = "must be a number of MiB from 32 to 65536";
+    let mebibytes: usize = found.parse(rule)?;
+    if !(32..=65_536).contains(&mebibytes) {
+        return Err(found.wrong(format!("{rule}, not {mebibytes}")));
+    }
+    Ok(mebibytes * MIB)
 }
 
 fn jwt_secret(layers: &Layers) -> Result<Option<SecretString>, Problem> {

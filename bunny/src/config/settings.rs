@@ -54,6 +54,7 @@ settings! {
     ADMIN_USER: "admin_user", "BUNNY_ADMIN_USER", "admin-user", "NAME", "The first administrator [default: admin]";
     ADMIN_PASSWORD: "admin_password", "BUNNY_ADMIN_PASSWORD", "admin-password", "PASSWORD", "The first administrator's password [default: generated and printed once]";
     LEASE_TTL_SECONDS: "lease_ttl_seconds", "BUNNY_LEASE_TTL_SECONDS", "lease-ttl-seconds", "SECONDS", "After so long without a sign of life a worker's mirrors go to others [default: 10]";
+    MEMORY_BUDGET: "memory_budget", "BUNNY_MEMORY_BUDGET", "memory-budget", "MIB", "What the rows on their way through a role may take, about, in MiB [default: 128]";
     LOG: "log", "BUNNY_LOG", "log", "FILTER", "What is logged, as \"info\" or \"info,bunny_capture=debug\"";
     LOG_FORMAT: "log_format", "BUNNY_LOG_FORMAT", "log-format", "FORMAT", "How log lines look: text or json [default: text]";
 }

@@ -208,6 +208,8 @@ fn numbers_and_prefixes_are_checked() {
     for (variable, value) in [
         ("BUNNY_LEASE_TTL_SECONDS", "0"),
         ("BUNNY_LEASE_TTL_SECONDS", "ten"),
+        ("BUNNY_MEMORY_BUDGET", "31"),
+        ("BUNNY_MEMORY_BUDGET", "128MB"),
         ("BUNNY_TOPIC_PREFIX", "a b"),
         ("BUNNY_METRICS_LISTEN", "9100"),
     ] {

@@ -26,11 +26,35 @@ pub(super) struct Known {
 /// A column added to a table that is there is filled from `attmissingval`, where the table
 /// did not have to be rewritten. A table whose file still has the table's own oid as its
 /// number was never rewritten, so a column without such a value is NULL in older rows.
+/// A partitioned table has neither: its leaves are asked, by the column's name. A leaf's column
+/// is as it was added if nothing touched it, or the leaf, without touching the root: a rewrite
+/// that takes the value away leaves its own number on both.
 /// Transactions before the slot's `catalog_xmin` had ended before the position that the slot is
 /// confirmed up to, so what they wrote last holds for the whole stream.
 /// Functions are looked for by name, in whatever schema: one volatile namesake too many
 /// only costs a table sync.
 const SLOTS: &str = r#"
+WITH RECURSIVE tree AS (
+    SELECT oid, relkind FROM pg_class WHERE oid = $1 AND relkind = 'p'
+  UNION ALL
+    SELECT c.oid, c.relkind FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid JOIN pg_class c ON c.oid = i.inhrelid
+), leaves AS (
+    SELECT a.attname, a.atthasmissing AS has_missing, l.relfilenode = l.oid AS never_rewritten,
+           a.xmin = r.xmin AND l.xmin = c.xmin AS is_as_added,
+           CASE WHEN a.atthasmissing THEN CASE WHEN t.typdelim = ','
+                THEN (a.attmissingval::text::text[])[1] ELSE btrim(a.attmissingval::text, '{}"') END END AS missing
+    FROM tree
+    JOIN pg_class l ON l.oid = tree.oid AND tree.relkind <> 'p'
+    JOIN pg_class c ON c.oid = $1
+    JOIN pg_attribute a ON a.attrelid = l.oid AND a.attnum > 0 AND NOT a.attisdropped
+    JOIN pg_attribute r ON r.attrelid = $1 AND r.attname = a.attname
+    LEFT JOIN pg_type t ON t.oid = a.atttypid
+), told AS (
+    SELECT attname, max(missing) AS missing, bool_or(has_missing) AS have_some,
+           bool_and(has_missing OR never_rewritten) AND count(DISTINCT missing) = 1 AS agree,
+           bool_and(never_rewritten) AS never_rewritten, bool_and(never_rewritten OR is_as_added) AS are_as_added
+    FROM leaves GROUP BY attname
+)
 SELECT a.attnum, a.attname::text AS name, a.attisdropped AS is_dropped, a.attnotnull AS not_null, a.atttypid AS type,
        a.attgenerated <> '' AS is_generated,
        a.attgenerated <> '' AND EXISTS (SELECT FROM pg_index r WHERE r.indrelid = a.attrelid
@@ -42,13 +66,16 @@ SELECT a.attnum, a.attname::text AS name, a.attisdropped AS is_dropped, a.attnot
        coalesce(age(a.xmin) > age(s.catalog_xmin), false) AS is_settled,
        a.attidentity <> '' AS is_identity,
        CASE WHEN a.atthasmissing THEN CASE WHEN t.typdelim = ','
-            THEN (a.attmissingval::text::text[])[1] ELSE btrim(a.attmissingval::text, '{}"') END END AS missing,
+            THEN (a.attmissingval::text::text[])[1] ELSE btrim(a.attmissingval::text, '{}"') END
+            WHEN told.agree THEN told.missing END AS missing,
        EXISTS (SELECT FROM regexp_matches(d.expression, '([A-Za-z_][A-Za-z0-9_$]*)"?\(', 'g') AS m
                JOIN pg_proc p ON p.proname = m[1] WHERE p.provolatile = 'v') AS is_volatile,
        coalesce(d.expression ~ '^\(?(-?[0-9.]+|E?''([^'']|'''')*''|true|false)\)?(::[A-Za-z_ ".\[\]]+(\([0-9, ]+\))?)*$',
                 false) AS is_constant,
        coalesce(t.typtype = 'd' AND (d.expression IS NOT NULL OR t.typdefault IS NOT NULL), false) AS domain_fills,
-       c.relfilenode = c.oid AS never_rewritten,
+       CASE WHEN c.relkind = 'p' THEN coalesce(told.never_rewritten AND NOT told.have_some, true)
+            ELSE c.relfilenode = c.oid END AS never_rewritten,
+       c.relkind = 'p' AS is_root, coalesce(told.are_as_added AND NOT told.have_some, true) AS leaves_are_as_added,
        CASE WHEN a.attcollation <> t.typcollation THEN
            (SELECT quote_ident(n.nspname) || '.' || quote_ident(l.collname)
             FROM pg_collation l JOIN pg_namespace n ON n.oid = l.collnamespace WHERE l.oid = a.attcollation)
@@ -57,6 +84,7 @@ FROM pg_attribute a
 JOIN pg_class c ON c.oid = a.attrelid
 LEFT JOIN pg_replication_slots s ON s.slot_name = $2
 LEFT JOIN pg_type t ON t.oid = a.atttypid
+LEFT JOIN told ON told.attname = a.attname
 LEFT JOIN LATERAL (SELECT pg_get_expr(adbin, adrelid) AS expression
                    FROM pg_attrdef WHERE adrelid = a.attrelid AND adnum = a.attnum) d ON true
 LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisprimary
@@ -221,6 +249,11 @@ fn one(
         missing: slot.try_get("missing")?,
         has_default: default.is_some(),
         never_rewritten: slot.try_get("never_rewritten")?,
+        leaves: match slot.try_get("is_root")? {
+            false => Leaves::None,
+            true if slot.try_get("leaves_are_as_added")? => Leaves::AsAdded,
+            true => Leaves::Touched,
+        },
         differs_per_row: slot.try_get::<_, bool>("is_identity")?
             || slot.try_get::<_, bool>("is_volatile")?
             || slot.try_get::<_, bool>("domain_fills")?,
@@ -243,16 +276,32 @@ fn one(
             primary_key,
             collation: slot.try_get("collation")?,
             labels,
+            generated: slot.try_get("is_generated")?,
         }),
         ..unknown
     })
 }
 
+/// The leaves of a partitioned table, of which none has a value for older rows, or not all the
+/// same.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leaves {
+    /// The table is none.
+    None,
+    /// None has a value, nor has lost one.
+    AsAdded,
+    /// Some have lost it, or may have, or have another than others.
+    Touched,
+}
+
 /// What decides how a new column was filled.
 struct Filling {
+    /// Of a partitioned table: what its leaves agree on.
     missing: Option<String>,
     has_default: bool,
+    /// Of a partitioned table: none of its leaves was, and none has a value.
     never_rewritten: bool,
+    leaves: Leaves,
     /// Each row may have got its own value: identity, a volatile default, a domain.
     differs_per_row: bool,
     is_constant: bool,
@@ -261,7 +310,9 @@ struct Filling {
 
 /// What rows older than the column hold. Where a later rewrite may have removed the trace,
 /// the answer is `Unknown`, except for a constant of a column that is NOT NULL: its old
-/// rows had that constant, or were updated, which the stream shows. Pure.
+/// rows had that constant, or were updated, which the stream shows. Of a partitioned table that
+/// exception does not hold: there is no trace at the root to be removed, so the constant may
+/// just as well have been set later. Pure.
 fn old_rows(filling: Filling) -> OldRows {
     match filling {
         Filling {
@@ -274,6 +325,14 @@ fn old_rows(filling: Filling) -> OldRows {
         } => OldRows::Null,
         Filling {
             differs_per_row: true,
+            ..
+        } => OldRows::Unknown,
+        Filling {
+            leaves: Leaves::AsAdded,
+            ..
+        } => OldRows::Null,
+        Filling {
+            leaves: Leaves::Touched,
             ..
         } => OldRows::Unknown,
         Filling {
@@ -297,6 +356,7 @@ mod tests {
             missing: None,
             has_default: true,
             never_rewritten: false,
+            leaves: Leaves::None,
             differs_per_row: false,
             is_constant: true,
             not_null: false,
@@ -334,5 +394,33 @@ mod tests {
             ..filling()
         };
         assert_eq!(old_rows(not_null), OldRows::Default);
+    }
+
+    #[test]
+    fn a_root_knows_what_its_leaves_prove() {
+        let root = |leaves, has_default, not_null| Filling {
+            leaves,
+            has_default,
+            not_null,
+            ..filling()
+        };
+        for not_null in [false, true] {
+            for has_default in [false, true] {
+                let touched = root(Leaves::Touched, has_default, not_null);
+                assert_eq!(old_rows(touched), OldRows::Unknown);
+                let added = root(Leaves::AsAdded, has_default, not_null);
+                assert_eq!(old_rows(added), OldRows::Null, "set later, if at all");
+            }
+        }
+        let agreed = Filling {
+            missing: Some("5".to_owned()),
+            ..root(Leaves::Touched, true, true)
+        };
+        assert_eq!(old_rows(agreed), OldRows::Value("5".into()));
+        let volatile = Filling {
+            differs_per_row: true,
+            ..root(Leaves::AsAdded, true, true)
+        };
+        assert_eq!(old_rows(volatile), OldRows::Unknown);
     }
 }

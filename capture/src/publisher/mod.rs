@@ -18,23 +18,25 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bunny_postgres::TableName;
-use bunny_schemas::control::{PositionRecord, SchemaKind, SyncRecord, TableRecord};
+use bunny_schemas::control::{PositionRecord, SchemaKind, SyncRecord, TableRecord, WishRecord};
 use bunny_schemas::kafka::{Closing, KafkaConfig, commit_transaction};
 use bunny_schemas::registry::Registry;
 use bunny_schemas::topics::Topics;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 
 pub(crate) use describe::describe;
 pub(crate) use tables::{Captured, Expected, Published, Tables};
 pub(crate) use visibility::{Given, Visibility};
 
-use self::outbox::Outbox;
+use self::outbox::{Message, Outbox};
 use crate::crash_points::{
     AFTER_KAFKA_COMMIT, BEFORE_KAFKA_COMMIT, MID_TRANSACTION, crash_point, is_armed,
 };
 use crate::error::{Error, Result};
 use crate::size::Sent;
+use crate::table_topics::Records;
 
 /// A Kafka transaction is committed when it holds this much, or is this old, or the source
 /// has nothing more to give.
@@ -85,7 +87,7 @@ impl Pace {
     }
 }
 
-/// Writes to a mirror's change and position topics, as the only one who can.
+/// Writes to a mirror's change, position and table topics, as the only one who can.
 pub(crate) struct Publisher {
     producer: Arc<Closing<TransactionalProducer>>,
     changes_topic: String,
@@ -93,6 +95,7 @@ pub(crate) struct Publisher {
     position_schema_id: u32,
     sync_schema_id: u32,
     table_schema_id: u32,
+    wish_schema_id: u32,
     open: Option<OpenTransaction>,
     /// Events of the open transaction that librdkafka does not have yet.
     outbox: Outbox,
@@ -113,6 +116,7 @@ impl Publisher {
         let position_schema_id = registry.register_control(SchemaKind::Position).await?;
         let sync_schema_id = registry.register_control(SchemaKind::Sync).await?;
         let table_schema_id = registry.register_control(SchemaKind::Table).await?;
+        let wish_schema_id = registry.register_control(SchemaKind::Wish).await?;
         let id = topics.capture_transactional_id(slug);
         let producer: TransactionalProducer = kafka
             .transactional_producer(&id)
@@ -130,6 +134,7 @@ impl Publisher {
             position_schema_id,
             sync_schema_id,
             table_schema_id,
+            wish_schema_id,
             open: None,
             outbox: Outbox::default(),
             events_max: match is_armed(MID_TRANSACTION) {
@@ -186,11 +191,43 @@ impl Publisher {
         let bytes = value.len() + key.map_or(0, <[u8]>::len);
         self.count(bytes)?;
         self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+        let message = Message {
+            topic: None,
+            key,
+            value: Some(value),
+        };
+        self.put(message, bytes).await
+    }
+
+    /// Appends to table topics what belongs to the event that was sent last, inside the same
+    /// transaction.
+    pub(crate) async fn send_records(&mut self, records: &Records) -> Result<()> {
+        for record in records.iter() {
+            let bytes = record.bytes();
+            self.count(bytes)?;
+            let message = Message {
+                topic: Some(record.topic),
+                key: record.key,
+                value: record.value,
+            };
+            match record.header {
+                None => self.put(message, bytes).await?,
+                // Headers are as rare as changes of keys.
+                Some(_) => {
+                    self.hand_over().await?;
+                    send(&self.producer, &self.changes_topic, message, record.header).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn put(&mut self, message: Message<'_>, bytes: usize) -> Result<()> {
         if outbox::is_large(bytes) {
             self.hand_over().await?;
-            return send(&self.producer, &self.changes_topic, key, Some(value)).await;
+            return send(&self.producer, &self.changes_topic, message, None).await;
         }
-        self.outbox.push(key, value);
+        self.outbox.push(message);
         if self.outbox.is_full() {
             self.hand_over().await?;
         }
@@ -199,8 +236,8 @@ impl Publisher {
 
     /// Gives librdkafka what waits for it.
     async fn hand_over(&mut self) -> Result<()> {
-        for (key, value) in self.outbox.iter() {
-            send(&self.producer, &self.changes_topic, key, Some(value)).await?;
+        for message in self.outbox.iter() {
+            send(&self.producer, &self.changes_topic, message, None).await?;
         }
         self.outbox.clear();
         Ok(())
@@ -252,6 +289,17 @@ impl Publisher {
             let key = TableRecord::key_of(table);
             self.record(key.as_bytes(), record.as_deref()).await?;
         }
+        self.end_transaction().await
+    }
+
+    /// Records the wish that is acted on from now on; returns once Kafka has answered.
+    pub(crate) async fn remember(&mut self, wish: WishRecord) -> Result<()> {
+        let record = wish.encode(self.wish_schema_id);
+        self.record(WishRecord::KEY, Some(&record)).await?;
+        self.end_transaction().await
+    }
+
+    async fn end_transaction(&mut self) -> Result<()> {
         crash_point(BEFORE_KAFKA_COMMIT);
         let began = Instant::now();
         self.blocking("committing a transaction", |producer| {
@@ -270,7 +318,12 @@ impl Publisher {
     /// Appends to the position topic, inside the open transaction.
     async fn record(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<()> {
         self.count(key.len() + value.map_or(0, <[u8]>::len))?;
-        send(&self.producer, &self.position_topic, Some(key), value).await
+        let message = Message {
+            topic: None,
+            key: Some(key),
+            value,
+        };
+        send(&self.producer, &self.position_topic, message, None).await
     }
 
     /// Runs one of librdkafka's blocking calls away from the async threads.
@@ -287,19 +340,25 @@ impl Publisher {
     }
 }
 
-/// Hands a message over to librdkafka, inside the open transaction.
+/// Hands a message over to librdkafka, inside the open transaction; one that names no topic goes
+/// to `topic`.
 async fn send(
     producer: &TransactionalProducer,
     topic: &str,
-    key: Option<&[u8]>,
-    value: Option<&[u8]>,
+    message: Message<'_>,
+    header: Option<(&str, &[u8])>,
 ) -> Result<()> {
+    let topic = message.topic.map_or(topic, |topic| topic);
     let mut record = BaseRecord::<[u8], [u8]>::to(topic).partition(0);
-    if let Some(value) = value {
+    if let Some(value) = message.value {
         record = record.payload(value);
     }
-    if let Some(key) = key {
+    if let Some(key) = message.key {
         record = record.key(key);
+    }
+    if let Some((key, value)) = header {
+        let value = Some(value);
+        record = record.headers(OwnedHeaders::new().insert(Header { key, value }));
     }
     let mut deadline = None;
     loop {

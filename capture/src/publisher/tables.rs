@@ -17,6 +17,7 @@ use super::visibility::{Given, Look, Visibility};
 use super::{labels::Labels, recognise::Former};
 use crate::error::{Error, Result};
 use crate::exclusion::{Exclusion, Judged};
+use crate::table_topics::{TableTopic, TopicPerTable};
 use crate::watch::{Exclusions, TableFacts};
 
 /// `REPLICA IDENTITY FULL` as the walsender writes it.
@@ -26,6 +27,8 @@ const IDENTITY_FULL: u8 = b'f';
 pub(crate) struct Published {
     pub(crate) table: TableName,
     pub(crate) encoder: Encoder,
+    /// Where its changes go too, if anywhere.
+    pub(crate) topic: Option<TableTopic>,
     /// For each column the walsender sends: whether it may leave the source.
     kept: Vec<bool>,
     has_key: bool,
@@ -136,6 +139,7 @@ pub(crate) struct Tables {
     /// Tables of which more excluded columns are known than their records say.
     learned: BTreeSet<TableName>,
     exclusions: watch::Sender<Exclusions>,
+    topic_per_table: Option<TopicPerTable>,
 }
 
 impl Tables {
@@ -144,6 +148,7 @@ impl Tables {
         expected: HashMap<TableName, Expected>,
         exclusions: watch::Sender<Exclusions>,
         visibility: Visibility,
+        topic_per_table: Option<TopicPerTable>,
     ) -> Self {
         Self {
             mirror: mirror.name.clone(),
@@ -159,6 +164,7 @@ impl Tables {
             visible: None,
             learned: BTreeSet::new(),
             exclusions,
+            topic_per_table,
         }
     }
 
@@ -270,7 +276,9 @@ impl Tables {
             registry,
         )
         .await?;
-        if let Some(published) = published {
+        if let Some(mut published) = published {
+            let topics = self.topic_per_table.as_ref();
+            published.topic = topics.map(|topics| topics.topic(&published.schema));
             self.known.insert(oid, Known::Mapped(Box::new(published)));
         }
         Ok(())
@@ -401,6 +409,24 @@ impl Tables {
         }
     }
 
+    /// Those of `oids` that are mapped tables whose changes are captured.
+    pub(crate) fn all_of(&self, oids: &[u32]) -> Result<Vec<&Published>> {
+        let found = oids.iter().map(|oid| self.get(*oid));
+        found.filter_map(Result::transpose).collect()
+    }
+
+    /// What a relation is called: by the mirror, or by the source if it is nothing to the mirror.
+    pub(crate) fn name(&self, oid: u32) -> Option<TableName> {
+        match self.known.get(&oid)? {
+            Known::Mapped(published) => Some(published.table.clone()),
+            Known::Displaced(displaced) => Some(displaced.table.clone()),
+            Known::Unmapped(relation) => Some(TableName {
+                schema: relation.schema.clone(),
+                name: relation.name.clone(),
+            }),
+        }
+    }
+
     /// The mapped table that misses the changes of `oid` under this name, and why.
     fn displaced(&self, oid: u32, name: &TableName) -> Option<(TableName, String)> {
         let expected = self.expected.get(name);
@@ -409,6 +435,12 @@ impl Tables {
         }
         let mut all = self.expected.iter();
         if let Some((table, _)) = all.find(|(_, expected)| expected.oid == oid) {
+            if table == name {
+                let reason = format!(
+                    "the table {table} has left the mirror; sync it again if it comes back"
+                );
+                return Some((table.clone(), reason));
+            }
             let reason = format!(
                 "the source table {table} was renamed to {name}; rename it back and sync it again, or take it out of the mirror"
             );
@@ -539,6 +571,7 @@ async fn publish(
     Ok(Some(Published {
         table: mapping.source.clone(),
         encoder: Encoder::new(&schema, value_id, key_id),
+        topic: None,
         kept,
         has_key,
         labels,

@@ -2,7 +2,8 @@
 //! already in the log.
 //!
 //! `seq` counts every row message the walsender sends in a transaction, before our own
-//! filters, so that a changed mapping shifts nothing. Postgres decodes a transaction the
+//! filters, so that a changed mapping shifts nothing; each table of a TRUNCATE counts as one,
+//! because each may have something to say of its own. Postgres decodes a transaction the
 //! same way each time it is asked, which is what makes `(commit_lsn, seq)` a name for an
 //! event that survives restarts.
 
@@ -87,6 +88,15 @@ impl Sequencer {
         self.open.as_ref()
     }
 
+    /// Whether the log has a part of the open transaction from an earlier session.
+    pub(crate) fn is_resumed(&self) -> bool {
+        let after = self.resume_after;
+        after.seq > 0
+            && self
+                .open
+                .is_some_and(|open| open.commit_lsn == after.commit_lsn)
+    }
+
     pub(crate) fn begin(
         &mut self,
         commit_lsn: Lsn,
@@ -105,7 +115,8 @@ impl Sequencer {
         Ok(())
     }
 
-    /// Takes the next row message's number. `None` means that the log has it already.
+    /// Takes the number of the next row message, or of the next table of a TRUNCATE. `None`
+    /// means that the log has it already.
     pub(crate) fn row(&mut self) -> Result<Option<Position>, SequenceError> {
         let open = self
             .open
@@ -163,6 +174,10 @@ mod tests {
         assert_eq!(sequencer.row().unwrap(), None);
         assert_eq!(sequencer.row().unwrap(), None);
         assert_eq!(sequencer.row().unwrap(), Some(at(100, 3)));
+        assert!(sequencer.is_resumed());
+        sequencer.commit(Lsn(100)).unwrap();
+        sequencer.begin(Lsn(200), 0, 2).unwrap();
+        assert!(!sequencer.is_resumed());
     }
 
     #[test]

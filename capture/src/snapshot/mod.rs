@@ -23,6 +23,7 @@
 
 mod keeper;
 mod keys;
+mod labels;
 mod large_rows;
 mod outlet;
 mod partitions;
@@ -53,6 +54,7 @@ use crate::error::{Error, Result};
 use crate::watch::Exclusions;
 use keeper::{Keeper, Source};
 use outlet::Outlet;
+pub(crate) use outlet::UnderWay;
 use partitions::Partitions;
 use sessions::Sessions;
 use trouble::Trouble;
@@ -95,6 +97,8 @@ pub(crate) struct SnapshotContext {
     pub latest: watch::Receiver<Arc<Mirror>>,
     /// In which L counts.
     pub generation: Uuid,
+    /// Shared with the rounds of other mirrors.
+    pub under_way: UnderWay,
     pub tables: Vec<TableSync>,
     /// Records started and finished syncs.
     pub recorder: SyncRecorder,
@@ -177,7 +181,7 @@ async fn open(context: SnapshotContext) -> Result<Round> {
         context.kafka.partitions(&topic).await?.ok_or_else(|| {
             Error::transient(format!("the snapshot topic {topic} does not exist"))
         })?;
-    let outlet = Outlet::open(&context.kafka, topic)?;
+    let outlet = Outlet::open(&context.kafka, topic, context.under_way.clone())?;
 
     // In this order: whatever commits at or after L is published after this offset.
     let changes = context.topics.changes(&context.slug);

@@ -2,7 +2,7 @@
 //!
 //! Bytes under way are bounded by a budget that a record takes from before it is sent and
 //! gives back when Kafka has answered for it. So a slow Kafka slows COPY down, and the
-//! memory of a round doesn't depend on rows, chunks or workers.
+//! memory of a process doesn't depend on rows, chunks, workers or mirrors.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,8 +17,33 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::error::{Error, Result};
 
-/// Bytes sent and not yet answered for, of one round.
-const BUDGET_KIB: u32 = 32 * 1024;
+/// What all rounds of a process may have sent that is not answered for yet.
+#[derive(Clone)]
+pub(crate) struct UnderWay {
+    left: Arc<Semaphore>,
+    kib: u32,
+}
+
+impl UnderWay {
+    /// At most `bytes`.
+    pub(crate) fn at_most(bytes: usize) -> UnderWay {
+        let kib = u32::try_from(bytes / 1024).unwrap_or(u32::MAX).max(1);
+        UnderWay {
+            left: Arc::new(Semaphore::new(kib as usize)),
+            kib,
+        }
+    }
+
+    /// A record larger than all there is takes all of it and travels alone.
+    async fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit> {
+        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
+        self.left
+            .clone()
+            .acquire_many_owned(kib.clamp(1, self.kib))
+            .await
+            .map_err(|error| Error::transient(error.to_string()))
+    }
+}
 
 /// How long Kafka may take to tell where one partition ends.
 const ENDS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -32,7 +57,7 @@ const QUEUE_FULL_PATIENCE: Duration = Duration::from_secs(120);
 pub(super) struct Outlet {
     producer: Option<Arc<ThreadedProducer<Acknowledgements>>>,
     topic: String,
-    budget: Arc<Semaphore>,
+    under_way: UnderWay,
 }
 
 /// Records that belong together, such as the parts of a chunk: they count once all of them
@@ -119,7 +144,7 @@ impl Consignment {
 }
 
 impl Outlet {
-    pub(super) fn open(kafka: &KafkaConfig, topic: String) -> Result<Self> {
+    pub(super) fn open(kafka: &KafkaConfig, topic: String, under_way: UnderWay) -> Result<Self> {
         let producer = kafka
             .idempotent_producer()
             .create_with_context(Acknowledgements)
@@ -130,7 +155,7 @@ impl Outlet {
         Ok(Self {
             producer: Some(Arc::new(producer)),
             topic,
-            budget: Arc::new(Semaphore::new(BUDGET_KIB as usize)),
+            under_way,
         })
     }
 
@@ -174,7 +199,7 @@ impl Outlet {
         partition: i32,
         record: &[u8],
     ) -> Result<()> {
-        let budget = self.take_budget(record.len()).await?;
+        let budget = self.under_way.take(record.len()).await?;
         consignment.check()?;
         let producer = self.producer()?;
 
@@ -202,16 +227,6 @@ impl Outlet {
             }
             tokio::time::sleep(QUEUE_FULL_PAUSE).await;
         }
-    }
-
-    /// A record larger than the whole budget takes all of it and travels alone.
-    async fn take_budget(&self, bytes: usize) -> Result<OwnedSemaphorePermit> {
-        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
-        self.budget
-            .clone()
-            .acquire_many_owned(kib.clamp(1, BUDGET_KIB))
-            .await
-            .map_err(|error| Error::transient(error.to_string()))
     }
 }
 
@@ -272,7 +287,8 @@ mod tests {
         kafka
             .overrides
             .insert("message.timeout.ms".into(), "300000".into());
-        let outlet = Outlet::open(&kafka, "t".into()).expect("opens without a broker");
+        let under_way = UnderWay::at_most(32 << 20);
+        let outlet = Outlet::open(&kafka, "t".into(), under_way).expect("opens without a broker");
         let consignment = Consignment::default();
         let record = vec![0_u8; 8 * 1024 * 1024];
         let fill = async {

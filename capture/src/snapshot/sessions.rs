@@ -4,7 +4,7 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bunny_postgres::{ResultExt, Session, quote_literal};
+use bunny_postgres::{ResultExt, Session, TableName, quote_literal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::keeper::Source;
@@ -94,8 +94,13 @@ impl Sessions {
     /// Ends the transaction and keeps the session for the next.
     pub(super) async fn give_back(&self, worker: Worker) -> Result<(), Trouble> {
         worker.batch("COMMIT").await?;
-        self.idle().push(worker.session);
+        self.keep(worker);
         Ok(())
+    }
+
+    /// Keeps a session whose transaction has ended.
+    pub(super) fn keep(&self, worker: Worker) {
+        self.idle().push(worker.session);
     }
 
     /// Begins a transaction that sees the round's snapshot, and runs `lock`, which takes
@@ -173,15 +178,55 @@ pub(super) async fn check_unchanged(
         .doing("comparing relation files with the snapshot")?;
 
     let unchanged: Vec<u32> = rows.iter().map(|row| row.get(0)).collect();
-    match relations
+    if let Some(relation) = relations
         .iter()
         .find(|relation| !unchanged.contains(&relation.oid))
     {
-        None => Ok(()),
-        Some(relation) => Err(Cause::Rewritten(format!(
+        return Err(Cause::Rewritten(format!(
             "{} was rewritten, truncated, renamed or dropped",
             relation.name
         ))
-        .into()),
+        .into());
     }
+    check_columns(session, &oids).await
+}
+
+/// Compares the names of all columns as the snapshot saw them with those they have now. Must run
+/// under the relations' locks as well.
+///
+/// A statement takes names from the server's present catalog, whatever its snapshot sees: a name
+/// that went to another column since would bring that column's values, be it one that must not
+/// leave the source. The left side of the comparison is a row of the snapshot; the right side
+/// asks the server's cache, which knows nothing of snapshots, for the name of a number. A dropped
+/// column has a name of its own there. Types need no look: one that changes without a rewrite
+/// leaves the bytes, and what it prints of them the former type reads as the same value or
+/// refuses (`integer` made `oid`).
+pub(super) async fn check_columns(session: &Session, relations: &[u32]) -> Result<(), Trouble> {
+    let changed = session
+        .query_opt(
+            "SELECT a.attname::text, n.nspname::text, c.relname::text \
+             FROM pg_catalog.pg_attribute a \
+             JOIN pg_catalog.pg_class c ON c.oid = a.attrelid \
+             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+             CROSS JOIN LATERAL pg_catalog.pg_identify_object_as_address( \
+                 'pg_catalog.pg_class'::pg_catalog.regclass, a.attrelid, a.attnum) AS present \
+             WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped \
+               AND present.object_names[3] IS DISTINCT FROM a.attname::text \
+             ORDER BY a.attrelid, a.attnum LIMIT 1",
+            &[&relations],
+        )
+        .await
+        .doing("comparing the names of columns with the snapshot")?;
+    let Some(changed) = changed else {
+        return Ok(());
+    };
+    let relation = TableName {
+        schema: changed.get(1),
+        name: changed.get(2),
+    };
+    Err(Cause::Rewritten(format!(
+        "column {} of {relation} was renamed or dropped",
+        changed.get::<_, String>(0)
+    ))
+    .into())
 }

@@ -12,7 +12,7 @@ use super::keys;
 use super::plan::{self, Chunk, Predicate, Relation};
 use super::port::LogSink;
 use super::progress::Progress;
-use super::sessions::{Sessions, check_unchanged};
+use super::sessions::{Sessions, check_columns, check_unchanged};
 use super::trouble::{Cause, Trouble};
 use crate::watch::Exclusions;
 
@@ -70,6 +70,8 @@ pub(super) async fn survey(
         session.batch(&lock_sql(&relations)).await?;
     }
     check_unchanged(&session, relations.iter().map(Arc::as_ref)).await?;
+    // A root has no file, but the definition is its.
+    check_columns(&session, &[definition.oid]).await?;
 
     let mut measured = Vec::with_capacity(relations.len());
     for relation in relations {

@@ -6,6 +6,7 @@ use bunny_postgres::{ResultExt, Session};
 use bunny_schemas::control::SnapshotChunk;
 use futures_util::StreamExt;
 
+use super::labels::Labels;
 use super::large_rows;
 use super::outlet::Consignment;
 use super::parts::{Gatherer, PART_BYTES, Part, ROW_BYTES_MAX};
@@ -42,6 +43,7 @@ pub(super) async fn work(
 async fn copy_chunk(round: &Round, job: &ChunkJob, chunk: &Chunk) -> Result<i64, Trouble> {
     let session = round.sessions.take().await?;
     begin(round, job, chunk, &session).await?;
+    let labels = Labels::of_snapshot(&session, chunk.relation.oid).await?;
     // Last, so that nobody waits for a partition because its owner waits for a lock.
     let owned = round.partitions.any(chunk.number as usize).await;
 
@@ -83,7 +85,9 @@ async fn copy_chunk(round: &Round, job: &ChunkJob, chunk: &Chunk) -> Result<i64,
     writer.send(&last, rows).await?;
     drop(turn);
 
-    round.sessions.give_back(session).await?;
+    session.batch("COMMIT").await?;
+    labels.check_unchanged(&session, chunk.relation.oid).await?;
+    round.sessions.keep(session);
     writer.consignment.settled().await?;
     drop(owned);
     crash_point(CHUNK_DELIVERED);

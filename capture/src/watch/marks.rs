@@ -16,6 +16,9 @@ pub(crate) struct Marks {
     pub(super) held: BTreeMap<u32, Mark>,
     /// By `attnum`, the types of its columns; empty where nobody looked for them.
     pub(super) types: BTreeMap<i16, String>,
+    /// By type, the labels of the enums that its columns are made of, by their oids; None where
+    /// nobody looked for them.
+    pub(super) labels: Option<BTreeMap<u32, BTreeMap<u32, String>>>,
 }
 
 /// One of them. Short names: a table may have thousands.
@@ -51,6 +54,8 @@ pub(super) enum Sign<'a> {
     PutBack { now: &'a HeldLook },
     /// A leaf is no leaf any more.
     Gone { oid: u32, name: &'a str },
+    /// These labels of an enum belong to other values than before.
+    Relabelled { labels: Vec<&'a str> },
 }
 
 impl Marks {
@@ -65,16 +70,19 @@ impl Marks {
             };
             (held.oid, mark)
         };
+        let labels = found.enums.iter();
+        let labels = labels.map(|(oid, found)| (*oid, found.labels.clone()));
         Marks {
             horizon: found.horizon,
             held: found.held.iter().map(mark).collect(),
             types: found.types.clone(),
+            labels: Some(labels.collect()),
         }
     }
 
     /// Whether the same is there, whenever it was seen.
     pub(super) fn same(&self, other: &Marks) -> bool {
-        self.held == other.held && self.types == other.types
+        self.held == other.held && self.types == other.types && self.labels == other.labels
     }
 
     /// Whether a column, which has this type now, was there with another one; so it is
@@ -115,14 +123,43 @@ impl Marks {
                 });
             }
         }
+        let labels = self.changed_hands(found);
+        if !labels.is_empty() {
+            signs.push(Sign::Relabelled { labels });
+        }
         signs
+    }
+
+    /// Labels that belong to another value now, by its oid. A label that is only renamed is
+    /// unknown before; the stream tells of it with the first row that holds it.
+    fn changed_hands<'a>(&self, found: &'a TableLook) -> Vec<&'a str> {
+        let Some(known) = &self.labels else {
+            return Vec::new();
+        };
+        let mut changed = Vec::new();
+        for (oid, now) in &found.enums {
+            let Some(known) = known.get(oid) else {
+                continue;
+            };
+            let owners: BTreeMap<&str, u32> = known
+                .iter()
+                .map(|(owner, label)| (label.as_str(), *owner))
+                .collect();
+            for (owner, label) in &now.labels {
+                let before = owners.get(label.as_str());
+                if before.is_some_and(|before| before != owner) {
+                    changed.push(label.as_str());
+                }
+            }
+        }
+        changed
     }
 }
 
 #[cfg(test)]
 mod tests {
     use bunny_postgres::TableName;
-    use bunny_postgres::introspect::ReplicaIdentity;
+    use bunny_postgres::introspect::{EnumLook, ReplicaIdentity};
 
     use super::*;
 
@@ -151,6 +188,7 @@ mod tests {
             identity_key: vec!["id".into()],
             held,
             types: BTreeMap::new(),
+            enums: BTreeMap::new(),
             horizon: 7,
         }
     }
@@ -166,6 +204,7 @@ mod tests {
             Sign::Attached { now } => format!("attached {}", now.oid),
             Sign::PutBack { now } => format!("put back {}", now.oid),
             Sign::Gone { oid, .. } => format!("gone {oid}"),
+            Sign::Relabelled { labels } => format!("relabelled {}", labels.join(" ")),
         };
         before.signs(&now).iter().map(name).collect()
     }
@@ -210,6 +249,37 @@ mod tests {
             }),
             "the types are remembered"
         );
+    }
+
+    #[test]
+    fn labels_change_hands_or_are_only_renamed() {
+        let with = |labels: &[(u32, &str)]| {
+            let mut look = look(TableKind::Ordinary, vec![leaf(1)]);
+            let labels = labels.iter().map(|(oid, label)| (*oid, (*label).into()));
+            let mood = EnumLook {
+                type_name: "mood".into(),
+                labels: labels.collect(),
+            };
+            look.enums.insert(50, mood);
+            look
+        };
+        let before = Marks::of(&with(&[(1, "a"), (2, "b")]));
+        let changed = |labels: &[(u32, &str)]| {
+            assert!(!before.same(&Marks::of(&with(labels))));
+            before.changed_hands(&with(labels)).join(",")
+        };
+        assert_eq!(changed(&[(1, "b"), (2, "a")]), "b,a", "exchanged");
+        assert_eq!(changed(&[(1, "b"), (2, "c")]), "b", "one after the other");
+        assert_eq!(changed(&[(1, "a"), (2, "c"), (3, "b")]), "b", "a new value");
+        assert_eq!(changed(&[(1, "a"), (2, "c")]), "", "renamed");
+        assert_eq!(changed(&[(1, "a"), (2, "b"), (3, "c")]), "", "added");
+        let nobody_looked = Marks {
+            labels: None,
+            ..before.clone()
+        };
+        let exchanged = with(&[(1, "b"), (2, "a")]);
+        assert!(nobody_looked.changed_hands(&exchanged).is_empty());
+        assert_eq!(before.signs(&exchanged).len(), 1);
     }
 
     #[test]

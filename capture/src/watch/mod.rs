@@ -11,6 +11,8 @@
 //! Rows may also change in ways that the stream does not carry (`untracked`). That needs
 //! nothing in the log: a sync of the table is asked for (`cure`), and begins after them.
 
+mod alter;
+mod attached;
 mod cure;
 mod drift;
 mod facts;
@@ -19,6 +21,7 @@ mod streamed;
 mod untracked;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::future::Future;
 use std::time::{Duration, Instant};
 
 use bunny_catalog::{LogLevel, Mirror, MirrorTable};
@@ -28,7 +31,6 @@ use bunny_schemas::control::TableRecord;
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::crash_points::{TABLE_MOVED, crash_point};
 use crate::error::{Error, Result};
 use crate::exclusion::Exclusion;
 use crate::publication::only;
@@ -37,6 +39,7 @@ use crate::rounds::SyncView;
 use crate::run::Run;
 use crate::slot::Refusal;
 use crate::snapshot::Passed;
+use alter::alter;
 use cure::Unfinished;
 pub(crate) use facts::TableFacts;
 use facts::{Judged, Publications, judge};
@@ -91,6 +94,12 @@ impl Alteration {
     }
 }
 
+/// What is looked at, and who is told.
+struct Links<'a> {
+    source: &'a Session,
+    findings: &'a mpsc::Sender<Finding>,
+}
+
 /// Tables whose sync is asked for and has not finished.
 pub(crate) type Pending = BTreeSet<TableName>;
 
@@ -103,7 +112,10 @@ pub(crate) struct Watch {
     exclusions: watch::Sender<Exclusions>,
     /// Nothing was known at all: written by a version that did not look.
     knew_nothing: bool,
-    first: Option<Look>,
+    /// Tables that are to be captured and not published yet, because others have them locked.
+    unpublished: watch::Sender<Pending>,
+    /// A look that is to be dealt with next.
+    taken: Option<Look>,
     drift_logged: HashMap<TableName, Instant>,
     said: BTreeSet<String>,
     streamed: Streamed,
@@ -141,7 +153,8 @@ impl Watch {
             knew_nothing: known.is_empty(),
             exclusions: watch::Sender::new(logged.collect()),
             known,
-            first: None,
+            unpublished: watch::Sender::new(Pending::new()),
+            taken: None,
             drift_logged: HashMap::new(),
             said: BTreeSet::new(),
             streamed: Streamed::default(),
@@ -152,12 +165,14 @@ impl Watch {
         if mirror.generation_ready && !mirror.publication_given {
             let changes = watch.wanted_changes(mirror, &look, pending);
             if !changes.is_empty() {
-                let lock = loses_concurrent_writers(source.server_version_num());
-                alter(source, &changes, lock).await?;
+                let coming = changes.iter().map(|change| change.table.clone());
+                let mut locked = alter(source, &changes, &coming.collect()).await?;
+                locked.retain(|name| is_mapped(mirror, name));
+                watch.unpublished.send_replace(locked);
                 look = watch.look(source, mirror).await?;
             }
         }
-        watch.first = Some(look);
+        watch.taken = Some(look);
         Ok(watch)
     }
 
@@ -167,7 +182,7 @@ impl Watch {
         mirror: &Mirror,
         pending: &Pending,
     ) -> HashMap<TableName, Expected> {
-        let seen = self.first.iter().flat_map(|look| &look.tables);
+        let seen = self.taken.iter().flat_map(|look| &look.tables);
         let mut expected: HashMap<TableName, Expected> = seen
             .map(|table| {
                 let known = self.known.get(&table.name);
@@ -214,6 +229,11 @@ impl Watch {
         self.exclusions.clone()
     }
 
+    /// Tables that cannot be copied yet: a table is published before its snapshot is taken.
+    pub(crate) fn unpublished(&self) -> watch::Receiver<Pending> {
+        self.unpublished.subscribe()
+    }
+
     /// Where the stream tells what it meets.
     pub(crate) fn streamed(&self) -> Streamed {
         self.streamed.clone()
@@ -221,7 +241,7 @@ impl Watch {
 
     /// Records of all tables as they are: for the first transaction of a generation.
     pub(crate) fn first_records(&self, mirror: &Mirror) -> Vec<TableRecord> {
-        let Some(look) = &self.first else {
+        let Some(look) = &self.taken else {
             return Vec::new();
         };
         mirror
@@ -238,7 +258,7 @@ impl Watch {
     /// Mapped tables that do not exist at the source.
     pub(crate) fn absent(&self, mirror: &Mirror) -> BTreeSet<TableName> {
         let is_absent = |table: &&MirrorTable| {
-            self.first
+            self.taken
                 .as_ref()
                 .is_some_and(|look| look.table(&table.source).is_none())
         };
@@ -264,12 +284,16 @@ impl Watch {
         source.batch(LOCK_TIMEOUT).await?;
         let absent = self.absent(mirror);
         let mut inquiry = Inquiry::new(self.streamed.clone(), passed);
+        let links = Links {
+            source,
+            findings: &findings,
+        };
         let mut is_first = true;
         loop {
-            let look = match self.first.take() {
+            let look = match self.taken.take() {
                 Some(look) => look,
-                None => match self.look_and_move(run, source).await {
-                    Ok(look) => look,
+                None => match self.ask_and_move(run, source).await {
+                    Ok((look, _)) => look,
                     Err(error) if error.is_lock_timeout() => {
                         tracing::info!(mirror = %mirror.name, %error, "a look at the source tables waited for a lock, trying again");
                         tokio::time::sleep(INTERVAL).await;
@@ -278,6 +302,7 @@ impl Watch {
                     Err(error) => return Err(error),
                 },
             };
+            self.remember_excluded(mirror, &look);
             check_publications(mirror, &self.known, &look)?;
             let subjects = look.tables.iter().map(|table| {
                 let known = self.known.get(&table.name);
@@ -288,14 +313,18 @@ impl Watch {
                     exclusion: self.exclusion(&table.name, table.oid),
                 }
             });
-            let found = inquiry.of(source, &look, subjects).await?;
+            let asking = Box::pin(inquiry.of(source, &look, subjects));
+            let (found, moved) = self.meanwhile(run, source, asking).await?;
+            let found = found?;
+            self.taken = moved;
             let pending = syncs.pending();
             let mut judged = self.judge_all(mirror, &look);
             if !is_first {
                 restart_if_copying(&judged, &pending, &absent)?;
             }
             let mut copying = syncs.copying();
-            copying.retain(|name| !absent.contains(name));
+            copying
+                .retain(|name| !absent.contains(name) && !self.unpublished.borrow().contains(name));
             let unfinished = Unfinished {
                 pending,
                 copying,
@@ -308,22 +337,59 @@ impl Watch {
             // What is harmless is recorded first: a sync that is asked for ends this run, and
             // the next one has less to prove it by.
             let unsettled = decided.unsettled(&[]);
-            self.settle(run, &look, judged.clone(), pending, &unsettled, &findings)
+            self.settle(run, &look, judged.clone(), pending, &unsettled, &links)
                 .await?;
+            inquiry.settled(&unsettled);
             if !decided.wanted.is_empty() {
                 let asked = cure::ask(run, &decided.wanted).await;
                 for (_, judged) in &mut judged {
                     judged.gap = None;
                 }
                 let unsettled = decided.unsettled(&asked);
-                self.settle(run, &look, judged, pending, &unsettled, &findings)
+                self.settle(run, &look, judged, pending, &unsettled, &links)
                     .await?;
+                inquiry.settled(&unsettled);
             }
-            tokio::time::sleep(INTERVAL).await;
+            if self.taken.is_none() {
+                tokio::time::sleep(INTERVAL).await;
+            }
+        }
+    }
+
+    /// Does `work`, which may have to wait for a stream that is behind, and goes on looking: the
+    /// source refuses updates of a table without identity until it is moved. With the outcome
+    /// comes the first look after a table was moved, if one was: it is to be dealt with next, and
+    /// tells where in the stream that was.
+    async fn meanwhile<T>(
+        &self,
+        run: &Run,
+        source: &Session,
+        mut work: impl Future<Output = T> + Unpin,
+    ) -> Result<(T, Option<Look>)> {
+        let mut moved = None;
+        loop {
+            tokio::select! {
+                done = &mut work => return Ok((done, moved)),
+                () = tokio::time::sleep(INTERVAL) => {}
+            }
+            match self.ask_and_move(run, source).await {
+                Ok((look, true)) => moved = moved.or(Some(look)),
+                Ok((_, false)) => {}
+                Err(error) if error.is_lock_timeout() => {}
+                Err(error) => return Err(error),
+            }
         }
     }
 
     async fn look(&self, source: &Session, mirror: &Mirror) -> Result<Look> {
+        let look = self.ask(source, mirror).await?;
+        self.remember_excluded(mirror, &look);
+        Ok(look)
+    }
+
+    /// The same, but what it says of excluded columns does not count yet: not before the stream
+    /// hears of what is found by it.
+    async fn ask(&self, source: &Session, mirror: &Mirror) -> Result<Look> {
         let known = |table: &TableName| self.known.get(table).map_or(0, TableFacts::last_oid);
         let tables: Vec<(TableName, u32)> = mirror
             .tables
@@ -337,9 +403,7 @@ impl Watch {
             .filter(|table| !table.exclude_columns.is_empty());
         let with_columns: Vec<TableName> = excluding.map(|table| table.source.clone()).collect();
         let given = mirror.publication_given;
-        let look = introspect::look(source, &tables, &with_columns, &names, given).await?;
-        self.remember_excluded(mirror, &look);
-        Ok(look)
+        Ok(introspect::look(source, &tables, &with_columns, &names, given).await?)
     }
 
     fn remember_excluded(&self, mirror: &Mirror, look: &Look) {
@@ -361,20 +425,28 @@ impl Watch {
     }
 
     /// A table that lost its identity is moved at once: until then the source refuses its
-    /// own updates.
-    async fn look_and_move(&self, run: &Run, source: &Session) -> Result<Look> {
+    /// own updates. One that is not published yet is tried again. Whether anything was altered
+    /// comes with a look after it.
+    async fn ask_and_move(&self, run: &Run, source: &Session) -> Result<(Look, bool)> {
         let mirror = &run.mirror;
-        let look = self.look(source, mirror).await?;
+        let look = self.ask(source, mirror).await?;
         if mirror.publication_given {
-            return Ok(look);
+            return Ok((look, false));
         }
-        let changes = self.wanted_changes(mirror, &look, &Pending::new());
-        if changes.is_empty() {
-            return Ok(look);
+        let mut coming = self.unpublished.borrow().clone();
+        let changes = self.wanted_changes(mirror, &look, &coming);
+        let locked = alter(source, &changes, &coming).await?;
+        coming.retain(|name| locked.contains(name) || look.table(name).is_none());
+        self.unpublished.send_if_modified(|unpublished| {
+            let differs = *unpublished != coming;
+            *unpublished = coming;
+            differs
+        });
+        if changes.iter().all(|change| locked.contains(&change.table)) {
+            return Ok((look, false));
         }
-        alter(source, &changes, false).await?;
-        tracing::warn!(mirror = %mirror.name, ?changes, "altered the publications");
-        self.look(source, mirror).await
+        tracing::warn!(mirror = %mirror.name, ?changes, ?locked, "altered the publications");
+        Ok((self.ask(source, mirror).await?, true))
     }
 
     fn judge_all<'m>(&self, mirror: &'m Mirror, look: &Look) -> Vec<(&'m MirrorTable, Judged)> {
@@ -386,6 +458,11 @@ impl Watch {
                 let is_new = before.is_none() && !self.knew_nothing;
                 let mut judged = judge(table, before, is_new, look, publications(mirror));
                 judged.facts.exclusion = self.exclusion(&table.source, judged.facts.last_oid());
+                if self.unpublished.borrow().contains(&table.source) {
+                    judged.problem = Some(kept_out(&table.source));
+                    judged.insert_only = false;
+                    judged.facts.drift = None;
+                }
                 (table, judged)
             })
             .collect()
@@ -429,7 +506,6 @@ impl Watch {
                 change(&wanted.name, true, name);
             }
         }
-        let is_mapped = |name: &TableName| mirror.tables.iter().any(|table| table.source == *name);
         let was_ours = |member: &Member| {
             let known = self.known.get(&member.name);
             known.is_some_and(|facts| facts.oid == member.table)
@@ -438,7 +514,7 @@ impl Watch {
         for member in look
             .members
             .iter()
-            .filter(|member| !is_mapped(&member.name))
+            .filter(|member| !is_mapped(mirror, &member.name))
         {
             let mut publications = look.publications.iter();
             let publication = publications.find(|found| found.oid == member.publication);
@@ -457,7 +533,7 @@ impl Watch {
         judged: Vec<(&MirrorTable, Judged)>,
         pending: &Pending,
         held_back: &BTreeSet<TableName>,
-        findings: &mpsc::Sender<Finding>,
+        links: &Links<'_>,
     ) -> Result<()> {
         let mirror = &run.mirror;
         let mut known = BTreeMap::new();
@@ -510,8 +586,11 @@ impl Watch {
             done,
         };
         let gone = || Error::transient("the main stream has ended");
-        findings.send(finding).await.map_err(|_| gone())?;
-        settled.await.map_err(|_| gone())?;
+        let sent = links.findings.send(finding).await;
+        sent.map_err(|_| gone())?;
+        let (settled, moved) = self.meanwhile(run, links.source, settled).await?;
+        settled.map_err(|_| gone())?;
+        self.taken = self.taken.take().or(moved);
         self.known = known;
         self.knew_nothing = false;
         Ok(())
@@ -575,6 +654,17 @@ impl Watch {
             changed
         });
     }
+}
+
+fn is_mapped(mirror: &Mirror, name: &TableName) -> bool {
+    mirror.tables.iter().any(|table| table.source == *name)
+}
+
+/// What is wrong with a table that cannot be published yet, and what to do.
+fn kept_out(name: &TableName) -> String {
+    format!(
+        "the source table {name} is not captured and copied yet: a lock that another session holds (CREATE INDEX CONCURRENTLY, VACUUM, ALTER TABLE or an open transaction; see pg_locks) keeps it from being added to the mirror's publication; it is tried again every few seconds"
+    )
 }
 
 fn publications(mirror: &Mirror) -> Publications<'_> {
@@ -644,11 +734,10 @@ fn restart_if_copying(
 
 /// Members of the mirror's own publications that it does not map.
 fn strangers(mirror: &Mirror, known: &BTreeMap<TableName, TableFacts>, look: &Look) -> Vec<String> {
-    let is_mapped = |name: &TableName| mirror.tables.iter().any(|table| table.source == *name);
     let was_mapped = |oid: u32| known.values().any(|facts| facts.oid == oid);
     look.members
         .iter()
-        .filter(|member| !is_mapped(&member.name) && !was_mapped(member.table))
+        .filter(|member| !is_mapped(mirror, &member.name) && !was_mapped(member.table))
         .filter_map(|member| {
             let mut publications = look.publications.iter();
             let publication = publications.find(|found| found.oid == member.publication)?;
@@ -661,45 +750,6 @@ fn strangers(mirror: &Mirror, known: &BTreeMap<TableName, TableFacts>, look: &Lo
             ))
         })
         .collect()
-}
-
-/// One transaction, so that a table that changes publication is always in one of them.
-async fn alter(source: &Session, changes: &[Alteration], lock: bool) -> Result<()> {
-    let added: Vec<String> = changes
-        .iter()
-        .filter(|change| lock && change.adds)
-        .map(|change| only(&change.table))
-        .collect();
-    let mut statements = vec!["BEGIN".to_owned()];
-    if !added.is_empty() {
-        statements.push(format!(
-            "LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE",
-            added.join(", ")
-        ));
-    }
-    statements.extend(changes.iter().map(Alteration::sql));
-    statements.push("COMMIT".to_owned());
-    let altered = source.batch(&statements.join("; ")).await;
-    if altered.is_err() {
-        // The session goes on being used.
-        let _ = source.batch("ROLLBACK").await;
-    }
-    altered?;
-    crash_point(TABLE_MOVED);
-    Ok(())
-}
-
-/// Whether changes of a writer that is at work while its table is published can be lost
-/// (mended in 14.18, 15.13, 16.9 and 17.5): then writers have to end first.
-fn loses_concurrent_writers(server_version_num: i32) -> bool {
-    let (major, minor) = (server_version_num / 10_000, server_version_num % 10_000);
-    match major {
-        14 => minor < 18,
-        15 => minor < 13,
-        16 => minor < 9,
-        17 => minor < 5,
-        _ => major < 14,
-    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! What the stream of this session has met that explains what a look sees.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bunny_postgres::Lsn;
+use bunny_postgres::pgoutput::Relation;
+use bunny_postgres::{Lsn, TableName};
 
 /// So many TRUNCATEs are remembered; of more, some will not be recognised.
 const TRUNCATES_MAX: usize = 10_000;
@@ -20,6 +21,8 @@ struct Inner {
     /// Relations of which a change was met: the walsender describes each before its first.
     /// A leaf is described besides its root.
     relations: HashSet<u32>,
+    /// Those that were described as leaves, each with its root, and are not known otherwise.
+    leaves: BTreeMap<u32, (u32, TableName)>,
     truncates: Vec<Truncate>,
 }
 
@@ -36,9 +39,27 @@ impl Streamed {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A relation was described.
-    pub(crate) fn described(&self, relation: u32) {
-        self.inner().relations.insert(relation);
+    /// A relation was described, right after `before`: the walsender describes a leaf after the
+    /// root that its changes are published as.
+    pub(crate) fn described(&self, relation: &Relation, before: Option<u32>) {
+        let mut inner = self.inner();
+        inner.relations.insert(relation.oid);
+        if let Some(root) = before {
+            let name = TableName::new(relation.schema.as_str(), relation.name.as_str());
+            inner.leaves.insert(relation.oid, (root, name));
+        }
+    }
+
+    /// What was described right after that table, as a leaf of it is.
+    pub(super) fn leaves_of(&self, root: u32) -> Vec<(u32, TableName)> {
+        let inner = self.inner();
+        let of = inner.leaves.iter().filter(|(_, (of, _))| *of == root);
+        of.map(|(leaf, (_, name))| (*leaf, name.clone())).collect()
+    }
+
+    /// It is known in another way what became of that leaf.
+    pub(super) fn forget_leaf(&self, leaf: u32) {
+        self.inner().leaves.remove(&leaf);
     }
 
     /// A table was truncated.

@@ -14,6 +14,7 @@ use bunny_postgres::{Lsn, Session, TableName};
 use tokio::sync::watch;
 use tokio_postgres::error::SqlState;
 
+use super::attached::may_have_brought_rows;
 use super::marks::{Marks, Sign};
 use super::streamed::Streamed;
 use crate::error::{Error, Result};
@@ -36,21 +37,6 @@ const TOUCHED: &str = "
            OR pg_snapshot_xmin(pg_current_snapshot())::text::int8 - $3 > 2000000000)
     ORDER BY a.attnum";
 
-/// The partition and its ancestors as they were attached; rows that were there before are
-/// those of an older transaction, or of an earlier command of the same. The number of a
-/// transaction wraps: one that seems to come is older than all.
-const ROWS_BEFORE_ATTACHED: &str = "
-    WITH RECURSIVE above AS (
-        SELECT inhparent, xmin AS by, cmin::text::int8 AS command FROM pg_inherits WHERE inhrelid = $1
-        UNION ALL
-        SELECT i.inhparent, i.xmin, i.cmin::text::int8 FROM above JOIN pg_inherits i ON i.inhrelid = above.inhparent
-    ), attached AS (
-        SELECT by, command FROM above ORDER BY age(by), command DESC LIMIT 1
-    )
-    SELECT EXISTS (SELECT FROM ONLY {table} row_ WHERE age(row_.xmin) > age(attached.by) OR age(row_.xmin) < 0
-                   OR row_.xmin = attached.by AND row_.cmin::text::int8 <= attached.command)
-    FROM attached";
-
 /// Rows of transactions that had ended before the horizon.
 const ROWS_BEFORE_HORIZON: &str = "
     SELECT EXISTS (SELECT FROM ONLY {table} WHERE age(xmin) > age($1::text::xid))
@@ -71,6 +57,8 @@ pub(super) struct Untracked {
     attached: Vec<String>,
     gone: Vec<String>,
     truncated: Vec<String>,
+    /// Labels of enums.
+    relabelled: BTreeSet<String>,
 }
 
 impl Untracked {
@@ -91,6 +79,7 @@ impl Untracked {
     /// A sentence without its subject, the table.
     pub(super) fn said(&self) -> String {
         let rewritten: Vec<String> = self.rewritten.iter().cloned().collect();
+        let relabelled: Vec<String> = self.relabelled.iter().cloned().collect();
         let kinds = [
             (
                 &rewritten,
@@ -101,6 +90,10 @@ impl Untracked {
             (
                 &self.truncated,
                 "lost by TRUNCATE the rows of only the partition",
+            ),
+            (
+                &relabelled,
+                "holds an enum of which by ALTER TYPE … RENAME VALUE changed hands the label",
             ),
         ];
         let sentences: Vec<String> = kinds
@@ -144,6 +137,8 @@ pub(super) struct Inquiry {
     empty: BTreeMap<u32, u32>,
     /// Where the look before was.
     since: Lsn,
+    /// Leaves that came and went between two looks, as of the latest, by their table.
+    brief: BTreeMap<TableName, Vec<u32>>,
 }
 
 impl Inquiry {
@@ -153,6 +148,7 @@ impl Inquiry {
             passed,
             empty: BTreeMap::new(),
             since: Lsn::default(),
+            brief: BTreeMap::new(),
         }
     }
 
@@ -168,6 +164,7 @@ impl Inquiry {
     ) -> Result<Found> {
         let mut found = Found::default();
         let mut partitions = Vec::new();
+        self.brief.clear();
         for subject in subjects {
             let Subject { table, marks, .. } = subject;
             let signs = marks.map_or_else(Vec::new, |marks| marks.signs(table));
@@ -185,6 +182,7 @@ impl Inquiry {
                     Err(error) => return Err(error),
                 }
             }
+            self.look_for_brief(look, &subject, &mut untracked);
             if !untracked.is_nothing() {
                 found.untracked.insert(table.name.clone(), untracked);
             }
@@ -245,14 +243,23 @@ impl Inquiry {
                 untracked.truncated.push(now.name.to_string());
             }
             Sign::Attached { now } => {
-                if has_rows(source, ROWS_BEFORE_ATTACHED, now, &[&now.oid]).await? != Some(false) {
+                if may_have_brought_rows(source, table, now, horizon).await? {
                     untracked.attached.push(now.name.to_string());
+                } else if now.filenode != now.oid {
+                    self.wait_for_stream(look).await?;
+                    // Not the file it was created with: rows that came in the stream may have
+                    // gone with that one. What an earlier run has met is not known.
+                    let may_have_met =
+                        self.since == Lsn::default() || self.streamed.has_met(now.oid);
+                    if may_have_met && !self.was_truncated_with_root(table, now) {
+                        untracked.truncated.push(now.name.to_string());
+                    }
                 }
             }
             Sign::PutBack { now } => {
                 self.wait_for_stream(look).await?;
-                let had_rows = has_rows(source, ROWS_BEFORE_ATTACHED, now, &[&now.oid]).await?;
-                if had_rows != Some(false) || !self.was_empty(now.oid) {
+                let brought_rows = may_have_brought_rows(source, table, now, horizon).await?;
+                if brought_rows || !self.was_empty(now.oid) {
                     untracked.attached.push(now.name.to_string());
                 }
             }
@@ -261,6 +268,11 @@ impl Inquiry {
                 if !self.was_empty(*oid) {
                     untracked.gone.push((*name).to_owned());
                 }
+            }
+            Sign::Relabelled { labels } => {
+                untracked
+                    .relabelled
+                    .extend(labels.iter().map(|&label| label.to_owned()));
             }
         }
         Ok(())
@@ -272,16 +284,45 @@ impl Inquiry {
         Ok(())
     }
 
+    /// Leaves that the stream has met and no look has seen: their rows are at the destination,
+    /// and went with them. A table that is published itself may have been described next to a
+    /// root that was truncated with it.
+    fn look_for_brief(&mut self, look: &Look, subject: &Subject<'_>, untracked: &mut Untracked) {
+        let (table, Some(marks)) = (subject.table, subject.marks) else {
+            return;
+        };
+        if table.kind != TableKind::Partitioned {
+            return;
+        }
+        for (leaf, name) in self.streamed.leaves_of(table.oid) {
+            let is_held = table.held.iter().any(|held| held.oid == leaf);
+            let is_member = look.members.iter().any(|member| member.table == leaf);
+            if is_held || is_member || marks.held.contains_key(&leaf) {
+                self.streamed.forget_leaf(leaf);
+            } else {
+                untracked.gone.push(name.to_string());
+                self.brief.entry(table.name.clone()).or_default().push(leaf);
+            }
+        }
+    }
+
+    /// What the latest look found is dealt with, except of the tables `unsettled`.
+    pub(super) fn settled(&mut self, unsettled: &BTreeSet<TableName>) {
+        let brief = self.brief.iter();
+        for (_, leaves) in brief.filter(|(table, _)| !unsettled.contains(*table)) {
+            for leaf in leaves {
+                self.streamed.forget_leaf(*leaf);
+            }
+        }
+    }
+
     /// The file is from a transaction that the stream says truncated the root. In a
-    /// subtransaction its number is another one; then all leaves have their files from there.
+    /// subtransaction its number is another one, which nothing proves to belong to it.
     fn was_truncated_with_root(&self, table: &TableLook, leaf: &HeldLook) -> bool {
         let truncates = self.streamed.truncates_of(table.oid, self.since);
-        let by_it = |xid: &u32| leaf.filenode_by == xid.to_string();
-        let is_from_one = || {
-            let mut held = table.held.iter();
-            held.all(|other| other.filenode_by == leaf.filenode_by)
-        };
-        truncates.iter().any(by_it) || (!truncates.is_empty() && is_from_one())
+        truncates
+            .iter()
+            .any(|xid| leaf.filenode_by == xid.to_string())
     }
 
     /// It had no row at a look of this run, and the stream has met none since.
@@ -323,7 +364,7 @@ impl Inquiry {
 }
 
 /// The lower 32 bits, as `xid` takes them.
-fn low(horizon: i64) -> String {
+pub(super) fn low(horizon: i64) -> String {
     (horizon & i64::from(u32::MAX)).to_string()
 }
 
@@ -382,7 +423,7 @@ async fn touched(
 }
 
 /// None: it must not be read.
-async fn has_rows(
+pub(super) async fn has_rows(
     source: &Session,
     question: &str,
     leaf: &HeldLook,
@@ -396,7 +437,7 @@ async fn has_rows(
     }
 }
 
-fn failed(error: tokio_postgres::Error) -> Error {
+pub(super) fn failed(error: tokio_postgres::Error) -> Error {
     Error::Query {
         doing: "finding out what changed outside the stream",
         error,

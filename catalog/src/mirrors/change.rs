@@ -6,7 +6,7 @@ use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::store::notify;
-use super::{ApplyMode, Desired, MirrorConfig, OnTableError, ResyncStrategy};
+use super::{ApplyMode, Desired, MirrorConfig, OnTableError, ResyncStrategy, refuse_attached};
 use crate::leases::Role;
 use crate::{Catalog, Error, Result, commands};
 
@@ -50,6 +50,14 @@ pub struct MirrorChange {
 }
 
 impl MirrorChange {
+    /// Whether it names what only capture goes by. Pure.
+    fn concerns_capture(&self) -> bool {
+        self.snapshot_num_rows_per_partition.is_some()
+            || self.snapshot_num_tables_in_parallel.is_some()
+            || self.topic_max_bytes.is_some()
+            || self.checkpoint_interval_hours.is_some()
+    }
+
     /// The options as they are afterwards. Pure.
     pub fn applied_to(&self, config: &MirrorConfig) -> MirrorConfig {
         MirrorConfig {
@@ -112,6 +120,10 @@ impl Catalog {
             return Err(Error::conflict(format!(
                 "mirror \"{name}\" is TERMINATING: it is being deleted and cannot be changed"
             )));
+        }
+        if change.concerns_capture() {
+            let what = "snapshot_num_rows_per_partition, snapshot_num_tables_in_parallel, topic_max_bytes and checkpoint_interval_hours are changed there";
+            refuse_attached(&mirror, what)?;
         }
         let config = change.applied_to(&mirror.config);
         let problems = config.problems();

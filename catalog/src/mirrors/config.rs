@@ -63,6 +63,17 @@ pub enum UntrackedChanges {
     Warn,
 }
 
+/// Topics of single tables, beside the change topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TableTopics {
+    /// None.
+    #[default]
+    Off,
+    /// One for each table, with the records that Debezium would write.
+    Debezium,
+}
+
 /// How a table is rebuilt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -116,6 +127,8 @@ pub struct MirrorConfig {
     pub topic_max_bytes: Option<u64>,
     /// Hours between checkpoints; none if absent.
     pub checkpoint_interval_hours: Option<u32>,
+    /// Topics of single tables.
+    pub table_topics: TableTopics,
 }
 
 impl Default for MirrorConfig {
@@ -139,6 +152,7 @@ impl Default for MirrorConfig {
             topic_retention_hours: 168,
             topic_max_bytes: None,
             checkpoint_interval_hours: None,
+            table_topics: TableTopics::default(),
         }
     }
 }
@@ -281,6 +295,6 @@ mod tests {
     fn field_names_hold_the_optional_ones_too() {
         let names = MirrorConfig::field_names();
         assert!(names.iter().any(|name| name == "topic_max_bytes"));
-        assert_eq!(names.len(), 18);
+        assert_eq!(names.len(), 19);
     }
 }

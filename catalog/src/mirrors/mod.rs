@@ -4,6 +4,7 @@
 mod change;
 mod checks;
 mod config;
+mod fan_out;
 mod naming;
 mod removal;
 mod store;
@@ -20,11 +21,17 @@ pub use change::MirrorChange;
 pub(crate) use checks::{check_destinations_free, check_tables};
 pub use config::{
     ApplyMode, MirrorConfig, OnExistingRows, OnTableError, ResyncStrategy, SchemaChanges,
-    UntrackedChanges,
+    TableTopics, UntrackedChanges,
 };
+pub use fan_out::{Attach, AttachedTable, Granted, InitialCopy, Owner};
+pub(crate) use fan_out::{ask_capture, nothing_trimmed, refuse_attached, share_request};
 pub use naming::{NAME_LENGTH_MAX, check_name, slugs};
 pub use store::TableInUse;
 pub(crate) use store::{lock_creation, notify, raise_version, replace_tables, set_request};
+
+/// The step of a `create` command from which on slot, publications and topics of the mirror's
+/// names are its own.
+pub const NAMES_CLAIMED: &str = "source_names_claimed";
 
 /// What the user wants of a mirror now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,11 +87,15 @@ pub struct Mirror {
     /// The form of the name from which topics, slot and publications are
     /// named: lower case letters, digits and `_`; unique.
     pub slug: String,
+    /// The mirror whose capture feeds this one; none if it has one of its own.
+    pub owner: Option<Owner>,
+    /// What other mirrors want that are fed by this one's capture.
+    pub attached: Vec<AttachedTable>,
     /// Name of the source peer.
     pub source_peer: String,
     /// Name of the destination peer.
     pub destination_peer: String,
-    /// The replication slot at the source.
+    /// The replication slot at the source; of a mirror that is fed by another, that one's.
     pub slot_name: String,
     /// Whether the slot was the user's before: used, never dropped.
     pub slot_given: bool,
@@ -97,7 +108,7 @@ pub struct Mirror {
     pub publication_ins_name: String,
     /// Options.
     pub config: MirrorConfig,
-    /// The generation that the last command asked for.
+    /// The generation that the last command asked for, of the mirror or of its owner.
     pub generation: Uuid,
     /// Whether that generation has been started (slot and topic agree on it).
     pub generation_ready: bool,
@@ -231,6 +242,11 @@ pub struct NewMirror {
     /// Whether a publication of that name is there already and so stays the
     /// user's.
     pub publication_given: bool,
+    /// The mirror whose capture is to feed it, if it is to have none of its own.
+    pub attach: Option<Attach>,
+    /// The id under which the destination knows the mirror of an earlier catalog, which is to
+    /// go on.
+    pub adopts: Option<Uuid>,
     /// The user who asks.
     pub requested_by: String,
 }
@@ -246,6 +262,8 @@ pub(crate) mod tests {
             id: Uuid::from_u128(1),
             name: name.into(),
             slug: name.into(),
+            owner: None,
+            attached: Vec::new(),
             source_peer: "source".into(),
             destination_peer: "destination".into(),
             slot_name: format!("bunny_{name}"),

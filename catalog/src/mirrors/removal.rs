@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::notify;
 use crate::leases::Role;
-use crate::{Catalog, Error, Result, commands};
+use crate::{Catalog, Error, Result, commands, last_wish};
 
 impl Catalog {
     /// Asks for a mirror to be taken down; returns the `delete` command. Asked
@@ -37,7 +37,21 @@ impl Catalog {
         .fetch_optional(&mut *transaction)
         .await
         .map_err(failed)?;
+        let attached: Vec<String> = sqlx::query_scalar(
+            "SELECT name FROM bunny.mirrors WHERE source_mirror = $1 ORDER BY name",
+        )
+        .bind(mirror_id)
+        .fetch_all(&mut *transaction)
+        .await
+        .map_err(failed)?;
+        if !attached.is_empty() {
+            return Err(Error::conflict(format!(
+                "mirror \"{name}\" feeds {}: delete them first, they read its topics",
+                attached.join(", ")
+            )));
+        }
         if let Some(command_id) = open {
+            last_wish::pass_over_noted(&mut transaction, mirror_id, command_id).await?;
             try_delete_again(&mut transaction, mirror_id, command_id, force).await?;
             transaction.commit().await.map_err(failed)?;
             return Ok(command_id);
@@ -73,6 +87,7 @@ impl Catalog {
             requested_by,
         )
         .await?;
+        last_wish::pass_over_noted(&mut transaction, mirror_id, command_id).await?;
         notify(&mut transaction).await?;
         transaction.commit().await.map_err(failed)?;
         Ok(command_id)
@@ -102,9 +117,15 @@ impl Catalog {
     /// Whether a role has taken down its side of a mirror being deleted (or the
     /// mirror is gone): capture keeps the topics until apply has.
     pub async fn is_side_removed(&self, id: Uuid, role: Role) -> Result<bool> {
+        let Some(mirror) = self.get_mirror_by_id(id).await? else {
+            return Ok(true);
+        };
+        if role == Role::Capture && mirror.owner.is_some() {
+            return Ok(true);
+        }
         match self.open_command(id, "delete").await? {
             Some(command) => Ok(is_removed(&command, role)),
-            None => Ok(self.get_mirror_by_id(id).await?.is_none()),
+            None => Ok(false),
         }
     }
 

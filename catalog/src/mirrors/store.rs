@@ -8,8 +8,11 @@ use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
 use super::checks::{check, check_destinations_free, check_name_free, check_peers};
-use super::{Desired, Mirror, MirrorConfig, MirrorTable, NewMirror, PauseScope, naming};
-use crate::{Catalog, Error, Result, commands};
+use super::{
+    AttachedTable, Desired, Mirror, MirrorConfig, MirrorTable, NewMirror, Owner, PauseScope,
+    fan_out, naming,
+};
+use crate::{Catalog, Error, Result, adopt, commands};
 
 /// Serialises the creation of mirrors, so that names and tables which must not
 /// meet are checked against everything that is there. Any number will do.
@@ -34,7 +37,16 @@ pub struct TableInUse {
 macro_rules! select_mirrors {
     ($rest:literal) => {
         concat!(
-            "SELECT m.*, (
+            "SELECT m.*, o.name AS owner_name, o.slug AS owner_slug,
+                 coalesce(o.generation, m.generation) AS log_generation,
+                 coalesce(o.generation_ready, m.generation_ready) AS log_ready,
+                 coalesce(o.desired = 'paused' AND o.pause_scope = 'all', false) AS owner_capture_paused, (
+                 SELECT coalesce(jsonb_agg(jsonb_build_object(
+                     'mirror', a.name,
+                     'source', jsonb_build_object('schema', t.source_schema, 'name', t.source_table),
+                     'request_id', t.request_id, 'retry_id', t.retry_id) ORDER BY a.name, t.position), '[]')
+                 FROM bunny.mirrors a JOIN bunny.mirror_tables t ON t.mirror_id = a.id
+                 WHERE a.source_mirror = m.id AND a.desired <> 'deleted') AS attached, (
                  SELECT coalesce(jsonb_agg(jsonb_build_object(
                      'source', jsonb_build_object('schema', t.source_schema, 'name', t.source_table),
                      'destination', jsonb_build_object('schema', t.destination_schema, 'name', t.destination_table),
@@ -46,7 +58,7 @@ macro_rules! select_mirrors {
                      'replay', t.replay, 'since_request', t.since_request,
                      'checkpoint_id', t.checkpoint_id) ORDER BY t.position), '[]')
                  FROM bunny.mirror_tables t WHERE t.mirror_id = m.id) AS tables
-             FROM bunny.mirrors m ",
+             FROM bunny.mirrors m LEFT JOIN bunny.mirrors o ON o.id = m.source_mirror ",
             $rest
         )
     };
@@ -66,17 +78,32 @@ impl Catalog {
         check_name_free(&mut transaction, &new.name).await?;
         let peer = &new.destination_peer;
         check_destinations_free(&mut transaction, peer, &new.tables, None).await?;
-        let mirror_id = insert_mirror(&mut transaction, new).await?;
-        insert_tables(&mut transaction, mirror_id, new).await?;
-        commands::insert(
-            &mut transaction,
-            mirror_id,
-            &new.name,
-            "create",
-            &json!({}),
-            &new.requested_by,
-        )
-        .await?;
+        let owner = match &new.attach {
+            Some(attach) => Some(
+                self.lock_owner(&mut transaction, attach, &new.tables)
+                    .await?,
+            ),
+            None => None,
+        };
+        let mirror_id = insert_mirror(&mut transaction, new, owner.as_ref()).await?;
+        let args = match &owner {
+            Some(owner) => json!({ "source_mirror": owner.name }),
+            None => json!({}),
+        };
+        let (name, by) = (&new.name, &new.requested_by);
+        let command_id =
+            commands::insert(&mut transaction, mirror_id, name, "create", &args, by).await?;
+        match (&new.attach, &owner) {
+            (Some(attach), Some(owner)) => {
+                fan_out::attach(&mut transaction, mirror_id, owner, attach, &new.tables).await?;
+                // There is nothing at the source to be made.
+                commands::finish(&mut transaction, command_id).await?;
+            }
+            _ => insert_tables(&mut transaction, mirror_id, new).await?,
+        }
+        if new.adopts.is_some() {
+            adopt::insert(&mut transaction, mirror_id, name, by).await?;
+        }
         notify(&mut transaction).await?;
         transaction.commit().await.map_err(failed)?;
         self.get_mirror_by_id(mirror_id)
@@ -121,11 +148,26 @@ impl Catalog {
         connection: &mut PgConnection,
         name: &str,
     ) -> Result<Mirror> {
-        let row = sqlx::query(select_mirrors!("WHERE m.name = $1 FOR UPDATE OF m"))
+        let failed = |error| Error::database("locking a mirror", error);
+        // The owner first, as by those who lock it and then what is attached to it.
+        for lock in [
+            "SELECT o.id FROM bunny.mirrors o JOIN bunny.mirrors m ON m.source_mirror = o.id
+             WHERE m.name = $1 FOR UPDATE OF o",
+            "SELECT m.id FROM bunny.mirrors m WHERE m.name = $1 FOR UPDATE",
+        ] {
+            sqlx::query(lock)
+                .bind(name)
+                .execute(&mut *connection)
+                .await
+                .map_err(failed)?;
+        }
+        // Read by a statement that begins with the lock: one that has waited for it would show
+        // the other tables as they were before.
+        let row = sqlx::query(select_mirrors!("WHERE m.name = $1"))
             .bind(name)
             .fetch_optional(connection)
             .await
-            .map_err(|error| Error::database("locking a mirror", error))?
+            .map_err(failed)?
             .ok_or_else(|| Error::not_found("mirror", name))?;
         mirror_from(&row)
     }
@@ -183,7 +225,11 @@ impl Catalog {
     }
 }
 
-async fn insert_mirror(connection: &mut PgConnection, new: &NewMirror) -> Result<Uuid> {
+async fn insert_mirror(
+    connection: &mut PgConnection,
+    new: &NewMirror,
+    owner: Option<&Mirror>,
+) -> Result<Uuid> {
     let failed = |error| Error::database("creating a mirror", error);
     let slugs: Vec<String> = sqlx::query_scalar("SELECT slug FROM bunny.mirrors")
         .fetch_all(&mut *connection)
@@ -195,28 +241,46 @@ async fn insert_mirror(connection: &mut PgConnection, new: &NewMirror) -> Result
         .replication_slot_name
         .clone()
         .unwrap_or_else(|| naming::slot_name(&new.prefix, &slug));
-    let mirror_id = Uuid::new_v4();
+    let publication = new.publication_name.clone().unwrap_or(publication);
+    // An owner's slot and publications are not this mirror's to drop.
+    let names = match owner {
+        Some(owner) => (
+            owner.slot_name.clone(),
+            owner.publication_name.clone(),
+            owner.publication_ins_name.clone(),
+        ),
+        None => (slot_name, publication, publication_ins),
+    };
+    let mirror_id = new.adopts.unwrap_or_else(Uuid::new_v4);
+    let generation = owner.map_or_else(Uuid::new_v4, |owner| owner.generation);
     sqlx::query(
         "INSERT INTO bunny.mirrors (id, name, slug, source_peer, destination_peer,
              slot_name, slot_given, publication_name, publication_given, publication_ins_name,
-             config, generation)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+             config, generation, generation_ready, source_mirror)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
     )
     .bind(mirror_id)
     .bind(&new.name)
     .bind(&slug)
     .bind(&new.source_peer)
     .bind(&new.destination_peer)
-    .bind(slot_name)
-    .bind(new.slot_given)
-    .bind(new.publication_name.as_ref().unwrap_or(&publication))
-    .bind(new.publication_given)
-    .bind(publication_ins)
+    .bind(names.0)
+    .bind(new.slot_given || owner.is_some())
+    .bind(names.1)
+    .bind(new.publication_given || owner.is_some())
+    .bind(names.2)
     .bind(Json(&new.config))
-    .bind(Uuid::new_v4())
-    .execute(connection)
+    .bind(generation)
+    // The owner's counts; a worker of an earlier version must not take this for a history to begin.
+    // Of one that is adopted the log says which it is; none is ever begun for it.
+    .bind(owner.is_some() || new.adopts.is_some())
+    .bind(owner.map(|owner| owner.id))
+    .execute(&mut *connection)
     .await
     .map_err(failed)?;
+    if owner.is_none() {
+        fan_out::nothing_trimmed(connection, mirror_id, generation).await?;
+    }
     Ok(mirror_id)
 }
 
@@ -350,10 +414,23 @@ fn mirror_from(row: &PgRow) -> Result<Mirror> {
     let tables: Json<Vec<MirrorTable>> = row.try_get("tables").map_err(read)?;
     let desired: String = row.try_get("desired").map_err(read)?;
     let pause_scope: String = row.try_get("pause_scope").map_err(read)?;
+    let attached: Json<Vec<AttachedTable>> = row.try_get("attached").map_err(read)?;
+    let owner_id: Option<Uuid> = row.try_get("source_mirror").map_err(read)?;
+    let owner = match owner_id {
+        Some(id) => Some(Owner {
+            id,
+            name: row.try_get("owner_name").map_err(read)?,
+            slug: row.try_get("owner_slug").map_err(read)?,
+            capture_paused: row.try_get("owner_capture_paused").map_err(read)?,
+        }),
+        None => None,
+    };
     Ok(Mirror {
         id: row.try_get("id").map_err(read)?,
         name: row.try_get("name").map_err(read)?,
         slug: row.try_get("slug").map_err(read)?,
+        owner,
+        attached: attached.0,
         source_peer: row.try_get("source_peer").map_err(read)?,
         destination_peer: row.try_get("destination_peer").map_err(read)?,
         slot_name: row.try_get("slot_name").map_err(read)?,
@@ -362,8 +439,8 @@ fn mirror_from(row: &PgRow) -> Result<Mirror> {
         publication_given: row.try_get("publication_given").map_err(read)?,
         publication_ins_name: row.try_get("publication_ins_name").map_err(read)?,
         config,
-        generation: row.try_get("generation").map_err(read)?,
-        generation_ready: row.try_get("generation_ready").map_err(read)?,
+        generation: row.try_get("log_generation").map_err(read)?,
+        generation_ready: row.try_get("log_ready").map_err(read)?,
         desired: match desired.as_str() {
             "running" => Desired::Running,
             "paused" => Desired::Paused,

@@ -46,6 +46,24 @@ fn seen(mirror: &Mirror, reports: &Reports) -> (Status, Phase, Health) {
     (view.status, view.phase, view.health)
 }
 
+fn command(kind: &str, args: serde_json::Value, reports: &Reports) -> Command {
+    Command {
+        id: Uuid::from_u128(1),
+        mirror_id: Some(Uuid::from_u128(2)),
+        mirror_name: "m".into(),
+        kind: kind.into(),
+        args,
+        state: CommandState::Pending,
+        steps: Vec::new(),
+        outcome: None,
+        error: None,
+        requested_by: "ann".into(),
+        created_at: reports.read_at,
+        updated_at: reports.read_at,
+        finished_at: None,
+    }
+}
+
 fn trouble(fatal: bool) -> Option<Failure> {
     Some(Failure {
         lost_generation: None,
@@ -155,6 +173,21 @@ fn a_table_in_error_leaves_the_mirror_running_and_degraded() {
     assert!(message.contains("public.u") && message.contains("value too long"));
 }
 
+/// Nothing is copied any more: that it goes on copying would be waited for in vain.
+#[test]
+fn a_mirror_whose_tables_all_failed_to_load_does_not_copy_for_ever() {
+    let mut reports = reports("ERRORED");
+    if let Some(report) = reports.apply.report.as_mut() {
+        report.tables[0].error = Some("no such type".into());
+    }
+    let view = derive(&mirror("m"), &reports, &[], reports.read_at);
+    assert_eq!(
+        (view.status, view.phase, view.health),
+        (Status::Running, Phase::Cdc, Health::Degraded)
+    );
+    assert!(view.error_message.unwrap().contains("no such type"));
+}
+
 #[test]
 fn a_role_that_is_silent_for_30_seconds_shows() {
     let mut reports = reports("LIVE");
@@ -191,21 +224,7 @@ fn a_mirror_is_paused_when_the_command_is_done() {
     let mut mirror = mirror("m");
     mirror.desired = Desired::Paused;
     let reports = reports("LIVE");
-    let mut pause = Command {
-        id: Uuid::from_u128(1),
-        mirror_id: Some(mirror.id),
-        mirror_name: mirror.name.clone(),
-        kind: "pause".into(),
-        args: serde_json::json!({}),
-        state: CommandState::Pending,
-        steps: Vec::new(),
-        outcome: None,
-        error: None,
-        requested_by: "ann".into(),
-        created_at: reports.read_at,
-        updated_at: reports.read_at,
-        finished_at: None,
-    };
+    let mut pause = command("pause", json!({}), &reports);
     let status = |command: &Command| {
         derive(
             &mirror,
@@ -220,4 +239,23 @@ fn a_mirror_is_paused_when_the_command_is_done() {
     assert_eq!(status(&pause), Status::Pausing);
     pause.state = CommandState::Done;
     assert_eq!(status(&pause), Status::Paused);
+}
+
+#[test]
+fn a_resync_by_swap_is_a_phase_of_its_own() {
+    let mut mirror = mirror("m");
+    mirror.generation_ready = true;
+    let reports = reports("LIVE");
+    let mut resync = command(RESYNC, json!({ "strategy": "swap" }), &reports);
+    let shown = |command: &Command| {
+        let commands = std::slice::from_ref(command);
+        let view = derive(&mirror, &reports, commands, reports.read_at);
+        (view.status.as_str(), view.phase.as_str())
+    };
+    assert_eq!(shown(&resync), ("RESYNCING", "SWAP"));
+    resync.args = json!({ "strategy": "truncate" });
+    assert_eq!(shown(&resync), ("RESYNCING", "CDC"));
+    resync.args = json!({ "strategy": "swap" });
+    resync.state = CommandState::Done;
+    assert_eq!(shown(&resync), ("RUNNING", "CDC"));
 }

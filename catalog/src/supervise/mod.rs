@@ -5,6 +5,7 @@
 //! While the catalog is away tasks go on, and failed ones are started again with
 //! what was last read; who may act is decided by fencing, not here.
 
+mod drift;
 mod entry;
 mod task;
 mod worker;

@@ -7,11 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use bunny_postgres::TableName;
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::drift::Drift;
 use crate::leases::Role;
 use crate::logs::LogLevel;
 use crate::mirrors::Mirror;
@@ -145,6 +147,9 @@ impl MirrorContext {
 #[derive(Debug, Default)]
 struct Pending {
     report: Option<Value>,
+    /// Where the task stood when it last reported.
+    place: Option<Value>,
+    drift: Drift,
     logs: VecDeque<(LogLevel, String, Value)>,
 }
 
@@ -186,7 +191,11 @@ impl Reporter {
             return;
         }
         match serde_json::to_value(report) {
-            Ok(value) => self.pending().report = Some(value),
+            Ok(value) => {
+                let mut pending = self.pending();
+                pending.report = Some(value);
+                pending.place = Some(report.place());
+            }
             Err(error) => tracing::error!(%error, "a report cannot be serialised"),
         }
         if self.started.elapsed() >= RECOVERED_AFTER {
@@ -201,6 +210,17 @@ impl Reporter {
             pending.logs.pop_front();
         }
         pending.logs.push_back((level, message.into(), details));
+    }
+
+    /// Counts rows of a destination table that were not as the stream implies. The mirror's log
+    /// tells of them about once a minute, and when the task ends.
+    pub fn drifted(&self, table: &TableName, kind: &'static str, rows: u64) {
+        self.pending().drift.add(table, kind, rows);
+    }
+
+    /// Where the task stood when it last reported, for the log.
+    pub(crate) fn place(&self) -> Option<Value> {
+        self.pending().place.clone()
     }
 
     /// Says that the task does its work again: the last failure is over, and
@@ -218,12 +238,22 @@ impl Reporter {
     pub(crate) async fn flush_forever(&self, catalog: &Catalog) -> Infallible {
         loop {
             tokio::time::sleep(FLUSH_EVERY).await;
+            let drift = self.pending().drift.due(Instant::now());
+            self.log_drift(drift);
             self.flush(catalog, FLUSH_TIMEOUT).await;
         }
     }
 
     pub(crate) async fn flush_last(&self, catalog: &Catalog) {
+        let drift = self.pending().drift.rest(Instant::now());
+        self.log_drift(drift);
         self.flush(catalog, LAST_FLUSH_TIMEOUT).await;
+    }
+
+    fn log_drift(&self, drift: Option<(String, Value)>) {
+        if let Some((message, details)) = drift {
+            self.log(LogLevel::Warn, message, details);
+        }
     }
 
     async fn flush(&self, catalog: &Catalog, timeout: Duration) {

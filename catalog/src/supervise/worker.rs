@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use serde_json::json;
+use serde_json::{Value, json};
 use sqlx::postgres::PgListener;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
@@ -44,6 +44,8 @@ struct Held {
     failing_since: Option<DateTime<Utc>>,
     /// What the catalog has still to be told: a failure, or that it is over.
     unsaved: Option<Option<Failure>>,
+    /// Where the task that failed stood, as far as it has said.
+    failed_at: Option<Value>,
     /// Whether the catalog has been told (or will be) that there is no failure.
     cleared: bool,
     /// A start that the catalog has still to be told of.
@@ -303,7 +305,7 @@ where
         Ok(())
     }
 
-    /// Reads what is wanted; returns how many mirrors there are.
+    /// Reads what is wanted; returns for how many mirrors the role has work.
     async fn read_mirrors(&mut self) -> Result<usize> {
         let mirrors = self.catalog.list_mirrors().await?;
         let peers = self.catalog.list_peers().await?;
@@ -317,7 +319,8 @@ where
                 None => held.entry.lease_lost(),
             }
         }
-        Ok(mirrors.len())
+        let has_work = |mirror: &&Mirror| self.role == Role::Apply || mirror.owner.is_none();
+        Ok(mirrors.iter().filter(has_work).count())
     }
 
     /// Takes what is free: at once up to this worker's fair share, the rest when
@@ -356,6 +359,7 @@ where
             updates: watch::Sender::new(mirror.clone()),
             failing_since: None,
             unsaved: None,
+            failed_at: None,
             cleared: false,
             unsaved_start: None,
         };
@@ -372,7 +376,7 @@ where
                     .await?;
                 held.unsaved = None;
                 if let Some(failure) = failure.filter(worth_logging) {
-                    let (level, details) = log_entry(self.role, &failure);
+                    let (level, details) = log_entry(self.role, &failure, held.failed_at.as_ref());
                     self.catalog
                         .log(*id, level, &failure.message, details)
                         .await?;
@@ -460,7 +464,9 @@ impl Held {
     }
 
     fn end(&mut self, outcome: Outcome, now: Instant) {
-        self.task = None;
+        // One that ends before its first report has got no further than its predecessor.
+        let place = self.task.take().and_then(|task| task.reporter.place());
+        self.failed_at = place.or(self.failed_at.take());
         let finished_well = outcome.is_ok();
         match self.entry.ended(outcome, now) {
             Some(trouble) => self.trouble(trouble),
@@ -498,7 +504,7 @@ fn worth_logging(failure: &Failure) -> bool {
     failure.fatal || failure.count % LOGGED_EVERY == 1
 }
 
-fn log_entry(role: Role, failure: &Failure) -> (LogLevel, serde_json::Value) {
+fn log_entry(role: Role, failure: &Failure, failed_at: Option<&Value>) -> (LogLevel, Value) {
     let level = if failure.fatal {
         LogLevel::Error
     } else {
@@ -509,6 +515,8 @@ fn log_entry(role: Role, failure: &Failure) -> (LogLevel, serde_json::Value) {
         "fatal": failure.fatal,
         "count": failure.count,
         "next_try": failure.next_try,
+        "since": failure.since,
+        "last_report": failed_at,
     });
     (level, details)
 }

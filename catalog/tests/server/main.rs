@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 mod commands;
 mod supervision;
+mod wishes;
 
 static DATABASES: AtomicU32 = AtomicU32::new(0);
 const TTL: Duration = Duration::from_secs(2);
@@ -130,6 +131,8 @@ fn mirror(name: &str, destination_table: &str) -> NewMirror {
         slot_given: false,
         publication_name: None,
         publication_given: false,
+        attach: None,
+        adopts: None,
         requested_by: "admin".into(),
     }
 }

@@ -194,7 +194,14 @@ async fn failures_are_shown_retried_held_and_forgotten() {
             match start {
                 0 => panic!("a defect"),
                 1 => Err(TaskFailure::transient("the destination is away")),
-                2 => Err(TaskFailure::fatal("a person must act")),
+                2 => {
+                    context.reporter.report(&ApplyReport {
+                        phase: "following changes".into(),
+                        offset: 7,
+                        ..ApplyReport::default()
+                    });
+                    Err(TaskFailure::fatal("a person must act"))
+                }
                 _ => {
                     context.reporter.report(&ApplyReport::default());
                     context.reporter.recovered();
@@ -241,10 +248,14 @@ async fn failures_are_shown_retried_held_and_forgotten() {
         )
         .await
         .unwrap();
-    assert!(
-        entries
-            .iter()
-            .any(|entry| entry.message == "a person must act")
+    let mut entries = entries.iter();
+    let entry = entries
+        .find(|entry| entry.message == "a person must act")
+        .expect("an entry");
+    let place = &entry.details["last_report"];
+    assert_eq!(
+        (&place["phase"], &place["lsn"], &place["offset"]),
+        (&"following changes".into(), &"0/0".into(), &7.into())
     );
     stop.cancel();
     running.await.unwrap();

@@ -7,6 +7,7 @@
 mod definition;
 mod fit;
 mod identity;
+mod labels;
 mod objects;
 mod server;
 mod tables;
@@ -18,6 +19,7 @@ pub use definition::{
     table_definition,
 };
 pub use fit::{Fit, fit};
+pub use labels::{EnumLook, enums};
 pub use objects::{
     Attribute, ColumnTraits, ConstraintDefinition, ConstraintKind, DomainCheck, Extension,
     ForeignKeyDefinition, IndexDefinition, IndexKey, SequenceDefinition, SequenceRole,

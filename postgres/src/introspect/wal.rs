@@ -32,7 +32,7 @@ fn without_page_header(lsn: Lsn, segment_bytes: u64) -> Lsn {
     const HEADER: u64 = 24;
     const FIRST_HEADER: u64 = 40;
     let in_page = lsn.0 % PAGE;
-    let is_first = segment_bytes > 0 && (lsn.0 - in_page) % segment_bytes == 0;
+    let is_first = segment_bytes > 0 && (lsn.0 - in_page).is_multiple_of(segment_bytes);
     let header = if is_first { FIRST_HEADER } else { HEADER };
     if in_page == header {
         Lsn(lsn.0 - header)

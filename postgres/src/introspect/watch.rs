@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::types::Json;
 
 use super::identity::{self, RawIdentity};
+use super::labels::{EnumLook, enums};
 use super::{ReplicaIdentity, TableKind, end_of_wal};
 use crate::{Lsn, Result, ResultExt, Session, TableName};
 
@@ -111,6 +112,8 @@ pub struct TableLook {
     pub held: Vec<HeldLook>,
     /// By `attnum`, of columns that are there: type, modifier and collation, as numbers.
     pub types: BTreeMap<i16, String>,
+    /// By type, the enums that its columns are made of.
+    pub enums: BTreeMap<u32, EnumLook>,
     /// Transactions below this number (64 bits) had ended when it was looked at.
     pub horizon: i64,
 }
@@ -317,6 +320,7 @@ impl RawTable {
             identity_key,
             held,
             types: self.types,
+            enums: BTreeMap::new(),
             horizon: self.horizon,
         }
     }
@@ -349,6 +353,11 @@ pub async fn look(
     {
         let Json(raw) = row.try_get::<_, Json<RawTable>>(0).doing(doing)?;
         look.tables.push(raw.into_look());
+    }
+    let found: Vec<u32> = look.tables.iter().map(|table| table.oid).collect();
+    let mut enums = enums(session, &found).await?;
+    for table in &mut look.tables {
+        table.enums = enums.remove(&table.oid).unwrap_or_default();
     }
     for row in session
         .query(MOVED, &[&schemas, &names, &oids])

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | changes | [`GenerationStarted`], [`TableGap`] |
 //! | snapshot | [`TableSyncStarted`], [`SnapshotChunk`], [`TableSyncFinished`] |
-//! | position | [`PositionRecord`], [`SyncRecord`], [`TableRecord`] |
+//! | position | [`PositionRecord`], [`SyncRecord`], [`TableRecord`], [`WishRecord`] |
 //!
 //! `encode` frames the record with the id its schema has in the registry; `decode`
 //! takes the datum after the frame.
@@ -21,7 +21,7 @@ use apache_avro::Schema;
 use serde_json::Value as Json;
 
 pub use changes::{GenerationStarted, TableGap};
-pub use position::{PositionRecord, SyncRecord, SyncState, TableRecord};
+pub use position::{PositionRecord, SyncRecord, SyncState, TableRecord, WishRecord};
 pub use snapshot::{SnapshotChunk, TableSyncFinished, TableSyncStarted};
 
 use crate::{Error, Result};
@@ -49,10 +49,12 @@ pub enum SchemaKind {
     Sync,
     /// [`TableRecord`].
     Table,
+    /// [`WishRecord`].
+    Wish,
 }
 
 /// Kind, record name and schema text of each fixed record.
-const CONTROL: [(SchemaKind, &str, &str); 8] = [
+const CONTROL: [(SchemaKind, &str, &str); 9] = [
     (
         SchemaKind::GenerationStarted,
         "bunny.event.GenerationStarted",
@@ -93,11 +95,16 @@ const CONTROL: [(SchemaKind, &str, &str); 8] = [
         "bunny.event.Table",
         include_str!("../../avro/Table.avsc"),
     ),
+    (
+        SchemaKind::Wish,
+        "bunny.event.Wish",
+        include_str!("../../avro/Wish.avsc"),
+    ),
 ];
 
 impl SchemaKind {
     /// The fixed records.
-    pub const CONTROL: [SchemaKind; 8] = [
+    pub const CONTROL: [SchemaKind; 9] = [
         SchemaKind::GenerationStarted,
         SchemaKind::TableGap,
         SchemaKind::TableSyncStarted,
@@ -106,6 +113,7 @@ impl SchemaKind {
         SchemaKind::Position,
         SchemaKind::Sync,
         SchemaKind::Table,
+        SchemaKind::Wish,
     ];
 
     /// Full record name of a fixed record, which is also its subject.

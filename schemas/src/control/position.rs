@@ -234,3 +234,31 @@ impl TableRecord {
         Ok(record)
     }
 }
+
+/// The last command that decided what is copied, as capture began to act on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WishRecord {
+    /// The command's id in the catalog that asked for it.
+    pub command_id: Uuid,
+}
+
+impl WishRecord {
+    /// Key of the record in its topic (plain bytes, no frame).
+    pub const KEY: &'static [u8] = b"wish";
+
+    /// The framed record.
+    pub fn encode(&self, schema_id: u32) -> Vec<u8> {
+        let mut out = Vec::with_capacity(64);
+        wire::write_frame(&mut out, schema_id);
+        wire::write_uuid(&mut out, self.command_id);
+        out
+    }
+
+    /// Reads the datum after the frame.
+    pub fn decode(datum: &[u8]) -> Result<WishRecord> {
+        let mut reader = Reader::new(datum);
+        let command_id = reader.uuid()?;
+        reader.end()?;
+        Ok(WishRecord { command_id })
+    }
+}

@@ -268,6 +268,12 @@ proptest! {
         ]);
         prop_assert_eq!(TableRecord::decode(datum(&message)).unwrap(), record);
         refuses_damage(&message, TableRecord::decode);
+
+        let wish = WishRecord { command_id: Uuid::from_u128(generation) };
+        let message = wish.encode(9);
+        prop_assert_eq!(values(read_avro(SchemaKind::Wish, &message)), vec![Avro::Uuid(wish.command_id)]);
+        prop_assert_eq!(WishRecord::decode(datum(&message)).unwrap(), wish);
+        refuses_damage(&message, WishRecord::decode);
     }
 
     #[test]

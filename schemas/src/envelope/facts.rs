@@ -26,6 +26,9 @@ pub struct ColumnFacts {
     /// The labels, when the type is an enum, a domain over one, or an array of one.
     #[serde(rename = "enum", skip_serializing_if = "Option::is_none")]
     pub labels: Option<EnumLabels>,
+    /// The column is generated at the source, and sent only because the publication was told to.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub generated: bool,
 }
 
 /// What `ALTER TABLE … ADD COLUMN` put into the rows that were there.

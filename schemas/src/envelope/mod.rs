@@ -13,7 +13,7 @@ mod decoder;
 mod encoder;
 mod facts;
 mod names;
-mod numbers;
+pub(crate) mod numbers;
 mod schema;
 mod shortest;
 #[cfg(test)]

@@ -25,6 +25,11 @@ pub enum TopicKind {
         /// Partitions, when it has to be created.
         partitions: i32,
     },
+    /// Changes of one table, for tools that expect Debezium's: the broker trims it.
+    Table {
+        /// Hours that records are kept, when it has to be created.
+        retention_hours: u32,
+    },
     /// Published position, compacted.
     Position,
     /// Schema ids, compacted.
@@ -65,6 +70,14 @@ const LOG_SETTINGS: [Setting; 5] = [
     at_least("segment.bytes", "100663296"),
 ];
 
+/// How long records are kept is up to those who read them. Compaction would refuse the records
+/// that have no key: a truncate's, and all of a table without one.
+const TABLE_SETTINGS: [Setting; 3] = [
+    exactly("cleanup.policy", "delete"),
+    at_least("max.message.bytes", "83886080"),
+    at_least("segment.bytes", "100663296"),
+];
+
 /// Compaction leaves the active segment alone: small segments that roll often keep
 /// the topic, and thereby a start, short.
 const COMPACT_SETTINGS: [Setting; 3] = [
@@ -83,13 +96,14 @@ impl TopicKind {
     fn settings(self) -> &'static [Setting] {
         match self {
             TopicKind::Changes | TopicKind::Snapshot { .. } => &LOG_SETTINGS,
+            TopicKind::Table { .. } => &TABLE_SETTINGS,
             TopicKind::Position | TopicKind::Schemas => &COMPACT_SETTINGS,
         }
     }
 
     fn hints(self) -> &'static [(&'static str, &'static str)] {
         match self {
-            TopicKind::Changes | TopicKind::Snapshot { .. } => &[],
+            TopicKind::Changes | TopicKind::Snapshot { .. } | TopicKind::Table { .. } => &[],
             TopicKind::Position | TopicKind::Schemas => &COMPACT_HINTS,
         }
     }
@@ -97,7 +111,20 @@ impl TopicKind {
     fn partitions(self) -> i32 {
         match self {
             TopicKind::Snapshot { partitions } => partitions,
-            TopicKind::Changes | TopicKind::Position | TopicKind::Schemas => 1,
+            TopicKind::Changes
+            | TopicKind::Table { .. }
+            | TopicKind::Position
+            | TopicKind::Schemas => 1,
+        }
+    }
+
+    /// What `retention.ms` is at first, where it may be changed later.
+    fn first_retention_ms(self) -> Option<String> {
+        match self {
+            TopicKind::Table { retention_hours } => {
+                Some((u64::from(retention_hours) * 3_600_000).to_string())
+            }
+            _ => None,
         }
     }
 }
@@ -187,6 +214,24 @@ impl KafkaConfig {
                         code,
                     ));
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes a consumer group and the offsets it has committed; one that does not exist counts
+    /// as deleted.
+    pub async fn delete_group(&self, name: &str) -> Result<()> {
+        let doing = format!("delete consumer group {name}");
+        let results = self
+            .admin()?
+            .delete_groups(&[name], &options())
+            .await
+            .map_err(Error::kafka(doing.clone()))?;
+        for result in results {
+            match result {
+                Ok(_) | Err((_, RDKafkaErrorCode::GroupIdNotFound)) => {}
+                Err((_, code)) => return Err(Error::kafka_code_error(doing, code)),
             }
         }
         Ok(())
@@ -311,6 +356,34 @@ impl KafkaConfig {
         .await
     }
 
+    /// How many brokers keep a topic that asks for no number of its own, as ours do.
+    pub async fn default_replication(&self) -> Result<i32> {
+        const SETTING: &str = "default.replication.factor";
+        let doing = format!("read {SETTING} of a broker");
+        let brokers_doing = doing.clone();
+        let broker = self
+            .with_consumer(move |consumer| {
+                let metadata = consumer
+                    .fetch_metadata(None, CALL_TIMEOUT)
+                    .map_err(Error::kafka(brokers_doing))?;
+                Ok(metadata.brokers().first().map(|broker| broker.id()))
+            })
+            .await?;
+        let unknown = || Error::Corrupt(format!("{doing}: no answer"));
+        let broker = broker.ok_or_else(unknown)?;
+        let results = self
+            .admin()?
+            .describe_configs([&ResourceSpecifier::Broker(broker)], &options())
+            .await
+            .map_err(Error::kafka(doing.clone()))?;
+        let found = results.into_iter().next().ok_or_else(unknown)?;
+        let found = found.map_err(|code| Error::kafka_code_error(doing.clone(), code))?;
+        let value = found.get(SETTING).and_then(|entry| entry.value.as_deref());
+        value
+            .and_then(|value| value.parse().ok())
+            .ok_or_else(unknown)
+    }
+
     /// Ok when a broker answers within `timeout`.
     pub async fn broker_reachable(&self, timeout: Duration) -> Result<()> {
         let doing = format!("reach Kafka at {}", self.brokers);
@@ -331,6 +404,10 @@ impl KafkaConfig {
         }
         for (key, value) in kind.hints() {
             topic = topic.set(key, value);
+        }
+        let retention_ms = kind.first_retention_ms();
+        if let Some(retention_ms) = &retention_ms {
+            topic = topic.set("retention.ms", retention_ms);
         }
         let doing = format!("create topic {name}");
         let results = self

@@ -264,21 +264,38 @@ impl Registry {
 
 impl Shared {
     /// Reads the topic from where the last read ended. Reading a stretch twice is
-    /// harmless, so readers need no turn.
+    /// harmless, so readers need no turn. Of a topic that is another one than was read before
+    /// (Kafka was lost, and is there anew) all is read, and what was known is void.
     fn read_on(&self) -> Result<()> {
         let tail = Tail::open(&self.kafka, &self.topic, 0)?;
         let (low, _) = tail.watermarks()?;
-        let known = self.read_state(|state| state.next_offset);
+        let first = tail.first_written(low)?;
+        let (is_other, known) =
+            self.read_state(|state| (state.is_of_another(first), state.next_offset));
+        let from = if is_other { low } else { known.max(low) };
         let mut records = Vec::new();
-        let next_offset = tail.read(known.max(low), |record| {
+        let next_offset = tail.read(from, |record| {
             records.push(state::parse(&self.topic, &record)?);
             Ok(())
         })?;
+        if is_other {
+            tracing::warn!(
+                topic = self.topic,
+                "the schemas topic is another one than it was"
+            );
+        }
+        // All at once: who gives ids must never see a part.
         self.write_state(|state| {
+            let mut anew = State::default();
+            let read = if is_other { &mut anew } else { &mut *state };
             for record in records {
-                state.insert(record)?;
+                read.insert(record)?;
             }
-            state.next_offset = state.next_offset.max(next_offset);
+            read.next_offset = read.next_offset.max(next_offset);
+            read.first = first.or(read.first);
+            if is_other {
+                *state = anew;
+            }
             Ok(())
         })
     }

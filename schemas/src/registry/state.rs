@@ -16,6 +16,8 @@ pub(super) struct State {
     subjects: BTreeMap<Arc<str>, Subject>,
     /// Offset from which the topic has not been read.
     pub(super) next_offset: i64,
+    /// Offset and time of the topic's first record: no other topic of that name has the same.
+    pub(super) first: Option<(i64, Option<i64>)>,
 }
 
 #[derive(Debug, Default)]
@@ -104,6 +106,12 @@ pub(super) fn parse(topic: &str, record: &Record<'_>) -> Result<Registered> {
 }
 
 impl State {
+    /// Whether a topic that begins with `first` is not the one that was read. An empty one says
+    /// nothing: a broker that is only just back may answer with less than it has.
+    pub(super) fn is_of_another(&self, first: Option<(i64, Option<i64>)>) -> bool {
+        matches!((self.first, first), (Some(known), Some(found)) if known != found)
+    }
+
     /// Adds a record; the same record again changes nothing. An id with two
     /// meanings is [`Error::Corrupt`]: events written with it cannot be read.
     pub(super) fn insert(&mut self, record: Registered) -> Result<()> {

@@ -58,6 +58,7 @@ fn an_id_with_two_meanings_is_refused() {
 fn damaged_records_are_refused() {
     let record = |key: &'static [u8], value: &'static [u8]| Record {
         offset: 3,
+        timestamp_ms: None,
         key: Some(key),
         value: Some(value),
     };
@@ -73,6 +74,7 @@ fn damaged_records_are_refused() {
             "t",
             &Record {
                 offset: 3,
+                timestamp_ms: None,
                 key: None,
                 value: None
             }
@@ -90,7 +92,7 @@ proptest! {
         let ids: Vec<u32> = pairs.iter().map(|pair| {
             for record in written.missing(std::slice::from_ref(pair)).unwrap() {
                 let (key, value) = (record.key(), record.value().unwrap());
-                let message = Record { offset: 0, key: Some(key.as_bytes()), value: Some(value.as_bytes()) };
+                let message = Record { offset: 0, timestamp_ms: None, key: Some(key.as_bytes()), value: Some(value.as_bytes()) };
                 read.insert(parse("t", &message).unwrap()).unwrap();
                 written.insert(record).unwrap();
             }

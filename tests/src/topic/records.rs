@@ -9,7 +9,7 @@ use apache_avro::types::Value;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
-use rdkafka::message::Message;
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
@@ -169,6 +169,21 @@ fn consume(
     topic: &str,
     mut each: impl FnMut(&[u8], &[u8]) -> anyhow::Result<()>,
 ) -> anyhow::Result<Option<i64>> {
+    let mut first = None;
+    consume_messages(brokers, topic, |message| {
+        first.get_or_insert(message.offset());
+        let value = message.payload().unwrap_or_default();
+        each(message.key().unwrap_or_default(), value)
+    })?;
+    Ok(first)
+}
+
+/// As [`consume`], with all there is in a message.
+pub(super) fn consume_messages(
+    brokers: &str,
+    topic: &str,
+    mut each: impl FnMut(&BorrowedMessage<'_>) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set("group.id", "topic-oracle")
@@ -192,7 +207,6 @@ fn consume(
     }
     consumer.assign(&assignment)?;
     let mut at_end = 0;
-    let mut first = None;
     let mut last_heard = Instant::now();
     while at_end < partitions {
         ensure!(
@@ -205,9 +219,7 @@ fn consume(
             Some(Err(error)) => return Err(error).with_context(|| format!("reading {topic}")),
             Some(Ok(message)) => {
                 last_heard = Instant::now();
-                first.get_or_insert(message.offset());
-                let value = message.payload().unwrap_or_default();
-                each(message.key().unwrap_or_default(), value).with_context(|| {
+                each(&message).with_context(|| {
                     format!(
                         "record {topic}/{}@{}",
                         message.partition(),
@@ -217,7 +229,7 @@ fn consume(
             }
         }
     }
-    Ok(first)
+    Ok(())
 }
 
 /// Fails at the first record with `needle` in its key or value.

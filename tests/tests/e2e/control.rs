@@ -24,7 +24,8 @@ async fn users_come_change_their_password_and_go() -> Result<()> {
     admin.post("/v1/users", ann.clone()).await?.expect(201)?;
     admin.post("/v1/users", ann.clone()).await?.expect(409)?;
     let mut viewer = Api::new(admin.base())?;
-    viewer.login("ann", "first password").await?;
+    let login = viewer.login("ann", "first password").await?;
+    assert_expiry_is_the_tokens(&scene, &login).await?;
     let earlier = viewer.clone();
     viewer.get("/v1/users").await?.expect(403)?;
     viewer.get("/v1/audit").await?.expect(403)?;
@@ -106,6 +107,57 @@ async fn users_come_change_their_password_and_go() -> Result<()> {
     ];
     assert_eq!(told, expected);
     assert!(!audit.to_string().contains("password\":"), "{audit}");
+    guessing_is_turned_away(&scene).await
+}
+
+/// What a login says of its end is what its token says.
+async fn assert_expiry_is_the_tokens(scene: &Scene, login: &Value) -> Result<()> {
+    let expires_at = login["expires_at"].as_str().context("expires_at")?;
+    let token = login["token"].as_str().context("token")?;
+    let claims = token.split('.').nth(1).context("claims")?;
+    let agree = format!(
+        "SELECT (extract(epoch FROM timestamptz '{expires_at}')::bigint
+             = (convert_from(decode(rpad(translate('{claims}', '-_', '+/'), {}, '='), 'base64'), 'UTF8')::json->>'exp')::bigint
+             AND timestamptz '{expires_at}' > now())::int::bigint",
+        claims.len().next_multiple_of(4)
+    );
+    assert_eq!(scene.source.number(&agree).await?, 1, "{login}");
+    Ok(())
+}
+
+/// Guesses at one name wait, and those that would wait too long are turned away; other names
+/// are not.
+async fn guessing_is_turned_away(scene: &Scene) -> Result<()> {
+    let guess = json!({"username": "nobody", "password": "a wrong password"});
+    let api = Api::new(scene.api.base())?;
+    for _ in 0..4 {
+        api.post("/v1/auth/login", guess.clone())
+            .await?
+            .expect(401)?;
+    }
+    let mut guesses = tokio::task::JoinSet::new();
+    for _ in 0..16 {
+        let (api, guess) = (api.clone(), guess.clone());
+        guesses.spawn(async move { api.post("/v1/auth/login", guess).await });
+    }
+    loop {
+        let answer = guesses
+            .join_next()
+            .await
+            .context("nothing was turned away")???;
+        if answer.status == 429 {
+            assert!(
+                error_of(&answer.body).contains("try again"),
+                "{}",
+                answer.body
+            );
+            break;
+        }
+        assert_eq!(answer.status, 401, "{}", answer.body);
+    }
+    Api::new(scene.api.base())?
+        .login("second", "second admin")
+        .await?;
     Ok(())
 }
 
@@ -136,6 +188,24 @@ async fn options_and_peers_change_under_a_running_mirror() -> Result<()> {
         available[0]["warnings"][0]
             .as_str()
             .is_some_and(|text| text.contains("insert-only"))
+    );
+
+    let tables = api.get("/v1/peers/source/tables").await?.expect(200)?;
+    let mut listed = tables.as_array().into_iter().flatten();
+    let t = listed
+        .find(|table| table["table_name"] == "t")
+        .context("t")?;
+    let fields = [
+        ("schema", json!("public")),
+        ("replica_identity", json!("default")),
+        ("has_primary_key", json!(true)),
+    ];
+    for (name, wanted) in fields {
+        assert_eq!(t[name], wanted, "{name}: {t}");
+    }
+    assert!(
+        t["row_estimate"].is_i64() && t["size_bytes"].as_i64() > Some(0),
+        "{t}"
     );
 
     // Options.
@@ -183,9 +253,9 @@ async fn options_and_peers_change_under_a_running_mirror() -> Result<()> {
     // Peers: another user and password for the same database are taken, and the mirror works
     // with them; the former user could not even log in any more.
     let pair = [TablePair::same("public.t")];
-    for (name, url) in [
-        ("source", &scene.stage.source),
-        ("destination", &scene.stage.destination),
+    for (name, url, other) in [
+        ("source", &scene.stage.source, &scene.stage.destination),
+        ("destination", &scene.stage.destination, &scene.stage.source),
     ] {
         let server = url.connect().await?;
         let user = format!("{}_{name}", scene.stage.name);
@@ -203,6 +273,14 @@ async fn options_and_peers_change_under_a_running_mirror() -> Result<()> {
         assert!(
             error_of(&elsewhere).contains("another database"),
             "{elsewhere}"
+        );
+        // A database of that name on another server.
+        let mut of_another = described(&other.user, &other.password, &other.database);
+        of_another["port"] = json!(other.port);
+        let of_another = put(of_another).await?.expect(422)?;
+        assert!(
+            error_of(&of_another).contains("system identifier"),
+            "{of_another}"
         );
         let unreachable = put(described(&user, "wrong", &url.database))
             .await?

@@ -76,6 +76,16 @@ const APPLY_STREAMING: [(&str, u32); 14] = [
     ("apply::after_group_commit", 4),
 ];
 
+/// Passed when main is behind; the passes after the first are of the other session.
+const APPLY_AHEAD: [(&str, u32); 6] = [
+    ("apply::prepared_ahead", 1),
+    ("apply::before_merge", 1),
+    ("apply::prepared_ahead", 4),
+    ("apply::before_merge", 3),
+    ("apply::prepared_ahead", 3),
+    ("apply::before_merge", 4),
+];
+
 /// Reached by pausing; `pausing.rs` walks through them.
 pub const APPLY_PAUSE: [(&str, u32); 2] =
     [("apply::pause_fenced", 1), ("apply::pause_recorded", 1)];
@@ -113,7 +123,7 @@ pub const APPLY_CATCH_UP: [(&str, u32); 5] = [
 pub struct Scene {
     pub capture: Bunny,
     pub apply: Bunny,
-    _api: Bunny,
+    pub api_process: Bunny,
     pub load: Load,
     pub mirror: Mirror,
     pub stage: Stage,
@@ -170,7 +180,7 @@ async fn scene_with(
     Ok(Scene {
         capture,
         apply,
-        _api: api_process,
+        api_process,
         load,
         mirror,
         stage,
@@ -263,6 +273,7 @@ fn every_crash_point_is_in_a_suite() -> Result<()> {
         &CAPTURE_WATCH,
         &APPLY_SNAPSHOT,
         &APPLY_STREAMING,
+        &APPLY_AHEAD,
         &APPLY_PAUSE,
         &CAPTURE_PAUSE,
         &APPLY_REMOVAL,
@@ -368,6 +379,25 @@ async fn apply_dies_at_every_point_of_streaming() -> Result<()> {
     .await?;
     large.abort();
     let _ = large.await;
+    scene.apply.restart()?;
+    scene.settle().await
+}
+
+/// Each time it is dead a backlog grows, of which batches are waiting while one is written.
+#[tokio::test(flavor = "multi_thread")]
+async fn apply_dies_with_a_batch_prepared_ahead() -> Result<()> {
+    const BACKLOG: &str = "DO $$ BEGIN FOR n IN 1..1200 LOOP
+        UPDATE accounts SET balance = balance + 1, owner = owner || n % 7 WHERE id = n; COMMIT;
+    END LOOP; END $$";
+    let mut scene = scene("app_ahead", |_, _| Ok(())).await?;
+    scene.mirror.wait_running().await?;
+    let source = scene.stage.source.connect().await?;
+    for point in &APPLY_AHEAD {
+        scene.apply.kill9();
+        source.run(BACKLOG).await?;
+        let in_turn = std::slice::from_ref(point);
+        crash_in_turn(&mut scene.apply, &scene.mirror, in_turn, false, &IN_CDC).await?;
+    }
     scene.apply.restart()?;
     scene.settle().await
 }

@@ -71,6 +71,7 @@ impl Scene {
     }
 }
 
+#[cfg(feature = "full")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_that_loses_its_wal_moves_or_forks() -> Result<()> {
     let (services, _alone) = Services::outage().await?;

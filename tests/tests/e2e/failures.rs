@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use bunny_tests::api::Api;
 use bunny_tests::bunny::Role;
 use bunny_tests::content::TablePair;
+use bunny_tests::database::Session;
 use bunny_tests::lsn::Lsn;
 use bunny_tests::stage::{Mirror, Stage};
 use rdkafka::TopicPartitionList;
@@ -15,6 +16,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use serde_json::{Value, json};
 
+use crate::lifecycle::ended;
 use crate::scene::Scene;
 
 const LIMIT: Duration = Duration::from_secs(90);
@@ -201,6 +203,7 @@ async fn what_goes_wrong_with_one_table_stays_with_it() -> Result<()> {
                 && error.contains("No space left on device")
         })
         .await?;
+    assert_log_says_where(&api).await?;
     destination.run("DROP FUNCTION full_disk CASCADE").await?;
     post(&api, "/v1/mirrors/mirror/retry", json!({})).await?;
     stage
@@ -210,6 +213,40 @@ async fn what_goes_wrong_with_one_table_stays_with_it() -> Result<()> {
         .assert_topics_hold(&mirror, &TablePair::all(&tables))
         .await
         .map(drop)
+}
+
+/// Which batch it was, where it stands in the log and at the source, and how far apply was.
+async fn assert_log_says_where(api: &Api) -> Result<()> {
+    let logs = async |search: &str| {
+        let path = format!("/v1/mirrors/mirror/logs?search={search}");
+        api.get(&path).await?.expect(200)
+    };
+    let undone = logs("a%20batch%20was%20undone").await?;
+    let entry = &undone["logs"][0];
+    let message = entry["message"].as_str().context("no batch was undone")?;
+    assert!(
+        message.contains("100 changes of public.good") && message.contains("No space left"),
+        "{message}"
+    );
+    let details = &entry["details"];
+    assert_eq!(details["tables"][0]["table"], "public.good", "{details}");
+    let offsets = (&details["first_offset"], &details["next_offset"]);
+    assert!(offsets.0.as_i64() < offsets.1.as_i64(), "{details}");
+    assert!(
+        details["first_lsn"].is_string() && details["duration_ms"].is_u64(),
+        "{details}"
+    );
+    let failed = logs("No%20space%20left").await?;
+    let mut entries = failed["logs"].as_array().into_iter().flatten();
+    let failure = entries
+        .find(|entry| entry["details"]["role"] == "apply")
+        .with_context(|| format!("no failure of apply: {failed}"))?;
+    let place = &failure["details"]["last_report"];
+    assert!(
+        place["phase"].is_string() && place["lsn"].is_string() && place["offset"].is_i64(),
+        "{failure}"
+    );
+    Ok(())
 }
 
 fn admin(stage: &Stage) -> Result<AdminClient<DefaultClientContext>> {
@@ -342,6 +379,206 @@ async fn what_a_mirror_cannot_do_without_makes_it_failed() -> Result<()> {
             .stage
             .assert_converges(&again, &TablePair::all(&[table]))
             .await?;
+    }
+    Ok(())
+}
+
+/// Counts of rows at the destination.
+async fn counts(destination: &Session, sql: &str, expected: i64) -> Result<()> {
+    assert_eq!(destination.number(sql).await?, expected, "{sql}");
+    Ok(())
+}
+
+/// `"on_table_error": "stop"`: nothing of the mirror goes on past what one table cannot take, and
+/// what the message says leads on from there.
+#[cfg(feature = "full")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_stops_its_mirror_is_brought_back() -> Result<()> {
+    let scene = Scene::new("stop").await?;
+    scene
+        .source
+        .run("CREATE TABLE strict (id int PRIMARY KEY, v text); CREATE TABLE other (id int PRIMARY KEY, v text);
+              INSERT INTO strict SELECT g, 'v' FROM generate_series(1, 50) g; INSERT INTO other SELECT g, 'v' FROM generate_series(1, 50) g;")
+        .await?;
+    let tables = ["public.strict", "public.other"];
+    let mirror = scene
+        .running_mirror(&tables, json!({"on_table_error": "stop"}))
+        .await?;
+    let destination = scene.stage.destination.connect().await?;
+    let refuses = "ALTER TABLE strict ADD CONSTRAINT refused CHECK (v <> 'w') NOT VALID";
+    let takes = "ALTER TABLE strict DROP CONSTRAINT refused";
+    let words = ["public.strict", "refused", "\"stop\"", "retry"];
+    let resync = "/v1/mirrors/mirror/resync/public.strict";
+    let retry = "/v1/mirrors/mirror/retry";
+    // Until the roles have started anew, the mirror is FAILED still.
+    let ask = async |path: &str, body: Value| {
+        let accepted = scene.api.post(path, body).await?.expect(202)?;
+        ended(&scene.api, &mirror, &scene.stage, &accepted).await
+    };
+    let converge = async || {
+        mirror.wait_running().await?;
+        let pairs = TablePair::all(&tables);
+        scene.stage.assert_converges(&mirror, &pairs).await
+    };
+
+    // In the stream.
+    destination.run(refuses).await?;
+    scene
+        .source
+        .run("UPDATE strict SET v = 'w' WHERE id < 10")
+        .await?;
+    scene.source.run("UPDATE other SET v = 'later'").await?;
+    wait_failed(&mirror, &words).await?;
+    ask(retry, json!({})).await?;
+    wait_failed(&mirror, &words).await?;
+    counts(
+        &destination,
+        "SELECT count(*) FROM strict WHERE v = 'v'",
+        50,
+    )
+    .await?;
+    counts(&destination, "SELECT count(*) FROM other WHERE v = 'v'", 50).await?;
+    destination.run(takes).await?;
+    ask(retry, json!({})).await?;
+    converge().await?;
+
+    // Synced again instead, where the log has what the destination must not get.
+    destination.run(refuses).await?;
+    scene
+        .source
+        .run("UPDATE strict SET v = 'w' WHERE id > 40")
+        .await?;
+    wait_failed(&mirror, &words).await?;
+    scene.source.run("UPDATE strict SET v = 'x'").await?;
+    let command = ask(resync, json!({})).await?;
+    assert_eq!(command["state"], "done", "{command}");
+    converge().await?;
+
+    // Set aside before the option was changed: it stops the mirror then.
+    let patch = async |policy: &str| -> Result<()> {
+        let body = Some(json!({"on_table_error": policy}));
+        let path = "/v1/mirrors/mirror";
+        let patched = scene.api.request(reqwest::Method::PATCH, path, body);
+        patched.await?.expect(202).map(drop)
+    };
+    patch("quarantine").await?;
+    scene
+        .source
+        .run("UPDATE strict SET v = 'w' WHERE id = 7; UPDATE other SET v = 'goes on';")
+        .await?;
+    wait_table(&mirror, "public.strict", "ERRORED", &["refused"]).await?;
+    let other = TablePair::all(&["public.other"]);
+    scene.stage.assert_converges(&mirror, &other).await?;
+    patch("stop").await?;
+    wait_failed(&mirror, &words).await?;
+    scene.source.run("DELETE FROM other WHERE id < 5").await?;
+    destination.run(takes).await?;
+    ask(retry, json!({"table_name": "public.strict"})).await?;
+    converge().await?;
+
+    // While it is copied.
+    destination.run(refuses).await?;
+    scene
+        .source
+        .run("UPDATE strict SET v = 'w' WHERE id = 8")
+        .await?;
+    wait_failed(&mirror, &words).await?;
+    post(&scene.api, resync, json!({})).await?;
+    let state = "SELECT state FROM _bunny.tables WHERE source_table = 'strict'";
+    let deadline = tokio::time::Instant::now() + LIMIT;
+    while destination.text(state).await? != "ERRORED" {
+        anyhow::ensure!(
+            tokio::time::Instant::now() < deadline,
+            "the copy has not failed"
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    wait_failed(&mirror, &words).await?;
+    destination.run(takes).await?;
+    ask(retry, json!({})).await?;
+    converge().await
+}
+
+/// What someone else did to the slot or the topics while nobody looked: refused, and a resync
+/// begins anew.
+#[cfg(feature = "full")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_that_others_have_touched_is_refused() -> Result<()> {
+    let mut scene = Scene::new("touched").await?;
+    let names = ["advanced", "recreated", "unrecorded"];
+    let mut mirrors = Vec::new();
+    for name in names {
+        scene
+            .source
+            .run(&format!(
+                "CREATE TABLE t_{name} (id int PRIMARY KEY, v text); INSERT INTO t_{name} SELECT g, 'v' FROM generate_series(1, 50) g;"
+            ))
+            .await?;
+        let table = format!("public.t_{name}");
+        let mirror = scene
+            .stage
+            .create_mirror(&scene.api, name, &[&table], json!({}))
+            .await?;
+        mirrors.push((mirror, TablePair::all(&[&table])));
+    }
+    for (mirror, pairs) in &mirrors {
+        mirror.wait_running().await?;
+        scene.stage.assert_converges(mirror, pairs).await?;
+    }
+    let slot_of = async |index: usize| -> Result<String> {
+        let (mirror, _) = &mirrors[index];
+        let slot = mirror.get().await?["slot_name"].clone();
+        Ok(slot.as_str().context("a slot")?.to_owned())
+    };
+    let (advanced, recreated) = (slot_of(0).await?, slot_of(1).await?);
+    scene.bunny.sigterm(Duration::from_secs(10)).await?;
+    for name in names {
+        scene
+            .source
+            .run(&format!(
+                "UPDATE t_{name} SET v = 'unseen' WHERE id < 20; DELETE FROM t_{name} WHERE id > 40;"
+            ))
+            .await?;
+    }
+    for sql in [
+        format!("SELECT pg_replication_slot_advance('{advanced}', pg_current_wal_lsn())"),
+        format!("SELECT pg_drop_replication_slot('{recreated}')"),
+        format!("SELECT pg_create_logical_replication_slot('{recreated}', 'pgoutput')"),
+    ] {
+        scene.source.run(&sql).await?;
+    }
+    let position = format!("{}.unrecorded.position", scene.stage.name);
+    let deleted = admin(&scene.stage)?
+        .delete_topics(&[&position], &AdminOptions::new())
+        .await?;
+    assert!(deleted.iter().all(|topic| topic.is_ok()), "{deleted:?}");
+    for name in names {
+        scene
+            .source
+            .run(&format!("INSERT INTO t_{name} VALUES (100, 'unseen')"))
+            .await?;
+    }
+    scene.bunny = scene.stage.start(Role::Up)?;
+    scene.api = scene.stage.api().await?;
+    let causes = [
+        "someone else has advanced it",
+        "someone else has advanced it",
+        "the position topic has no record",
+    ];
+    for ((mirror, _), cause) in mirrors.iter().zip(causes) {
+        wait_failed(mirror, &[cause, "resync the mirror"]).await?;
+    }
+    let destination = scene.stage.destination.connect().await?;
+    for name in names {
+        let unseen = format!("SELECT count(*) FROM t_{name} WHERE v = 'unseen'");
+        counts(&destination, &unseen, 0).await?;
+        let resync = format!("/v1/mirrors/{name}/resync");
+        post(&scene.api, &resync, json!({})).await?;
+    }
+    for (mirror, pairs) in &mirrors {
+        mirror.wait_running().await?;
+        scene.stage.assert_converges(mirror, pairs).await?;
+        scene.stage.assert_topics_hold(mirror, pairs).await?;
     }
     Ok(())
 }

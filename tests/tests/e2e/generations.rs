@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use bunny_tests::database::Session;
 use bunny_tests::stage::CONVERGE;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions};
@@ -20,6 +21,21 @@ const RESYNC: &str = "/v1/mirrors/mirror/resync";
 const CRASH_LIMIT: Duration = Duration::from_secs(60);
 
 impl Scene {
+    /// Drops the mirror's slot, as someone who does not know better might.
+    pub async fn lose_slot(&self, source: &Session) -> Result<()> {
+        let slots = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database() AND NOT temporary";
+        let deadline = Instant::now() + CONVERGE;
+        while source.number(slots).await? > 0 {
+            ensure!(Instant::now() < deadline, "the slot is still there");
+            let drop = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots
+                WHERE database = current_database() AND active_pid IS NOT NULL;
+             SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
+                WHERE database = current_database() AND NOT temporary";
+            let _ = source.run(drop).await;
+        }
+        Ok(())
+    }
+
     /// Waits until the mirror is FAILED and says the cure; gives its error_message.
     async fn failed(&self) -> Result<String> {
         let message = |mirror: &Value| mirror["error_message"].as_str().map(str::to_owned);
@@ -57,6 +73,7 @@ impl Scene {
     }
 }
 
+#[cfg(feature = "full")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_history_begins_anew() -> Result<()> {
     let mut scene = scene("generations", |_, _| Ok(())).await?;
@@ -65,16 +82,7 @@ async fn a_lost_history_begins_anew() -> Result<()> {
     let destination = scene.stage.destination.connect().await?;
 
     // Someone drops the slot, and capture finds it gone.
-    let slots = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database() AND NOT temporary";
-    let deadline = Instant::now() + CONVERGE;
-    while source.number(slots).await? > 0 {
-        ensure!(Instant::now() < deadline, "the slot is still there");
-        let drop = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots
-                WHERE database = current_database() AND active_pid IS NOT NULL;
-             SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
-                WHERE database = current_database() AND NOT temporary";
-        let _ = source.run(drop).await;
-    }
+    scene.lose_slot(&source).await?;
     let cause = scene.failed().await?;
     assert!(cause.contains("slot is gone"), "{cause}");
     // What is done now is in no log.

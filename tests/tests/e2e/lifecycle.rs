@@ -106,7 +106,7 @@ const ADDED: [&str; 2] = ["public.documents", "public.measurements"];
 const KEPT: [&str; 2] = ["public.accounts", "public.journal"];
 const CRASH_LIMIT: Duration = Duration::from_secs(60);
 
-fn mappings(tables: &[&str]) -> Value {
+pub fn mappings(tables: &[&str]) -> Value {
     let mapping = |table: &&str| json!({"source_table": table, "destination_table": table});
     json!({ "table_mappings": tables.iter().map(mapping).collect::<Vec<Value>>() })
 }
@@ -118,16 +118,16 @@ impl Scene {
     }
 
     /// Ends the load and compares contents.
-    async fn converge(self, pairs: &[TablePair]) -> Result<()> {
+    pub async fn converge(self, pairs: &[TablePair]) -> Result<()> {
         assert!(self.load.stop().await > 50);
         self.stage.assert_converges(&self.mirror, pairs).await
     }
 }
 
-/// Waits until a command of the mirror "mirror" has ended; gives it.
+/// Waits until a command of the mirror has ended; gives it.
 pub async fn ended(api: &Api, mirror: &Mirror, stage: &Stage, accepted: &Value) -> Result<Value> {
     let id = accepted["command_id"].as_str().unwrap_or_default();
-    let path = format!("/v1/mirrors/mirror/commands/{id}");
+    let path = format!("/v1/mirrors/{}/commands/{id}", mirror.name);
     let deadline = Instant::now() + CONVERGE;
     loop {
         let command = api.get(&path).await?.expect(200)?;

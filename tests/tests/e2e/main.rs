@@ -1,32 +1,46 @@
 //! End-to-end suites on real Postgres and real Kafka, one binary so that all share one
 //! set of servers.
+//!
+//! With the `full` feature come those that take too long for every change; whoever else helps
+//! only them is idle without it.
+#![cfg_attr(not(feature = "full"), allow(dead_code, unused_imports))]
 
 mod answers;
 mod control;
 mod crashes;
 mod deletion;
+mod enum_labels;
 mod excluded_columns;
 mod failover;
 mod failures;
+mod fan_out;
 mod fidelity;
 #[cfg(feature = "full")]
 mod full;
 #[cfg(feature = "full")]
 mod fuzz;
+mod generated_columns;
 mod generations;
+mod given_names;
+#[cfg(feature = "full")]
+mod jdbc_sink;
 mod kills;
 mod lifecycle;
 #[cfg(feature = "full")]
 mod machine;
 mod mirrors;
 mod objects;
+mod options;
 mod oracles;
 mod outages;
 mod parked;
 mod pausing;
 mod pgbench;
+mod readers;
+mod recovery;
 mod replay;
 mod replay_swap;
+mod resync_columns;
 mod retention;
 mod scene;
 mod schema_changes;
@@ -36,13 +50,18 @@ mod schema_sync;
 mod secrets;
 mod seed;
 mod snapshots;
+#[cfg(feature = "full")]
+mod soak;
 mod source_changes;
 mod source_writes;
 mod subscribers;
 mod swap;
 mod swap_kinds;
+mod table_list;
+mod table_topics;
 mod tables;
 mod tail;
 mod tls;
 mod types;
 mod untracked;
+mod untracked_proofs;

@@ -5,9 +5,25 @@ use std::time::Duration;
 use anyhow::Result;
 use bunny_tests::bunny::Role;
 use bunny_tests::content::TablePair;
+use bunny_tests::stage::CONVERGE;
 use serde_json::json;
 
 use crate::scene::Scene;
+
+async fn wait_for_metrics(scene: &Scene, what: &str, are: impl Fn(&str) -> bool) -> Result<()> {
+    let deadline = std::time::Instant::now() + CONVERGE;
+    loop {
+        let metrics = scene.bunny.metrics().await?;
+        if are(&metrics) {
+            return Ok(());
+        }
+        assert!(
+            std::time::Instant::now() < deadline,
+            "not {what}:\n{metrics}"
+        );
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn deleting_a_mirror_leaves_only_the_data() -> Result<()> {
@@ -17,6 +33,20 @@ async fn deleting_a_mirror_leaves_only_the_data() -> Result<()> {
         .run("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 100);")
         .await?;
     let mirror = scene.running_mirror(&["public.t"], json!({})).await?;
+    for line in [
+        r#"bunny_mirror_status{mirror="mirror",status="RUNNING"} 1"#,
+        r#"bunny_mirror_tables{mirror="mirror",state="LIVE"} 1"#,
+        r#"bunny_mirror_rows_synced{mirror="mirror"} 100"#,
+        r#"bunny_source_slot_active{mirror="mirror"} 1"#,
+        r#"bunny_mirror_lag_bytes{mirror="mirror"} 0"#,
+    ] {
+        wait_for_metrics(&scene, line, |text| text.lines().any(|found| found == line)).await?;
+    }
+    let metrics = scene.bunny.metrics().await?;
+    assert!(
+        metrics.contains("process_resident_memory_bytes "),
+        "{metrics}"
+    );
     scene.api.delete("/v1/mirrors/mirror").await?.expect(202)?;
     let deadline = std::time::Instant::now() + Duration::from_secs(60);
     while scene.api.get("/v1/mirrors/mirror").await?.status != 404 {
@@ -41,14 +71,46 @@ async fn deleting_a_mirror_leaves_only_the_data() -> Result<()> {
         0
     );
 
+    wait_for_metrics(&scene, "no series of the mirror", |text| {
+        text.contains("bunny_catalog_up 1") && !text.contains(r#"mirror="mirror""#)
+    })
+    .await?;
+
     // And the same name again.
     let mirror = scene
         .running_mirror(&["public.t"], json!({"on_existing_rows": "truncate"}))
         .await?;
-    scene.source.run("DELETE FROM t WHERE id < 50").await?;
+    // Rows that somebody has changed at the destination are the source's again, and it is said.
+    destination
+        .run("DELETE FROM t WHERE id < 8; INSERT INTO t VALUES (500)")
+        .await?;
+    scene
+        .source
+        .run("DELETE FROM t WHERE id < 50; INSERT INTO t VALUES (500)")
+        .await?;
     scene
         .assert_holds(&mirror, &[TablePair::same("public.t")])
-        .await
+        .await?;
+    let deadline = std::time::Instant::now() + CONVERGE;
+    let logs = loop {
+        let logs = scene
+            .api
+            .get("/v1/mirrors/mirror/logs?search=not%20as%20the%20stream%20implies")
+            .await?
+            .expect(200)?;
+        if logs["total"] != 0 {
+            break logs;
+        }
+        assert!(std::time::Instant::now() < deadline, "no word of drift");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    let drift = json!([{"table": "public.t", "kind": "delete_missed", "rows": 7},
+        {"table": "public.t", "kind": "insert_overwrote", "rows": 1}]);
+    assert_eq!(logs["logs"][0]["details"]["drift"], drift, "{logs}");
+    wait_for_metrics(&scene, "drift counted", |text| {
+        text.contains(r#"bunny_apply_drift_rows_total{mirror="mirror",table="public.t",kind="delete_missed"} 7"#)
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -23,8 +23,18 @@ struct Scene {
 }
 
 async fn scene(test: &str, rows: u32) -> Result<Scene> {
+    scene_with(test, rows, |_| Ok(())).await
+}
+
+/// `ready` has the apply process before there is a mirror.
+async fn scene_with(
+    test: &str,
+    rows: u32,
+    ready: impl FnOnce(&mut Bunny) -> Result<()>,
+) -> Result<Scene> {
     let stage = Stage::new(test).await?;
-    let [capture, apply, api_process] = stage.start_all()?;
+    let [capture, mut apply, api_process] = stage.start_all()?;
+    ready(&mut apply)?;
     let api = stage.api().await?;
     stage.create_peers(&api).await?;
     load::create_tables(&stage.source.connect().await?, rows).await?;
@@ -291,7 +301,11 @@ async fn a_pause_outlives_the_death_of_everyone_who_acts_on_it() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pause_during_the_first_copy_keeps_what_is_loaded() -> Result<()> {
-    let scene = scene("pause_snapshot", 12_000).await?;
+    // Some forty chunks: no machine is fast enough to load them before the pause comes.
+    let mut scene = scene_with("pause_snapshot", 4000, |apply| {
+        apply.restart_slowed("apply::chunk_after_commit", Duration::from_millis(300))
+    })
+    .await?;
     scene
         .mirror
         .wait_until("some chunks are loaded", CONVERGE, |mirror, _| {
@@ -327,6 +341,7 @@ async fn a_pause_during_the_first_copy_keeps_what_is_loaded() -> Result<()> {
         loaded,
         "chunks were loaded while paused"
     );
+    scene.apply.restart()?;
     scene.ask("resume", json!({})).await?;
     scene.mirror.wait_running().await?;
     let attempts = destination

@@ -44,6 +44,7 @@ INSERT INTO journal SELECT * FROM journal WHERE writer = 0 AND n % 5 = 0;
 DELETE FROM changing WHERE id % 2 = 0;
 UPDATE changing SET named = 'wrong', widened = 0 WHERE id % 11 = 0;";
 
+#[cfg(feature = "full")]
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_are_rebuilt_beside_while_the_source_is_down() -> Result<()> {
     let (services, _alone) = Services::outage().await?;

@@ -194,6 +194,7 @@ async fn only_what_nobody_needs_is_trimmed() -> Result<()> {
 }
 
 /// With no window at all, every sync and replay begins while everything behind it goes.
+#[cfg(feature = "full")]
 #[tokio::test(flavor = "multi_thread")]
 async fn syncs_begin_while_the_topics_are_trimmed() -> Result<()> {
     let stage = Stage::new("trimming").await?;
@@ -257,6 +258,7 @@ async fn syncs_begin_while_the_topics_are_trimmed() -> Result<()> {
 
 /// A destination that is put back to an older backup goes on from its own progress, as long
 /// as the log reaches back to it; else it says so, and what cures it.
+#[cfg(feature = "full")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_destination_restored_from_a_backup_goes_on() -> Result<()> {
     let stage = Stage::new("restored").await?;
@@ -348,6 +350,7 @@ async fn a_destination_restored_from_a_backup_goes_on() -> Result<()> {
 }
 
 /// Shown, limited: what is applied goes first, then capture waits, and nothing is dropped.
+#[cfg(feature = "full")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_topic_stops_capture_until_there_is_room() -> Result<()> {
     let stage = Stage::new("full_topic").await?;

@@ -408,6 +408,7 @@ async fn published(mirror: &Mirror, source: &Session) -> Result<()> {
 }
 
 /// Dies around each schema change, while more of them and their rows follow.
+#[cfg(feature = "full")]
 #[tokio::test(flavor = "multi_thread")]
 async fn apply_dies_around_schema_changes() -> Result<()> {
     let stage = Stage::new("schema_kill").await?;
@@ -471,4 +472,67 @@ async fn apply_dies_around_schema_changes() -> Result<()> {
         columns(&source, "things").await?
     );
     Ok(())
+}
+
+/// What older rows of a partitioned table hold in a new column, only its leaves know.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_leaves_tell_what_older_rows_hold() -> Result<()> {
+    let scene = Scene::new("schema_leaves").await?;
+    scene
+        .source
+        .run(
+            "CREATE TABLE tree (id int PRIMARY KEY) PARTITION BY RANGE (id);
+              CREATE TABLE tree_1 PARTITION OF tree FOR VALUES FROM (0) TO (100);
+              CREATE TABLE tree_2 (gone text, id int NOT NULL);
+              ALTER TABLE tree_2 DROP gone;
+              ALTER TABLE tree ATTACH PARTITION tree_2 FOR VALUES FROM (100) TO (200);
+              CREATE TABLE torn (id int PRIMARY KEY) PARTITION BY RANGE (id);
+              CREATE TABLE torn_1 PARTITION OF torn FOR VALUES FROM (0) TO (100);
+              CREATE TABLE torn_2 PARTITION OF torn FOR VALUES FROM (100) TO (200);
+              INSERT INTO tree SELECT generate_series(1, 150); INSERT INTO torn TABLE tree;",
+        )
+        .await?;
+    let tables = ["public.tree", "public.torn"];
+    let options = json!({"schema_changes": "all", "untracked_changes": "warn"});
+    let mirror = scene.running_mirror(&tables, options).await?;
+    let changes = [
+        "ALTER TABLE tree ADD a int DEFAULT 5 NOT NULL; ALTER TABLE tree ALTER a DROP DEFAULT; INSERT INTO tree VALUES (160, 8);",
+        "ALTER TABLE tree ADD b int DEFAULT 5 NOT NULL; ALTER TABLE tree ALTER b SET DEFAULT 6; UPDATE tree SET b = 7 WHERE id = 3;",
+        "ALTER TABLE tree ADD c text DEFAULT 'it''s, \"so\"'; ALTER TABLE tree ALTER c DROP DEFAULT;
+         CREATE TABLE tree_3 PARTITION OF tree FOR VALUES FROM (200) TO (300); INSERT INTO tree VALUES (250, 1, 2, 'new');",
+        // The file of a leaf says nothing of a column that came later.
+        "VACUUM FULL tree_1;COMMITTED;ALTER TABLE tree ADD d int; UPDATE tree SET d = 1 WHERE id = 4;",
+        "ALTER TABLE tree ADD e int; ALTER TABLE tree ALTER e SET DEFAULT 6; INSERT INTO tree VALUES (251, 1, 2, 'new', 3);",
+    ];
+    for change in changes {
+        for sql in change.split("COMMITTED;") {
+            scene.source.run(sql).await?;
+        }
+        scene
+            .stage
+            .assert_converges(&mirror, &[TablePair::same("public.tree")])
+            .await
+            .with_context(|| change.to_owned())?;
+    }
+    // One leaf has lost the value by the time it is looked for.
+    for sql in [
+        "ALTER TABLE torn ADD a int DEFAULT 5 NOT NULL; ALTER TABLE torn ALTER a DROP DEFAULT",
+        "VACUUM FULL torn_1",
+        "INSERT INTO torn VALUES (160, 1)",
+    ] {
+        scene.source.run(sql).await?;
+    }
+    let torn = |mirror: &Value| {
+        let tables = mirror["tables"].as_array();
+        let mut tables = tables.into_iter().flatten();
+        let found = tables.find(|found| found["source_table"] == "public.torn");
+        found.map_or(Value::Null, |found| found["error_message"].clone())
+    };
+    mirror
+        .wait_until("the torn table is set aside", CRASH_LIMIT, |mirror, _| {
+            torn(mirror).as_str().is_some_and(|error| {
+                error.contains("what its older rows hold is not in the stream")
+            })
+        })
+        .await
 }

@@ -323,6 +323,7 @@ async fn a_schema_sync_brings_what_the_stream_does_not_carry() -> Result<()> {
 }
 
 /// Both roles die at each step; the report misses nothing of what was run before.
+#[cfg(feature = "full")]
 #[tokio::test(flavor = "multi_thread")]
 async fn both_roles_die_at_every_point_of_a_schema_sync() -> Result<()> {
     let stage = Stage::new("schema_sync_crash").await?;

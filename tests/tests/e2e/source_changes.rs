@@ -10,6 +10,7 @@ use bunny_tests::stage::{CONVERGE, Mirror, Stage};
 use serde_json::{Value, json};
 
 use crate::crashes::CAPTURE_WATCH;
+use crate::lifecycle::wait_status;
 use crate::scene::Scene;
 
 fn table<'m>(mirror: &'m Value, name: &str) -> &'m Value {
@@ -153,6 +154,60 @@ async fn tables_that_change_hands_stop_by_themselves() -> Result<()> {
         .await?;
     assert_eq!(mirror.get().await?["status"], "RUNNING");
     Ok(())
+}
+
+/// A TRUNCATE is one message for all its tables. Each of those that miss it says so, beside tables
+/// that do not and without any.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truncate_of_several_tables_that_miss_it() -> Result<()> {
+    let scene = Scene::new("missed_truncate").await?;
+    let names = ["sound", "renamed", "keyed", "one", "two"];
+    for name in names {
+        scene
+            .source
+            .run(&format!("CREATE TABLE {name} (id int PRIMARY KEY, secret int NOT NULL DEFAULT 0); INSERT INTO {name} SELECT generate_series(1, 20);"))
+            .await?;
+    }
+    let mapped = names.map(|name| {
+        let table = format!("public.{name}");
+        json!({"source_table": table, "destination_table": table, "exclude_columns": ["secret"]})
+    });
+    let options = json!({"untracked_changes": "warn"});
+    let mirror = scene
+        .stage
+        .create_mapped_mirror(&scene.api, "mirror", json!(mapped), options)
+        .await?;
+    mirror.wait_running().await?;
+    let pair = |table: &str| TablePair::same(table).without(&["secret"]);
+
+    // Everything is as before when someone looks.
+    scene
+        .source
+        .run(
+            "ALTER TABLE renamed RENAME TO other; ALTER TABLE keyed DROP CONSTRAINT keyed_pkey, ADD PRIMARY KEY (id, secret);
+             TRUNCATE sound, other, keyed; INSERT INTO sound VALUES (7);
+             ALTER TABLE other RENAME TO renamed; ALTER TABLE keyed DROP CONSTRAINT keyed_pkey, ADD PRIMARY KEY (id);
+             BEGIN; ALTER TABLE one RENAME TO other_one; ALTER TABLE two RENAME TO other_two; TRUNCATE other_one, other_two;
+             ALTER TABLE other_one RENAME TO one; ALTER TABLE other_two RENAME TO two; COMMIT;",
+        )
+        .await?;
+    wait_errored(&mirror, "renamed", "renamed to public.other").await?;
+    wait_errored(&mirror, "keyed", "excluded column secret").await?;
+    wait_errored(&mirror, "one", "renamed to public.other_one").await?;
+    wait_errored(&mirror, "two", "renamed to public.other_two").await?;
+    scene
+        .stage
+        .assert_converges(&mirror, &[pair("public.sound")])
+        .await?;
+
+    let resync = scene.api.post("/v1/mirrors/mirror/resync", json!({}));
+    resync.await?.expect(202)?;
+    let tables = names.map(|name| format!("public.{name}"));
+    for table in &tables {
+        wait_status(&mirror, table, "LIVE").await?;
+    }
+    let pairs = tables.map(|table| pair(&table));
+    scene.stage.assert_converges(&mirror, &pairs).await
 }
 
 /// The table is in the other publication, the log does not say so: the next run does.

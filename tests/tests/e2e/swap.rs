@@ -9,7 +9,7 @@ use bunny_tests::stage::{CONVERGE, Stage};
 use serde_json::json;
 use tokio::task::JoinHandle;
 
-use crate::crashes::{IN_CDC, Scene, crash_in_turn, scene};
+use crate::crashes::{Scene, crash_in_turn, scene};
 use crate::lifecycle::wait_status;
 
 /// In the order of a swap.
@@ -158,7 +158,14 @@ async fn rows_are_exchanged_under_readers() -> Result<()> {
         .post(accounts, json!({"strategy": "truncate"}))
         .await?;
     assert_eq!(other.status, 409, "{}", other.body);
-    crash_in_turn(&mut scene.apply, &scene.mirror, &APPLY_SWAP, true, &IN_CDC).await?;
+    crash_in_turn(
+        &mut scene.apply,
+        &scene.mirror,
+        &APPLY_SWAP,
+        true,
+        &["SWAP"],
+    )
+    .await?;
     scene.apply.restart()?;
     let ended = scene.ended(&command).await?;
     assert_eq!(ended["state"], "done", "{ended}");

@@ -128,6 +128,19 @@ async fn verified_and_encrypted(
         let body = peer(asked.name, &stage.source, asked.ssl_mode, root);
         api.post("/v1/peers", body).await?.expect(201)?;
     }
+    // Without TLS at the server only who does not insist on it gets in.
+    for asked in &ASKED {
+        let path = format!("/v1/peers/{}/test", asked.name);
+        let answer = api.post(&path, json!({})).await?.expect(200)?;
+        let insists = !["disable", "prefer"].contains(&asked.ssl_mode);
+        assert_eq!(answer["success"], !insists, "{}: {answer}", asked.name);
+        let error = answer["error"].as_str().unwrap_or_default();
+        assert!(
+            !insists || error.contains("TLS"),
+            "{}: {answer}",
+            asked.name
+        );
+    }
     let mut wrong = Vec::new();
     of_another_host.install(source, "of_another_host").await?;
     wrong.extend(surprises(&api, "of another host", |asked| asked.of_another_host).await?);

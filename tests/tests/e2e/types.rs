@@ -1,7 +1,10 @@
 //! Every built-in type, at its edges, byte for byte (invariant I8).
 
 use anyhow::Result;
+use bunny_tests::content::TablePair;
+use serde_json::json;
 
+use crate::enum_labels::stopped;
 use crate::scene::Scene;
 
 const CREATE: &str = r#"
@@ -89,4 +92,44 @@ async fn columns_with_defaults_identities_and_generated_values() -> Result<()> {
     scene
         .mirror_and_change(create, &["public.t"], &changes)
         .await
+}
+
+/// What a `regclass` pointed to is gone at the source, which prints its oid then. At the destination
+/// that may be the oid of something else.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_oid_is_not_taken_for_a_name() -> Result<()> {
+    let scene = Scene::new("names").await?;
+    scene
+        .source
+        .run("CREATE TABLE gone (); CREATE TABLE \"123\" ();
+              CREATE TABLE copied (id int PRIMARY KEY, c regclass); CREATE TABLE live (LIKE copied INCLUDING ALL);
+              CREATE TABLE listed (id int PRIMARY KEY, l regclass[], t regtype); INSERT INTO listed VALUES (1, '{pg_class,-}', 'int');
+              INSERT INTO copied VALUES (1, 'pg_class'), (2, 'gone'); INSERT INTO live VALUES (1, 'pg_class'), (2, '-'); DROP TABLE gone;")
+        .await?;
+    let destination = scene.stage.destination.connect().await?;
+    destination.run("CREATE TABLE \"123\" ()").await?;
+    let (api, stage) = (&scene.api, &scene.stage);
+    let mirror = stage
+        .create_mirror(
+            api,
+            "mirror",
+            &["public.copied", "public.live", "public.listed"],
+            json!({}),
+        )
+        .await?;
+    stopped(&mirror, "public.copied", "names nothing at the source").await?;
+    let good = TablePair::all(&["public.live", "public.listed"]);
+    scene
+        .source
+        .run("INSERT INTO live VALUES (3, 'public.\"123\"'); UPDATE listed SET l = ARRAY['public.\"123\"', 'pg_type']::regclass[]")
+        .await?;
+    stage.assert_converges(&mirror, &good).await?;
+    scene
+        .source
+        .run("INSERT INTO live VALUES (4, '4294967295'); UPDATE listed SET l = '{pg_class,4294967295}'")
+        .await?;
+    for table in ["public.live", "public.listed"] {
+        stopped(&mirror, table, "names nothing at the source").await?;
+    }
+    Ok(())
 }

@@ -1,8 +1,9 @@
 use bunny_catalog::{
-    ApplyReport, CaptureReport, Desired, Health, MirrorConfig, Phase, Point, RoleState, Status, lag,
+    ApplyReport, Behind, CaptureReport, Desired, Health, MirrorConfig, Phase, Point, RoleState,
+    Status, lag,
 };
 use bunny_postgres::{Lsn, TableName};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -12,12 +13,14 @@ fn moment() -> DateTime<Utc> {
     "2026-01-24T10:30:00Z".parse().unwrap()
 }
 
-fn mirror() -> Mirror {
+pub(crate) fn mirror() -> Mirror {
     let users = TableName::new("public", "users");
     Mirror {
         id: Uuid::nil(),
         name: "prod_to_staging".into(),
         slug: "prod_to_staging".into(),
+        owner: None,
+        attached: Vec::new(),
         source_peer: "source_db".into(),
         destination_peer: "dest_db".into(),
         slot_name: "bunny_prod_to_staging".into(),
@@ -52,7 +55,7 @@ fn mirror() -> Mirror {
     }
 }
 
-fn status() -> StatusView {
+pub(crate) fn status() -> StatusView {
     StatusView {
         status: Status::Running,
         phase: Phase::Cdc,
@@ -62,7 +65,7 @@ fn status() -> StatusView {
     }
 }
 
-fn silent() -> Reports {
+pub(crate) fn silent() -> Reports {
     Reports {
         read_at: moment(),
         capture: RoleState::default(),
@@ -139,7 +142,7 @@ fn a_mirror_is_shown_as_in_the_guide() {
 #[test]
 fn metrics_are_shown_as_in_the_guide() {
     let reports = reporting();
-    let lag = lag(&reports, reports.read_at);
+    let lag = lag(&reports, moment(), reports.read_at);
     let shown = json!(metrics(
         &mirror(),
         &status(),
@@ -186,6 +189,26 @@ fn metrics_are_shown_as_in_the_guide() {
         }
     }
     assert_eq!(shown["apply"]["topic"], "bunny.prod_to_staging.changes");
+}
+
+#[test]
+fn a_table_shows_how_far_it_is_behind_the_others() {
+    let mut reports = reporting();
+    let shown = json!(full(&mirror(), &reports, &status()));
+    assert_eq!(shown["tables"][0]["behind"], Value::Null);
+    if let Some(report) = reports.apply.report.as_mut() {
+        report.tables[0].behind = Some(Behind {
+            lsn: Lsn(0x8),
+            since: moment() - TimeDelta::hours(2),
+            events: 7,
+        });
+    }
+    let shown = json!(full(&mirror(), &reports, &status()));
+    let behind = json!({"lsn": "0/8", "lag_bytes": 0x18, "lag_seconds": 7200.0, "lag_events": 7});
+    assert_eq!(shown["tables"][0]["behind"], behind);
+    let lag = lag(&reports, moment(), reports.read_at);
+    let shown = json!(metrics(&mirror(), &status(), &lag, "t"));
+    assert_eq!(shown["lag_seconds"], 7200.0);
 }
 
 #[test]

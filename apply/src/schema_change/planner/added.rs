@@ -38,11 +38,15 @@ impl Planner<'_> {
             });
             let moves_away = is_renamed && self.mode() == SchemaChanges::All;
             if !is_abandoned && !is_renamed {
+                now.into = Some(column.name.clone());
+                let is_computed = |there: &Present| there.is_generated;
+                if present.column(&column.name).is_some_and(is_computed) {
+                    return self.take_values(column);
+                }
                 // It was put there by hand, in advance.
                 self.notice(format!(
                     "{destination} has the new column {name} already; its values go there, older rows keep what they hold"
                 ));
-                now.into = Some(column.name.clone());
                 return Ok(());
             }
             match self.mode() {
@@ -78,6 +82,32 @@ impl Planner<'_> {
             )));
         }
         self.fill_and_add(column)
+    }
+
+    /// Nothing of a column that is computed at the source comes in the stream. One that is computed
+    /// here, and comes now, was made plain there: what it was computed as stays in older rows.
+    fn take_values(&mut self, column: &ColumnSchema) -> Result<(), Refusal> {
+        let facts = column.facts.as_ref();
+        if facts.is_some_and(|facts| facts.generated) {
+            // The publication was told to send it: what is computed here is the same.
+            return Ok(());
+        }
+        let name = quote_ident(&column.name);
+        let statement = format!(
+            "ALTER TABLE {} ALTER COLUMN {name} DROP EXPRESSION",
+            self.table
+        );
+        let refusal = format!(
+            "column {name} is not generated at the source any more, and in {} it is, so its values have no place there: run \
+             {statement} at the destination, then retry the table",
+            self.wanted.destination
+        );
+        if self.mode() != SchemaChanges::All {
+            return Err(Refusal(refusal));
+        }
+        self.added
+            .push(alteration(statement, Otherwise::Refuse(refusal)));
+        Ok(())
     }
 
     pub(super) fn fill_and_add(&mut self, column: &ColumnSchema) -> Result<(), Refusal> {

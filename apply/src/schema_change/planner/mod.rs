@@ -9,6 +9,7 @@ use bunny_catalog::SchemaChanges;
 use bunny_postgres::{quote_ident, quote_literal};
 use bunny_schemas::envelope::{ColumnFacts, ColumnSchema, OldRows};
 
+use super::destination::Present;
 use super::doubt;
 use super::plan::{
     Alteration, Attempt, Otherwise, Plan, Refusal, Wanted, alteration, first_seen, primary_key,

@@ -67,6 +67,7 @@ fn present(known: &Shape) -> PresentTable {
             type_name: column.type_name.clone(),
             not_null: column.not_null,
             fills_itself: false,
+            is_generated: false,
         })
     });
     PresentTable {
@@ -207,6 +208,42 @@ fn a_column_kept_back_so_far_is_not_new() {
     let from = vec![id(), column(3, "b", "integer")];
     let refused = change(SchemaChanges::All, from, base()).unwrap_err();
     assert!(refused.0.contains("older than others"), "{refused:?}");
+}
+
+#[test]
+fn a_column_that_is_generated_no_more_takes_values() {
+    let known = shape(&base());
+    let mut computed = present(&known);
+    computed.columns.push(Present {
+        name: "new".into(),
+        type_name: "integer".into(),
+        not_null: false,
+        fills_itself: true,
+        is_generated: true,
+    });
+    let comes = |mode, generated| {
+        let mut freed = new_column(OldRows::Unknown, None);
+        if let Some(facts) = &mut freed.facts {
+            facts.generated = generated;
+        }
+        super::plan(Wanted {
+            mode,
+            known: &known,
+            version: &version(with(freed)),
+            destination: &name("copy"),
+            present: &computed,
+        })
+    };
+    let all = comes(SchemaChanges::All, false).unwrap();
+    assert_eq!(sql(&all), [r#"ALTER COLUMN "new" DROP EXPRESSION"#]);
+    assert_eq!(all.shape.place_of("new"), Some("new"));
+    for mode in [SchemaChanges::Additive, SchemaChanges::Manual] {
+        let Refusal(reason) = comes(mode, false).unwrap_err();
+        assert!(reason.contains("DROP EXPRESSION at the destination"));
+    }
+    // What the publication was told to send is computed here.
+    let sent = comes(SchemaChanges::Additive, true).unwrap();
+    assert!(sent.alterations.is_empty() && sent.notices.is_empty());
 }
 
 #[test]

@@ -82,6 +82,10 @@ pub enum TypeShape {
     Enum {
         /// In sort order.
         labels: Vec<String>,
+        /// Of each label its `pg_enum.oid`, which survives a rename. Empty in definitions that
+        /// were stored before these were read.
+        #[serde(default)]
+        oids: Vec<u32>,
     },
     /// A domain over another type.
     Domain {

@@ -281,6 +281,8 @@ const FOUNDATIONS: &str = "
                 || CASE t.typtype
                 WHEN 'e' THEN jsonb_build_object('shape', 'enum', 'labels', (
                     SELECT coalesce(jsonb_agg(enumlabel ORDER BY enumsortorder), '[]')
+                    FROM pg_enum WHERE enumtypid = t.oid), 'oids', (
+                    SELECT coalesce(jsonb_agg(oid::int8 ORDER BY enumsortorder), '[]')
                     FROM pg_enum WHERE enumtypid = t.oid))
                 WHEN 'd' THEN jsonb_build_object('shape', 'domain',
                     'base_type', format_type(t.typbasetype, t.typtypmod),

@@ -161,6 +161,7 @@ fn facts(index: usize) -> Option<ColumnFacts> {
                 label: "so so".to_owned(),
             }],
         }),
+        generated: index == 3,
     })
 }
 

@@ -8,6 +8,7 @@ use bunny_tests::services::repository;
 use super::refusals::REFUSALS;
 use super::{row_cases, values};
 use crate::untracked::UNSEEN;
+use crate::untracked_proofs::{OTHERS, UNPROVED};
 
 const HEAD: &str = "\
 # Fidelity
@@ -44,6 +45,11 @@ With `additive` another type is said instead, and the data flows on.
 
 ";
 
+const UNPROVED_HEAD: &str = "
+And where the source's catalog looks as if no row had changed (docs/adr/0044):
+
+";
+
 const REFUSED: &str = "
 ## Refused
 
@@ -66,6 +72,7 @@ const TAIL: &str = "
   snapshot loaded before it had to start over, if the source deleted them in between.
 - PostGIS and pgvector are untested: Debian's PostgreSQL brings neither. Their values travel as text like any
   other's.
+- Labels of an enum that change hands are followed in rows; their order at the destination stays as it was there.
 - Large objects, triggers, policies and grants are not replicated.
 ";
 
@@ -127,6 +134,10 @@ fn document() -> String {
             _ => String::new(),
         };
         let _ = writeln!(page, "- {}{since}", unseen.name);
+    }
+    page.push_str(UNPROVED_HEAD);
+    for name in UNPROVED.iter().map(|(name, ..)| name).chain(&OTHERS) {
+        let _ = writeln!(page, "- {name}");
     }
     page.push_str(REFUSED);
     for refusal in REFUSALS {

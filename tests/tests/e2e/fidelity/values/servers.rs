@@ -22,10 +22,11 @@ pub(super) const CASES: &[ValueCase] = &[
     case("txid_snapshot", &["1:1:", "10:20:10,14,15"]).no_key(),
     case("int2vector", &["", "1", "1 2 -3"]).no_key().no_arrays(),
     case("oidvector", &["", "1", "1 2 4294967295"]),
-    case("regclass", &["pg_class", "information_schema.tables", "-", "4294967295"])
-        .note("the name must resolve at the destination, else the table is `ERRORED` and names it; so for all `reg` types"),
+    case("regclass", &["pg_class", "information_schema.tables", "-"])
+        .note("the name must resolve at the destination, else the table is `ERRORED` and names it; so it is when the source prints an oid, \
+               because what it stood for is gone; so for all `reg` types"),
     case("regtype", &["integer", "text[]", "information_schema.sql_identifier", "-", "character varying"]),
-    case("regproc", &["now", "-", "4294967295"]),
+    case("regproc", &["now", "-"]),
     case("regprocedure", &["now()", "lower(text)", "-"]),
     case("regoper", &["||/", "0"]),
     case("regoperator", &["+(integer,integer)", "-(NONE,integer)", "0"]),

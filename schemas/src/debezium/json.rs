@@ -1,0 +1,268 @@
+//! Records as Kafka Connect's `JsonConverter` writes them with `schemas.enable`: an object of
+//! `schema` and `payload`.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value as Json, json};
+
+use super::fields::{Column, Datum};
+use super::{Origin, RowEvent};
+use crate::Result;
+use crate::envelope::{Source, TableSchema, Value, numbers};
+
+/// What all records of one version of a table have in common, as text.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    /// Up to the payload, which closes with a `}` of its own.
+    key_head: Vec<u8>,
+    value_head: Vec<u8>,
+    /// Per column: its name and the colon.
+    names: Vec<Vec<u8>>,
+    /// `source` up to the first field that differs from record to record.
+    source_head: Vec<u8>,
+    /// Its fields `schema` and `table`.
+    source_table: Vec<u8>,
+}
+
+impl Plan {
+    pub(super) fn new(schema: &TableSchema, columns: &[Column], origin: &Origin) -> Plan {
+        let namespace = format!("{}.{}.{}", origin.name, schema.schema, schema.table);
+        let head = |schema: Json| format!(r#"{{"schema":{schema},"payload":"#).into_bytes();
+        let texts = [
+            &*origin.name,
+            &origin.database,
+            &schema.schema,
+            &schema.table,
+        ];
+        let [name, database, source_schema, source_table] = texts.map(|text| json!(text));
+        Plan {
+            key_head: head(key_schema(&namespace, columns)),
+            value_head: head(envelope_schema(&namespace, columns)),
+            names: columns
+                .iter()
+                .map(|column| format!("{}:", json!(column.name)).into_bytes())
+                .collect(),
+            source_head: format!(
+                r#"{{"version":"{}","connector":"postgresql","name":{name},"db":{database},"snapshot":"false","#,
+                env!("CARGO_PKG_VERSION")
+            )
+            .into_bytes(),
+            source_table: format!(r#""schema":{source_schema},"table":{source_table},"#)
+                .into_bytes(),
+        }
+    }
+
+    pub(super) fn write_key(
+        &self,
+        out: &mut Vec<u8>,
+        columns: &[Column],
+        row: &[Value<'_>],
+    ) -> Result<()> {
+        out.extend_from_slice(&self.key_head);
+        self.write_row(out, columns, row, |column| column.key)?;
+        out.push(b'}');
+        Ok(())
+    }
+
+    pub(super) fn write_event(
+        &self,
+        out: &mut Vec<u8>,
+        columns: &[Column],
+        event: &RowEvent<'_>,
+    ) -> Result<()> {
+        out.extend_from_slice(&self.value_head);
+        for (name, row) in [("{\"before\":", event.before), (",\"after\":", event.after)] {
+            out.extend_from_slice(name.as_bytes());
+            match row {
+                Some(row) => self.write_row(out, columns, row, |_| true)?,
+                None => out.extend_from_slice(b"null"),
+            }
+        }
+        out.extend_from_slice(b",\"source\":");
+        self.write_source(out, event.source);
+        out.extend_from_slice(b",\"transaction\":null,\"op\":\"");
+        out.extend_from_slice(event.op.symbol().as_bytes());
+        out.extend_from_slice(b"\",");
+        write_times(out, event.read_us);
+        out.extend_from_slice(b"}}");
+        Ok(())
+    }
+
+    fn write_row(
+        &self,
+        out: &mut Vec<u8>,
+        columns: &[Column],
+        row: &[Value<'_>],
+        is_wanted: impl Fn(&Column) -> bool,
+    ) -> Result<()> {
+        let mut separator = b'{';
+        let fields = columns.iter().zip(row).zip(&self.names);
+        for ((column, value), name) in fields.filter(|((column, _), _)| is_wanted(column)) {
+            out.push(separator);
+            separator = b',';
+            out.extend_from_slice(name);
+            write_datum(out, &column.read(value)?);
+        }
+        if separator == b'{' {
+            out.push(b'{');
+        }
+        out.push(b'}');
+        Ok(())
+    }
+
+    fn write_source(&self, out: &mut Vec<u8>, source: &Source<'_>) {
+        out.extend_from_slice(&self.source_head);
+        out.extend_from_slice(&self.source_table);
+        write_times(out, source.commit_ts_us);
+        out.extend_from_slice(b",\"sequence\":\"");
+        out.extend_from_slice(sequence(source).replace('"', "\\\"").as_bytes());
+        for (name, number) in [
+            ("\",\"txId\":", i64::from(source.xid)),
+            // The 64 bits of Postgres' unsigned number.
+            (",\"lsn\":", source.lsn.0 as i64),
+        ] {
+            out.extend_from_slice(name.as_bytes());
+            numbers::print_int(out, number);
+        }
+        out.extend_from_slice(b",\"xmin\":null}");
+    }
+}
+
+/// The change's place, which strictly increases, as a list of two texts.
+fn sequence(source: &Source<'_>) -> String {
+    format!("[\"{}\",\"{}\"]", source.commit_lsn.0, source.seq)
+}
+
+/// A moment in the three units that Debezium gives.
+fn write_times(out: &mut Vec<u8>, us: i64) {
+    let times = [
+        ("\"ts_ms\":", us.div_euclid(1000)),
+        (",\"ts_us\":", us),
+        (",\"ts_ns\":", us.saturating_mul(1000)),
+    ];
+    for (name, number) in times {
+        out.extend_from_slice(name.as_bytes());
+        numbers::print_int(out, number);
+    }
+}
+
+fn write_datum(out: &mut Vec<u8>, datum: &Datum<'_>) {
+    match datum {
+        Datum::Null => out.extend_from_slice(b"null"),
+        Datum::Bool(true) => out.extend_from_slice(b"true"),
+        Datum::Bool(false) => out.extend_from_slice(b"false"),
+        Datum::Int(value) => numbers::print_int(out, *value),
+        Datum::Float(value) => {
+            write_float(out, f64::from(*value), |out| {
+                numbers::print_float(out, *value)
+            });
+        }
+        Datum::Double(value) => write_float(out, *value, |out| numbers::print_double(out, *value)),
+        Datum::Bytes(bytes) => {
+            out.push(b'"');
+            let start = out.len();
+            let length = base64::encoded_len(bytes.len(), true).unwrap_or_default();
+            out.resize(start + length, 0);
+            // The room is exactly what it takes.
+            let _ = STANDARD.encode_slice(bytes, &mut out[start..]);
+            out.push(b'"');
+        }
+        Datum::Text(text) => {
+            // Writing to memory does not fail.
+            let _ = serde_json::to_writer(out, text);
+        }
+    }
+}
+
+/// JSON has no NaN and no infinity: they are texts, as the converter writes them.
+fn write_float(out: &mut Vec<u8>, value: f64, print: impl Fn(&mut Vec<u8>)) {
+    if !value.is_finite() {
+        out.push(b'"');
+        print(out);
+        out.push(b'"');
+    } else if value == 0.0 && value.is_sign_negative() {
+        // Without the point it would be read as a whole number, which has no such zero.
+        out.extend_from_slice(b"-0.0");
+    } else {
+        print(out);
+    }
+}
+
+fn key_schema(namespace: &str, columns: &[Column]) -> Json {
+    let key = columns.iter().filter(|column| column.key);
+    let fields: Vec<Json> = key.map(|column| field(column, false)).collect();
+    json!({
+        "type": "struct", "name": format!("{namespace}.Key"), "optional": false, "fields": fields,
+    })
+}
+
+fn envelope_schema(namespace: &str, columns: &[Column]) -> Json {
+    // All optional: a `before` of the key alone leaves the others out.
+    let fields: Vec<Json> = columns.iter().map(|column| field(column, true)).collect();
+    let row = |name: &str| {
+        json!({
+            "type": "struct", "name": format!("{namespace}.Value"), "optional": true,
+            "fields": fields, "field": name,
+        })
+    };
+    json!({
+        "type": "struct", "name": format!("{namespace}.Envelope"), "version": 2, "optional": false,
+        "fields": [
+            row("before"),
+            row("after"),
+            source_schema(),
+            {
+                "type": "struct", "name": "event.block", "version": 1, "optional": true,
+                "field": "transaction", "fields": [
+                    plain("string", false, "id"),
+                    plain("int64", false, "total_order"),
+                    plain("int64", false, "data_collection_order"),
+                ],
+            },
+            plain("string", false, "op"),
+            plain("int64", true, "ts_ms"),
+            plain("int64", true, "ts_us"),
+            plain("int64", true, "ts_ns"),
+        ],
+    })
+}
+
+fn source_schema() -> Json {
+    json!({
+        "type": "struct", "name": "io.debezium.connector.postgresql.Source", "version": 1,
+        "optional": false, "field": "source", "fields": [
+            plain("string", false, "version"),
+            plain("string", false, "connector"),
+            plain("string", false, "name"),
+            plain("int64", false, "ts_ms"),
+            {
+                "type": "string", "name": "io.debezium.data.Enum", "version": 1, "optional": true,
+                "default": "false", "field": "snapshot", "parameters": {
+                    "allowed": "true,first,first_in_data_collection,last_in_data_collection,last,false,incremental",
+                },
+            },
+            plain("string", false, "db"),
+            plain("string", true, "sequence"),
+            plain("int64", true, "ts_us"),
+            plain("int64", true, "ts_ns"),
+            plain("string", false, "schema"),
+            plain("string", false, "table"),
+            plain("int64", true, "txId"),
+            plain("int64", true, "lsn"),
+            plain("int64", true, "xmin"),
+        ],
+    })
+}
+
+fn field(column: &Column, optional: bool) -> Json {
+    let mut field = plain(column.kind.connect_type(), optional, &column.name);
+    if let Some(name) = column.kind.semantic_name() {
+        field["name"] = json!(name);
+        field["version"] = json!(1);
+    }
+    field
+}
+
+fn plain(kind: &str, optional: bool, name: &str) -> Json {
+    json!({"type": kind, "optional": optional, "field": name})
+}

@@ -1,0 +1,276 @@
+//! What is left of a disaster: a catalog that is of yesterday or gone, a Kafka that is new and
+//! empty. Nothing is applied twice (the load's journal has no key), nothing is missing, and no
+//! schema id means two things.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use bunny_tests::backup;
+use bunny_tests::load;
+use bunny_tests::stage::CONVERGE;
+use serde_json::{Value, json};
+
+use crate::crashes::{Scene, scene};
+use crate::lifecycle::mappings;
+
+const MIRROR: &str = "/v1/mirrors/mirror";
+const TABLES: &str = "/v1/mirrors/mirror/tables";
+const ADOPT: &str = "/v1/mirrors/mirror/adopt";
+const RESYNC: &str = "/v1/mirrors/mirror/resync";
+const GENERATION: &str = "SELECT string_agg(generation::text, ',') FROM bunny.mirrors";
+/// What would change if a table were loaded again.
+const COPIES: &str = "SELECT string_agg(concat_ws(' ', source_table, request_id, attempt, generation), ', ' ORDER BY source_table) FROM _bunny.tables";
+
+impl Scene {
+    fn dump_file(&self) -> PathBuf {
+        std::env::temp_dir().join(format!("{}.dump", self.stage.name))
+    }
+
+    fn kill_all(&mut self) {
+        for process in [&mut self.capture, &mut self.apply, &mut self.api_process] {
+            process.kill9();
+        }
+    }
+
+    fn start_all_again(&mut self) -> Result<()> {
+        for process in [&mut self.capture, &mut self.apply, &mut self.api_process] {
+            process.restart()?;
+        }
+        Ok(())
+    }
+
+    async fn fails_saying(&self, words: &[&str]) -> Result<()> {
+        let what = format!("FAILED {words:?}");
+        self.mirror
+            .wait_until(&what, CONVERGE, |mirror, _| {
+                let said = mirror["error_message"].as_str().unwrap_or_default();
+                mirror["status"] == "FAILED" && words.iter().all(|word| said.contains(word))
+            })
+            .await
+    }
+
+    async fn posts(&self, path: &str) -> Result<()> {
+        let accepted = self.api.post(path, json!({})).await?.expect(202)?;
+        let command = self.ended(&accepted).await?;
+        ensure!(command["state"] == "done", "{command}");
+        self.mirror.wait_running().await
+    }
+
+    /// What is committed at the source by now is applied.
+    async fn follows(&self) -> Result<()> {
+        self.load.advance(20).await;
+        let source = self.stage.source.connect().await?;
+        self.mirror.wait_for_lsn(source.current_lsn().await?).await
+    }
+
+    async fn puts_tables(&self, tables: &[&str]) -> Result<()> {
+        let accepted = self.api.put(TABLES, mappings(tables)).await?.expect(202)?;
+        let command = self.ended(&accepted).await?;
+        ensure!(command["state"] == "done", "{command}");
+        Ok(())
+    }
+
+    async fn slot(&self) -> Result<String> {
+        let source = self.stage.source.connect().await?;
+        source
+            .text("SELECT string_agg(slot_name, ',') FROM pg_replication_slots WHERE database = current_database() AND NOT temporary")
+            .await
+    }
+}
+
+#[cfg(feature = "full")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_catalog_of_yesterday_repeats_no_wish() -> Result<()> {
+    let mut scene = scene("yesterday", |_, _| Ok(())).await?;
+    scene.mirror.wait_running().await?;
+    let file = scene.dump_file();
+    backup::dump(&scene.stage.catalog, &file).await?;
+    let destination = scene.stage.destination.connect().await?;
+
+    // Nothing that decides about tables was asked for since: it goes on, with workers that ran
+    // all the while and hold leases the catalog does not know of.
+    scene
+        .api
+        .post("/v1/mirrors/mirror/pause", json!({}))
+        .await?
+        .expect(202)?;
+    scene
+        .mirror
+        .wait_until("PAUSED", CONVERGE, |mirror, _| mirror["status"] == "PAUSED")
+        .await?;
+    let copies = destination.text(COPIES).await?;
+    backup::restore(&scene.stage.catalog, &file).await?;
+    scene.follows().await?;
+    assert_eq!(destination.text(COPIES).await?, copies);
+
+    // A table leaves, and comes back with another copy: in between its rows are in no log. The
+    // wish of yesterday would load the copy of before, and never learn of them.
+    let others = ["public.accounts", "public.documents", "public.measurements"];
+    scene.puts_tables(&others).await?;
+    scene.load.advance(40).await;
+    destination.run("DROP TABLE journal").await?;
+    scene.puts_tables(&load::TABLES).await?;
+    scene
+        .posts("/v1/mirrors/mirror/resync/public.accounts")
+        .await?;
+    let copies = destination.text(COPIES).await?;
+    let rows = destination.number("SELECT count(*) FROM journal").await?;
+    scene.kill_all();
+    backup::restore(&scene.stage.catalog, &file).await?;
+    scene.start_all_again()?;
+    scene.api = scene.stage.api().await?;
+    scene
+        .fails_saying(&["backup", "adopt", "resync the mirror"])
+        .await?;
+    // Nobody has acted on it, and what would only add to the confusion is refused.
+    assert_eq!(destination.text(COPIES).await?, copies);
+    assert!(destination.number("SELECT count(*) FROM journal").await? >= rows);
+    let refused = scene
+        .api
+        .post(&format!("{RESYNC}/public.accounts"), json!({}))
+        .await?;
+    assert_eq!(refused.status, 409, "{}", refused.body);
+
+    scene.posts(ADOPT).await?;
+    scene.follows().await?;
+    assert_eq!(destination.text(COPIES).await?, copies);
+    // By contents only: the oracle of the topics knows no table that left in between.
+    scene.converge(&load::pairs()).await
+}
+
+#[cfg(feature = "full")]
+#[cfg(feature = "full")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_generation_of_yesterday_never_begins_again() -> Result<()> {
+    let mut scene = scene("old_generation", |_, _| Ok(())).await?;
+    scene.mirror.wait_running().await?;
+    let source = scene.stage.source.connect().await?;
+    let destination = scene.stage.destination.connect().await?;
+    // The backup is of the moment in which a generation has been asked for and not begun.
+    scene.lose_slot(&source).await?;
+    scene.fails_saying(&["slot is gone"]).await?;
+    scene.capture.kill9();
+    scene.api.post(RESYNC, json!({})).await?.expect(202)?;
+    let file = scene.dump_file();
+    backup::dump(&scene.stage.catalog, &file).await?;
+    scene.capture.restart()?;
+    scene.mirror.wait_running().await?;
+    scene.lose_slot(&source).await?;
+    scene.fails_saying(&["slot is gone"]).await?;
+    scene.posts(RESYNC).await?;
+    let generation = scene.stage.catalog_text(GENERATION).await?;
+    let copies = destination.text(COPIES).await?;
+    let slot = scene.slot().await?;
+
+    // Workers run while the catalog becomes yesterday's.
+    backup::restore(&scene.stage.catalog, &file).await?;
+    scene
+        .fails_saying(&["backup", "adopt", "resync the mirror"])
+        .await?;
+    assert_eq!(scene.slot().await?, slot);
+    assert_eq!(destination.text(COPIES).await?, copies);
+    scene.posts(ADOPT).await?;
+    assert_eq!(scene.stage.catalog_text(GENERATION).await?, generation);
+    assert_eq!(destination.text(COPIES).await?, copies);
+    scene.follows().await?;
+
+    // The other way back: everything anew.
+    backup::restore(&scene.stage.catalog, &file).await?;
+    scene
+        .fails_saying(&["backup", "adopt", "resync the mirror"])
+        .await?;
+    scene.posts(RESYNC).await?;
+    assert_ne!(scene.stage.catalog_text(GENERATION).await?, generation);
+    scene.settle().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_catalog_is_made_anew_from_what_is_left() -> Result<()> {
+    let mut scene = scene("lost_catalog", |_, _| Ok(())).await?;
+    scene.mirror.wait_running().await?;
+    scene
+        .posts("/v1/mirrors/mirror/resync/public.documents")
+        .await?;
+    let destination = scene.stage.destination.connect().await?;
+    let copies = destination.text(COPIES).await?;
+    let generation = scene.stage.catalog_text(GENERATION).await?;
+    scene.kill_all();
+    backup::lose(&scene.stage.catalog).await?;
+    scene.load.advance(30).await;
+    scene.stage.migrate()?;
+    scene.start_all_again()?;
+    scene.api = scene.stage.api().await?;
+    scene.mirror = scene.stage.mirror(&scene.api, "mirror");
+    scene.stage.create_peers(&scene.api).await?;
+
+    // As a new mirror it is refused, and taking it back leaves everything where it is.
+    let create = |more: Value| {
+        let mut body = mappings(&load::TABLES);
+        body["name"] = json!("mirror");
+        body["source_peer"] = json!("source");
+        body["destination_peer"] = json!("destination");
+        for (option, value) in more.as_object().into_iter().flatten() {
+            body[option] = value.clone();
+        }
+        scene.api.post("/v1/mirrors", body)
+    };
+    let refused = create(json!({})).await?;
+    assert_eq!(refused.status, 422, "{}", refused.body);
+    assert!(
+        refused.body.to_string().contains("adopt"),
+        "{}",
+        refused.body
+    );
+    let slot = scene.slot().await?;
+    create(json!({"on_existing_rows": "truncate"}))
+        .await?
+        .expect(201)?;
+    scene.fails_saying(&["did not make", "adopt"]).await?;
+    scene.api.delete(MIRROR).await?.expect(202)?;
+    while scene.api.get(MIRROR).await?.status != 404 {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    assert_eq!(scene.slot().await?, slot);
+    assert_eq!(destination.text(COPIES).await?, copies);
+
+    create(json!({"adopt": true})).await?.expect(201)?;
+    scene.mirror.wait_running().await?;
+    scene.follows().await?;
+    assert_eq!(destination.text(COPIES).await?, copies);
+    assert_eq!(scene.stage.catalog_text(GENERATION).await?, generation);
+    // It is a mirror like any other: a table is copied again, and it can be deleted.
+    scene
+        .posts("/v1/mirrors/mirror/resync/public.accounts")
+        .await?;
+    drop(destination);
+    scene.settle().await
+}
+
+#[cfg(feature = "full")]
+#[cfg(feature = "full")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_and_empty_kafka_is_filled_by_a_resync() -> Result<()> {
+    use bunny_tests::services::{Server, Services};
+
+    use crate::crashes::scene_on;
+
+    let (services, _alone) = Services::outage().await?;
+    let scene = scene_on(services.clone(), "lost_kafka").await?;
+    scene.mirror.wait_running().await?;
+    // Ids are given in another order by the next Kafka: what processes know of them is void.
+    let source = scene.stage.source.connect().await?;
+    source
+        .run(
+            "ALTER TABLE accounts ADD COLUMN note text; ALTER TABLE documents ADD COLUMN note text",
+        )
+        .await?;
+    scene.follows().await?;
+    services.stop(Server::Kafka).await?;
+    services.lose_kafka().await?;
+    services.start_again(Server::Kafka).await?;
+    scene.load.advance(30).await;
+    scene.fails_saying(&["resync the mirror"]).await?;
+    scene.posts(RESYNC).await?;
+    scene.follows().await?;
+    scene.settle().await
+}

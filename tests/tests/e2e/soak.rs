@@ -1,0 +1,121 @@
+//! Three destinations of one capture for ten minutes: random pauses, resyncs, replays and deaths
+//! under writers that never stop.
+//!
+//! `BUNNY_SOAK_SEED` names a sequence (printed by every run), `BUNNY_SOAK_SECONDS` its length.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use bunny_tests::load;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use serde_json::{Value, json};
+
+use crate::fan_out::{Attached, FanOut, fan_out};
+
+const NAMES: [&str; 3] = ["mirror", "second", "third"];
+/// Until everything has come to rest, however much is under way.
+const REST: Duration = Duration::from_secs(300);
+/// Between two wishes.
+const BREATH: Duration = Duration::from_millis(1500);
+
+fn setting<T: std::str::FromStr>(name: &str) -> Option<T> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// What one destination is asked for, and with what.
+fn wish(random: &mut StdRng) -> (String, Value) {
+    let tables = load::TABLES.map(|table| table.to_owned());
+    let table = tables.choose(random).cloned().unwrap_or_default();
+    let strategy = ["truncate", "swap"][random.random_range(0..2)];
+    match random.random_range(0..10) {
+        0..3 => ("pause".to_owned(), json!({})),
+        3..5 => ("resume".to_owned(), json!({})),
+        5..7 => (format!("resync/{table}"), json!({"strategy": strategy})),
+        7 => ("resync".to_owned(), json!({"strategy": strategy})),
+        8 => (
+            "replay".to_owned(),
+            json!({"tables": [table], "strategy": strategy}),
+        ),
+        _ => ("replay".to_owned(), json!({"strategy": strategy})),
+    }
+}
+
+/// Whatever is asked for, it is done or refused for a reason; nothing else.
+async fn ask(fan: &FanOut, random: &mut StdRng) -> Result<()> {
+    let name = NAMES.choose(random).copied().unwrap_or_default();
+    let (action, body) = wish(random);
+    let path = format!("/v1/mirrors/{name}/{action}");
+    let answer = fan.api.post(&path, body.clone()).await?;
+    println!("{path} {body}: {}", answer.status);
+    ensure!(
+        [202, 409].contains(&answer.status),
+        "{path} {body}: {} {}",
+        answer.status,
+        answer.body
+    );
+    Ok(())
+}
+
+/// Resumes who is paused and waits until nothing is under way.
+async fn rest(fan: &FanOut, attached: &[Attached; 2]) -> Result<()> {
+    let mirrors = attached.iter().map(|one| &one.mirror).chain([&fan.owner]);
+    for mirror in mirrors {
+        let path = format!("/v1/mirrors/{}/resume", mirror.name);
+        let resumed = fan.api.post(&path, json!({})).await?;
+        ensure!([202, 409].contains(&resumed.status), "{}", resumed.body);
+        mirror
+            .wait_until("at rest", REST, |mirror, _| {
+                let tables = mirror["tables"].as_array().into_iter().flatten();
+                mirror["status"] == "RUNNING"
+                    && mirror["current_phase"] == "CDC"
+                    && tables.into_iter().all(|table| table["status"] == "LIVE")
+            })
+            .await
+            .with_context(|| fan.stage.logs_tail())?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_destinations_under_pauses_resyncs_replays_and_deaths() -> Result<()> {
+    let seed = setting("BUNNY_SOAK_SEED").unwrap_or_else(|| rand::rng().random());
+    let length = Duration::from_secs(setting("BUNNY_SOAK_SECONDS").unwrap_or(600));
+    println!("BUNNY_SOAK_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut fan = fan_out("soak_fan").await?;
+    let second = fan.attach("second", load::pairs(), json!({})).await?;
+    let third = fan.attach("third", load::pairs(), json!({})).await?;
+    let attached = [second, third];
+    for one in &attached {
+        one.mirror.wait_running().await?;
+    }
+    let started = Instant::now();
+    let mut rests = 0;
+    while started.elapsed() < length {
+        for _ in 0..12 {
+            tokio::time::sleep(BREATH).await;
+            ask(&fan, &mut random).await?;
+            match random.random_range(0..6) {
+                0 => fan.apply.restart()?,
+                1 => fan.capture.restart()?,
+                _ => {}
+            }
+        }
+        rest(&fan, &attached).await?;
+        rests += 1;
+    }
+    fan.settle(&[&attached[0], &attached[1]])
+        .await
+        .with_context(|| format!("BUNNY_SOAK_SEED={seed}"))?;
+    let load = fan.load.take().context("there is no load")?;
+    load.stop().await;
+    // Nothing twice on the topic, and a subscriber of it has what the source has.
+    fan.stage
+        .assert_topics_hold(&fan.owner, &load::pairs())
+        .await
+        .with_context(|| format!("BUNNY_SOAK_SEED={seed}"))?;
+    println!("at rest {rests} times in {:?}", started.elapsed());
+    Ok(())
+}
