@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 
 use bunny_postgres::{Session, TableName};
 
-use super::{Alteration, Pending};
+use super::Pending;
+use super::membership::Alteration;
 use crate::crash_points::{TABLE_MOVED, crash_point};
 use crate::error::Result;
 use crate::publication::only;

@@ -183,7 +183,10 @@ pub(crate) fn judge(
         oid: found.oid,
         request_id,
         unlogged: found.held.iter().any(|held| !held.is_logged),
-        marks: Some(Marks::of(found)),
+        marks: Some(match unsynced.and_then(|before| before.marks.as_ref()) {
+            Some(before) => Marks::of(found).after(before),
+            None => Marks::of(found),
+        }),
         standing: unsynced.and_then(|before| before.standing.clone()),
         ..TableFacts::default()
     };

@@ -19,6 +19,9 @@ pub(crate) struct Marks {
     /// By type, the labels of the enums that its columns are made of, by their oids; None where
     /// nobody looked for them.
     pub(super) labels: Option<BTreeMap<u32, BTreeMap<u32, String>>>,
+    /// By type, texts that no label has any more, with the value that had each first: the
+    /// destination may hold them for as long as nobody has written those rows.
+    pub(super) former_labels: BTreeMap<u32, BTreeMap<String, u32>>,
 }
 
 /// One of them. Short names: a table may have thousands.
@@ -77,12 +80,38 @@ impl Marks {
             held: found.held.iter().map(mark).collect(),
             types: found.types.clone(),
             labels: Some(labels.collect()),
+            former_labels: BTreeMap::new(),
         }
+    }
+
+    /// With the texts that labels had when `before` was seen, or earlier, and have no more.
+    pub(super) fn after(mut self, before: &Marks) -> Marks {
+        for (oid, labels) in self.labels.iter().flatten() {
+            let is_had = |text: &String| labels.values().any(|label| label == text);
+            let former = before.former_labels.get(oid).into_iter().flatten();
+            let known = before.labels.as_ref().and_then(|known| known.get(oid));
+            let known = known
+                .into_iter()
+                .flatten()
+                .map(|(owner, text)| (text, owner));
+            let gone: BTreeMap<String, u32> = known
+                .chain(former)
+                .filter(|(text, _)| !is_had(text))
+                .map(|(text, owner)| (text.clone(), *owner))
+                .collect();
+            if !gone.is_empty() {
+                self.former_labels.insert(*oid, gone);
+            }
+        }
+        self
     }
 
     /// Whether the same is there, whenever it was seen.
     pub(super) fn same(&self, other: &Marks) -> bool {
-        self.held == other.held && self.types == other.types && self.labels == other.labels
+        self.held == other.held
+            && self.types == other.types
+            && self.labels == other.labels
+            && self.former_labels == other.former_labels
     }
 
     /// Whether a column, which has this type now, was there with another one; so it is
@@ -141,9 +170,11 @@ impl Marks {
             let Some(known) = known.get(oid) else {
                 continue;
             };
+            let former = self.former_labels.get(oid).into_iter().flatten();
             let owners: BTreeMap<&str, u32> = known
                 .iter()
                 .map(|(owner, label)| (label.as_str(), *owner))
+                .chain(former.map(|(label, owner)| (label.as_str(), *owner)))
                 .collect();
             for (owner, label) in &now.labels {
                 let before = owners.get(label.as_str());
@@ -273,6 +304,20 @@ mod tests {
         assert_eq!(changed(&[(1, "a"), (2, "c"), (3, "b")]), "b", "a new value");
         assert_eq!(changed(&[(1, "a"), (2, "c")]), "", "renamed");
         assert_eq!(changed(&[(1, "a"), (2, "b"), (3, "c")]), "", "added");
+        let renamed = with(&[(1, "c"), (2, "b")]);
+        let between = Marks::of(&renamed).after(&before);
+        let later = with(&[(1, "c"), (2, "b"), (3, "a")]);
+        assert_eq!(
+            between.changed_hands(&later),
+            ["a"],
+            "long after the rename"
+        );
+        let again = Marks::of(&renamed).after(&between);
+        assert_eq!(again.changed_hands(&later), ["a"], "however long");
+        let back = Marks::of(&with(&[(1, "a"), (2, "b")])).after(&again);
+        assert_eq!(back.former_labels[&50].keys().collect::<Vec<_>>(), ["c"]);
+        let told = Marks::of(&later).after(&again);
+        assert!(told.changed_hands(&later).is_empty(), "told once");
         let nobody_looked = Marks {
             labels: None,
             ..before.clone()

@@ -21,9 +21,19 @@ struct Inner {
     /// Relations of which a change was met: the walsender describes each before its first.
     /// A leaf is described besides its root.
     relations: HashSet<u32>,
-    /// Those that were described as leaves, each with its root, and are not known otherwise.
-    leaves: BTreeMap<u32, (u32, TableName)>,
+    /// Those that were described as leaves and are not known otherwise.
+    leaves: BTreeMap<u32, Leaf>,
+    /// How many descriptions were met.
+    descriptions: u64,
     truncates: Vec<Truncate>,
+}
+
+#[derive(Debug)]
+struct Leaf {
+    root: u32,
+    name: TableName,
+    /// The number of its first description.
+    description: u64,
 }
 
 /// A TRUNCATE of a mapped table.
@@ -44,17 +54,30 @@ impl Streamed {
     pub(crate) fn described(&self, relation: &Relation, before: Option<u32>) {
         let mut inner = self.inner();
         inner.relations.insert(relation.oid);
+        inner.descriptions += 1;
         if let Some(root) = before {
-            let name = TableName::new(relation.schema.as_str(), relation.name.as_str());
-            inner.leaves.insert(relation.oid, (root, name));
+            let leaf = Leaf {
+                root,
+                name: TableName::new(relation.schema.as_str(), relation.name.as_str()),
+                description: inner.descriptions,
+            };
+            // Another description of it is no news of when it came.
+            inner.leaves.entry(relation.oid).or_insert(leaf);
         }
     }
 
-    /// What was described right after that table, as a leaf of it is.
-    pub(super) fn leaves_of(&self, root: u32) -> Vec<(u32, TableName)> {
+    /// How many descriptions have been met until now.
+    pub(super) fn descriptions(&self) -> u64 {
+        self.inner().descriptions
+    }
+
+    /// What was described right after that table, as a leaf of it is, and whether it was among
+    /// the first so many descriptions.
+    pub(super) fn leaves_of(&self, root: u32, first: u64) -> Vec<(u32, TableName, bool)> {
         let inner = self.inner();
-        let of = inner.leaves.iter().filter(|(_, (of, _))| *of == root);
-        of.map(|(leaf, (_, name))| (*leaf, name.clone())).collect()
+        let of = inner.leaves.iter().filter(|(_, leaf)| leaf.root == root);
+        of.map(|(oid, leaf)| (*oid, leaf.name.clone(), leaf.description <= first))
+            .collect()
     }
 
     /// It is known in another way what became of that leaf.

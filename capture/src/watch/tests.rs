@@ -2,6 +2,9 @@ use bunny_postgres::introspect::{
     HeldLook, Member, PublicationState, ReplicaIdentity, TableKind, TableLook,
 };
 
+use bunny_postgres::Lsn;
+
+use super::facts::Publications;
 use super::*;
 
 const ALL: u32 = 100;

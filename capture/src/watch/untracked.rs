@@ -14,6 +14,7 @@ use bunny_postgres::{Lsn, Session, TableName};
 use tokio::sync::watch;
 use tokio_postgres::error::SqlState;
 
+use super::Seen;
 use super::attached::may_have_brought_rows;
 use super::marks::{Marks, Sign};
 use super::streamed::Streamed;
@@ -137,6 +138,8 @@ pub(super) struct Inquiry {
     empty: BTreeMap<u32, u32>,
     /// Where the look before was.
     since: Lsn,
+    /// How much the stream had described before that look.
+    described_before: u64,
     /// Leaves that came and went between two looks, as of the latest, by their table.
     brief: BTreeMap<TableName, Vec<u32>>,
 }
@@ -148,6 +151,7 @@ impl Inquiry {
             passed,
             empty: BTreeMap::new(),
             since: Lsn::default(),
+            described_before: 0,
             brief: BTreeMap::new(),
         }
     }
@@ -159,9 +163,10 @@ impl Inquiry {
     pub(super) async fn of<'a>(
         &mut self,
         source: &Session,
-        look: &Look,
+        seen: &Seen,
         subjects: impl Iterator<Item = Subject<'a>>,
     ) -> Result<Found> {
+        let look = &seen.look;
         let mut found = Found::default();
         let mut partitions = Vec::new();
         self.brief.clear();
@@ -195,6 +200,7 @@ impl Inquiry {
             self.streamed.forget_before(look.lsn);
             self.since = look.lsn;
         }
+        self.described_before = seen.described_before;
         Ok(found)
     }
 
@@ -286,7 +292,9 @@ impl Inquiry {
 
     /// Leaves that the stream has met and no look has seen: their rows are at the destination,
     /// and went with them. A table that is published itself may have been described next to a
-    /// root that was truncated with it.
+    /// root that was truncated with it. What was described while a look was taken, or whose commit
+    /// others do not see yet, may be there without being seen: so two looks have to miss it, both
+    /// begun after it was described.
     fn look_for_brief(&mut self, look: &Look, subject: &Subject<'_>, untracked: &mut Untracked) {
         let (table, Some(marks)) = (subject.table, subject.marks) else {
             return;
@@ -294,12 +302,13 @@ impl Inquiry {
         if table.kind != TableKind::Partitioned {
             return;
         }
-        for (leaf, name) in self.streamed.leaves_of(table.oid) {
+        let leaves = self.streamed.leaves_of(table.oid, self.described_before);
+        for (leaf, name, is_missed_again) in leaves {
             let is_held = table.held.iter().any(|held| held.oid == leaf);
             let is_member = look.members.iter().any(|member| member.table == leaf);
             if is_held || is_member || marks.held.contains_key(&leaf) {
                 self.streamed.forget_leaf(leaf);
-            } else {
+            } else if is_missed_again {
                 untracked.gone.push(name.to_string());
                 self.brief.entry(table.name.clone()).or_default().push(leaf);
             }

@@ -1,8 +1,9 @@
 //! Rows that change at the source without a word in the stream, where what looks like a
 //! proof that they did not is none.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use bunny_tests::content::TablePair;
+use bunny_tests::stage::{CONVERGE, Mirror};
 use serde_json::json;
 
 use crate::scene::Scene;
@@ -22,7 +23,7 @@ const TABLES: [&str; 2] = ["public.parts", "public.lone"];
 /// What the tests below do besides, for docs/fidelity.md.
 pub const OTHERS: [&str; 3] = [
     "ATTACH of a partition that others still write to while it waits for them",
-    "labels of an enum that change hands (ALTER TYPE … RENAME VALUE), in columns of it, of its arrays, domains and composites",
+    "labels of an enum that change hands (ALTER TYPE … RENAME VALUE), at once or long after, in columns of it, of its arrays, domains and composites",
     "labels that change hands while chunks are copied: the copy begins anew",
 ];
 
@@ -148,6 +149,12 @@ async fn labels_that_change_hands_are_noticed() -> Result<()> {
         let pairs = TablePair::all(&WITH_ENUMS);
         scene.stage.assert_converges(&mirror, &pairs).await?;
     }
+    hand_on_in_two_steps(&scene, &mirror).await?;
+    for table in ["moods", "deep", "deeper"] {
+        wait_synced(&scene.stage, &mirror, table, 3).await?;
+    }
+    let pairs = TablePair::all(&WITH_ENUMS);
+    scene.stage.assert_converges(&mirror, &pairs).await?;
     // A label that is only renamed comes with its first row, as before.
     scene
         .source
@@ -158,15 +165,46 @@ async fn labels_that_change_hands_are_noticed() -> Result<()> {
             .source
             .run(&format!("ALTER TABLE {table} ADD r float DEFAULT random()"))
             .await?;
-        wait_synced(&scene.stage, &mirror, table, 3).await?;
-        assert_eq!(asked(&scene.stage, table, "true").await?, 3);
+        wait_synced(&scene.stage, &mirror, table, 4).await?;
+        assert_eq!(asked(&scene.stage, table, "true").await?, 4);
     }
     let said = scene
         .stage
         .catalog_text("SELECT count(*)::text FROM bunny.logs WHERE message LIKE '%changed hands%'")
         .await?;
-    assert_eq!(said, "6");
+    assert_eq!(said, "9");
     Ok(())
+}
+
+/// A label is renamed, that is seen, and later another value gets the text it had. A stranger in
+/// the publication tells which look has seen it.
+async fn hand_on_in_two_steps(scene: &Scene, mirror: &Mirror) -> Result<()> {
+    let shown = mirror.get().await?;
+    let publication = shown["publication_name"].as_str();
+    let publication = publication.context("a publication")?;
+    scene
+        .source
+        .run("ALTER TYPE mood RENAME VALUE 'even' TO 'former'")
+        .await?;
+    scene
+        .source
+        .run(&format!(
+            "CREATE TABLE stranger (id int); ALTER PUBLICATION \"{publication}\" ADD TABLE stranger"
+        ))
+        .await?;
+    mirror
+        .wait_until("the stranger is seen", CONVERGE, |mirror, _| {
+            mirror["messages"].to_string().contains("public.stranger")
+        })
+        .await?;
+    scene
+        .source
+        .run("DROP TABLE stranger; ALTER TYPE mood ADD VALUE 'even'")
+        .await?;
+    scene
+        .source
+        .run("INSERT INTO moods VALUES (1001, 'even')")
+        .await
 }
 
 /// Labels change hands while chunks are read: some hold the former text, some the new one.
