@@ -12,16 +12,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bunny_apply::bookkeeping::{self, Progress, State, TableState};
-use bunny_apply::budget::Memory;
-use bunny_apply::context::{MirrorRun, application_name};
+use bunny_apply::context::MirrorRun;
 use bunny_apply::crossing::crossing;
 use bunny_apply::main_stream::{Ended, follow};
 use bunny_apply::stats::Stats;
-use bunny_apply::waits::Waits;
 use bunny_apply::{Error, Result};
-use bunny_catalog::{
-    Catalog, Desired, EncryptionKey, Location, Mirror, MirrorConfig, MirrorTable, Reporter,
-};
+use bunny_catalog::{Mirror, MirrorConfig};
 use bunny_postgres::{Lsn, Session, TableName};
 use bunny_schemas::Position;
 use bunny_schemas::control::{GenerationStarted, SchemaKind, TableGap};
@@ -32,9 +28,10 @@ use bunny_schemas::kafka::{KafkaConfig, TopicKind};
 use bunny_schemas::registry::Registry;
 use bunny_schemas::topics::Topics;
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+#[path = "support/mirrors.rs"]
+mod mirrors;
 mod support;
 use support::destination;
 
@@ -57,11 +54,9 @@ struct Stage {
 
 impl Stage {
     async fn new(config: MirrorConfig) -> Stage {
-        let brokers = std::env::var("BUNNY_KAFKA_BROKERS")
-            .expect("BUNNY_KAFKA_BROKERS names the broker to test with");
-        let kafka = KafkaConfig::new(brokers);
-        let id = Uuid::new_v4();
-        let slug = format!("main_{}", &id.simple().to_string()[..8]);
+        let kafka = mirrors::kafka();
+        let mut mirror = mirrors::mirror("main", config);
+        let (id, slug, generation) = (mirror.id, mirror.slug.clone(), mirror.generation);
         let topics = Topics::new("main-test");
         kafka
             .ensure_topic(&topics.changes(&slug), TopicKind::Changes)
@@ -100,46 +95,10 @@ impl Stage {
             .create()
             .unwrap();
         producer.init_transactions(KAFKA_TIMEOUT).unwrap();
-        let now = std::time::SystemTime::now().into();
-        let generation = Uuid::new_v4();
-        let mirror = Mirror {
-            id,
-            name: slug.clone(),
-            slug: slug.clone(),
-            owner: None,
-            attached: Vec::new(),
-            source_peer: "s".into(),
-            destination_peer: "d".into(),
-            slot_name: "slot".into(),
-            slot_given: false,
-            publication_name: "p".into(),
-            publication_given: false,
-            publication_ins_name: "p_ins".into(),
-            config,
-            generation,
-            generation_ready: true,
-            desired: Desired::Running,
-            pause_scope: bunny_catalog::PauseScope::Apply,
-            keep_topics: false,
-            version: 1,
-            capture_version: 0,
-            apply_version: 0,
-            created_at: now,
-            updated_at: now,
-            tables: vec![MirrorTable {
-                source: TableName::new("public", "log"),
-                destination: TableName::new(schema.as_str(), "log"),
-                partition_key: None,
-                exclude_columns: Vec::new(),
-                identity: None,
-                request_id: Some(Uuid::new_v4()),
-                retry_id: None,
-                replay: None,
-                since_request: None,
-                checkpoint_id: None,
-                beside: false,
-            }],
-        };
+        mirror.tables = vec![mirrors::mapping(
+            TableName::new("public", "log"),
+            TableName::new(schema.as_str(), "log"),
+        )];
         bookkeeping::install(&session).await.unwrap();
         let stage = Stage {
             mirror,
@@ -181,29 +140,7 @@ impl Stage {
     }
 
     async fn run(&self) -> MirrorRun {
-        let session = Session::connect(&destination(), "bunny test take-over")
-            .await
-            .unwrap();
-        let epoch = bookkeeping::take_over(&session, &self.mirror)
-            .await
-            .unwrap();
-        // Never connected to.
-        let location = Location::Url("postgres://nobody@127.0.0.1:1/none".to_owned().into());
-        MirrorRun {
-            mirror: Arc::new(self.mirror.clone()),
-            catalog: Catalog::open(&location, EncryptionKey::generate()).unwrap(),
-            reporter: Reporter::discard(),
-            kafka: self.kafka.clone(),
-            topics: self.topics.clone(),
-            registry: self.registry.clone(),
-            destination: destination(),
-            application_name: application_name(self.mirror.id, epoch),
-            epoch,
-            ledger: self.mirror.id,
-            cancel: CancellationToken::new(),
-            memory: Memory::of(128 << 20),
-            waits: Waits::default(),
-        }
+        mirrors::take_over(&self.mirror, &self.kafka, &self.topics, &self.registry).await
     }
 
     /// Takes over and follows for at most `limit`, or until the log is applied to its end.

@@ -8,21 +8,15 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fmt::Write as _;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bunny_apply::bookkeeping::{self, State, TableState};
-use bunny_apply::budget::Memory;
-use bunny_apply::context::{MirrorRun, application_name};
+use bunny_apply::context::MirrorRun;
 use bunny_apply::table_sync::{LoadProgress, load};
-use bunny_apply::waits::Waits;
-use bunny_catalog::{
-    Catalog, Desired, EncryptionKey, Location, Mirror, MirrorConfig, MirrorTable, OnExistingRows,
-    Reporter,
-};
+use bunny_catalog::{Mirror, MirrorConfig, MirrorTable, OnExistingRows};
 use bunny_postgres::{
-    ColumnDefinition, ConnectOptions, Lsn, ReplicaIdentity, Session, SslMode, TableDefinition,
-    TableKind, TableName, quote_ident,
+    ColumnDefinition, Lsn, ReplicaIdentity, Session, TableDefinition, TableKind, TableName,
+    quote_ident,
 };
 use bunny_schemas::control::{
     SchemaKind, SnapshotChunk, SyncRecord, SyncState, TableSyncFinished, TableSyncStarted,
@@ -31,32 +25,15 @@ use bunny_schemas::kafka::{KafkaConfig, TopicKind};
 use bunny_schemas::registry::Registry;
 use bunny_schemas::topics::Topics;
 use rdkafka::producer::{FutureProducer, FutureRecord};
-use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
+
+#[path = "support/mirrors.rs"]
+mod mirrors;
+mod support;
+use support::destination;
 
 const PARTITIONS: i32 = 4;
 const CHUNK_ROWS: i64 = 1_000;
 const CHUNK_PARTS: i32 = 3;
-
-fn destination() -> ConnectOptions {
-    let url =
-        std::env::var("DESTINATION_URL").expect("DESTINATION_URL names the server to test with");
-    let config: tokio_postgres::Config = url.parse().expect("DESTINATION_URL is a connection URL");
-    let host = match &config.get_hosts()[0] {
-        tokio_postgres::config::Host::Tcp(host) => host.clone(),
-        tokio_postgres::config::Host::Unix(path) => path.display().to_string(),
-    };
-    let password = config.get_password().unwrap_or_default();
-    ConnectOptions {
-        host,
-        port: config.get_ports().first().copied().unwrap_or(5432),
-        user: config.get_user().unwrap_or("postgres").to_owned(),
-        password: String::from_utf8_lossy(password).into_owned().into(),
-        database: config.get_dbname().unwrap_or("postgres").to_owned(),
-        ssl_mode: SslMode::Prefer,
-        ssl_root_cert: None,
-    }
-}
 
 /// A mirror with its topics, and a capture that writes what a test says.
 struct Stage {
@@ -72,11 +49,9 @@ struct Stage {
 impl Stage {
     /// `tables` are the source's names without schema.
     async fn new(name: &str, tables: &[&str], config: MirrorConfig) -> Stage {
-        let brokers = std::env::var("BUNNY_KAFKA_BROKERS")
-            .expect("BUNNY_KAFKA_BROKERS names the broker to test with");
-        let kafka = KafkaConfig::new(brokers);
-        let id = Uuid::new_v4();
-        let slug = format!("{name}_{}", &id.simple().to_string()[..8]);
+        let kafka = mirrors::kafka();
+        let mut mirror = mirrors::mirror(name, config);
+        let slug = mirror.slug.clone();
         let topics = Topics::new("sync-test");
         let snapshot = TopicKind::Snapshot {
             partitions: PARTITIONS,
@@ -104,49 +79,14 @@ impl Stage {
             .await
             .unwrap();
         let schema = format!("Dest {slug}");
-        let tables = tables
-            .iter()
-            .map(|&table| MirrorTable {
-                source: TableName::new("public", table),
-                destination: TableName::new(schema.as_str(), format!("to \"{table}")),
-                partition_key: None,
-                exclude_columns: vec!["secret".to_owned()],
-                identity: None,
-                request_id: Some(Uuid::new_v4()),
-                retry_id: None,
-                replay: None,
-                since_request: None,
-                checkpoint_id: None,
-                beside: false,
-            })
-            .collect();
-        let now = std::time::SystemTime::now().into();
-        let mirror = Mirror {
-            id,
-            name: slug.clone(),
-            slug: slug.clone(),
-            owner: None,
-            attached: Vec::new(),
-            source_peer: "s".into(),
-            destination_peer: "d".into(),
-            slot_name: "slot".into(),
-            slot_given: false,
-            publication_name: "p".into(),
-            publication_given: false,
-            publication_ins_name: "p_ins".into(),
-            config,
-            generation: Uuid::new_v4(),
-            generation_ready: true,
-            desired: Desired::Running,
-            pause_scope: bunny_catalog::PauseScope::Apply,
-            keep_topics: false,
-            version: 1,
-            capture_version: 0,
-            apply_version: 0,
-            created_at: now,
-            updated_at: now,
-            tables,
+        let mapping = |table: &&str| MirrorTable {
+            exclude_columns: vec!["secret".to_owned()],
+            ..mirrors::mapping(
+                TableName::new("public", *table),
+                TableName::new(schema.as_str(), format!("to \"{table}")),
+            )
         };
+        mirror.tables = tables.iter().map(mapping).collect();
         bookkeeping::install(&session).await.unwrap();
         let stage = Stage {
             producer: kafka.idempotent_producer().create().unwrap(),
@@ -165,13 +105,8 @@ impl Stage {
 
     /// Takes the destination over, as each start of apply does.
     async fn run(&self) -> MirrorRun {
-        let session = Session::connect(&destination(), "bunny test take-over")
-            .await
-            .unwrap();
-        let epoch = bookkeeping::take_over(&session, &self.mirror)
-            .await
-            .unwrap();
-        let known = bookkeeping::tables(&*session, self.mirror.id)
+        let run = mirrors::take_over(&self.mirror, &self.kafka, &self.topics, &self.registry).await;
+        let known = bookkeeping::tables(&*self.session, self.mirror.id)
             .await
             .unwrap();
         for table in &self.mirror.tables {
@@ -181,28 +116,12 @@ impl Stage {
                     table.destination.clone(),
                     table.request_id,
                 );
-                bookkeeping::put_table(&*session, self.mirror.id, &state)
+                bookkeeping::put_table(&*self.session, self.mirror.id, &state)
                     .await
                     .unwrap();
             }
         }
-        // Never connected to: the loader writes its log through the reporter.
-        let location = Location::Url("postgres://nobody@127.0.0.1:1/none".to_owned().into());
-        MirrorRun {
-            mirror: Arc::new(self.mirror.clone()),
-            catalog: Catalog::open(&location, EncryptionKey::generate()).unwrap(),
-            reporter: Reporter::discard(),
-            kafka: self.kafka.clone(),
-            topics: self.topics.clone(),
-            registry: self.registry.clone(),
-            destination: destination(),
-            application_name: application_name(self.mirror.id, epoch),
-            epoch,
-            ledger: self.mirror.id,
-            cancel: CancellationToken::new(),
-            memory: Memory::of(128 << 20),
-            waits: Waits::default(),
-        }
+        run
     }
 
     async fn produce(&self, partition: i32, payload: &[u8]) {
