@@ -10,7 +10,8 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use bunny_catalog::{
-    Catalog, Health, LagView, Mirror, Reports, Result, Role, Status, StatusView, TableReport, lag,
+    Catalog, Health, LagView, Mirror, Reports, Result, Role, Status, StatusView, TABLE_STATES,
+    TableReport, lag,
 };
 use chrono::{DateTime, Utc};
 use metrics::Label;
@@ -70,17 +71,6 @@ const DESCRIPTIONS: [(&str, &str); 20] = [
         REPLAY_WINDOW_SECONDS,
         "How far back every table can be rebuilt from the topics",
     ),
-];
-
-/// `_bunny.tables.state`, as reports have it.
-const TABLE_STATES: [&str; 7] = [
-    "PENDING",
-    "SYNCING",
-    "CATCHING_UP",
-    "LIVE",
-    "PARKED",
-    "ERRORED",
-    "REMOVING",
 ];
 
 /// `pg_replication_slots.wal_status`.

@@ -6,13 +6,15 @@
 //!
 //! * [`Service`] listens and shuts down; [`router`] is the same without a listener.
 //! * `router.rs` holds the one table of routes, each with who may call it.
-//! * `openapi/` makes the document of all of it, from the routes and from what reads requests.
+//! * `openapi/` makes the document of all of it, from the routes, what reads requests and what handlers return.
+//! * `answer.rs` holds the answers a handler may give.
 //! * `gauges.rs` shows every mirror in the metrics of the process.
 //! * `mirror_validation/` decides whether a mirror can be created, before anything is.
 //!
 //! Every answer that is not a success is `{"error": "<what is wrong and what to do>"}` with the right
 //! status, also for a bad body, an unknown path, a wrong method and a failure of our own.
 
+mod answer;
 mod auth;
 mod commands;
 mod error;

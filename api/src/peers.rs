@@ -9,11 +9,13 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use bunny_catalog::{NewPeer, Peer, check_name};
 use bunny_postgres::{SslMode, TableSummary, introspect};
-use serde_json::{Value, json};
+use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
+use serde::Serialize;
 
+use crate::answer::{Created, Message, Under};
 use crate::auth::Caller;
 use crate::mirror_validation::facts::{PeerFacts, open};
 use crate::refusal::{Refusal, Result};
@@ -22,8 +24,34 @@ use crate::state::Api;
 
 const PORT_DEFAULT: u32 = 5432;
 
+/// A peer, without its password.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Peer")]
+pub(crate) struct Shown {
+    #[schemars(example = &"source_db")]
+    name: String,
+    host: String,
+    port: u16,
+    user: String,
+    database: String,
+    ssl_mode: SslMode,
+    /// Certificates to trust, as PEM text.
+    ssl_root_cert: Option<String>,
+    created_at: DateTime<Utc>,
+    updated_at: DateTime<Utc>,
+}
+
+/// A peer that was created or described anew.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "StoredPeer")]
+pub(crate) struct Stored {
+    message: String,
+    #[serde(flatten)]
+    peer: Shown,
+}
+
 /// `GET /v1/peers`.
-pub(crate) async fn list(State(api): State<Arc<Api>>) -> Result<Json<Vec<Value>>> {
+pub(crate) async fn list(State(api): State<Arc<Api>>) -> Result<Json<Vec<Shown>>> {
     let peers = api.catalog.list_peers().await?;
     Ok(Json(peers.iter().map(view).collect()))
 }
@@ -32,7 +60,7 @@ pub(crate) async fn list(State(api): State<Arc<Api>>) -> Result<Json<Vec<Value>>
 pub(crate) async fn get(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
-) -> Result<Json<Value>> {
+) -> Result<Json<Shown>> {
     let peer = api.catalog.get_peer(&name).await?;
     Ok(Json(view(&peer)))
 }
@@ -42,14 +70,13 @@ pub(crate) async fn create(
     State(api): State<Arc<Api>>,
     caller: Caller,
     Body(fields): Body,
-) -> Result<(StatusCode, Json<Value>)> {
+) -> Result<Created<Stored>> {
     let wanted = read(fields, None)?;
     let peer = api.catalog.create_peer(&wanted, &caller.username).await?;
-    let mut body = json!({ "message": format!("Peer '{}' created successfully", peer.name) });
-    if let (Value::Object(body), Value::Object(fields)) = (&mut body, view(&peer)) {
-        body.extend(fields);
-    }
-    Ok((StatusCode::CREATED, Json(body)))
+    Ok(Under(Stored {
+        message: format!("Peer '{}' created successfully", peer.name),
+        peer: view(&peer),
+    }))
 }
 
 /// `DELETE /v1/peers/{name}`; 409 while a mirror uses it.
@@ -57,11 +84,11 @@ pub(crate) async fn delete(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
     caller: Caller,
-) -> Result<Json<Value>> {
+) -> Result<Json<Message>> {
     match api.catalog.delete_peer(&name, &caller.username).await {
-        Ok(()) => Ok(Json(
-            json!({ "message": format!("Peer '{name}' deleted successfully") }),
-        )),
+        Ok(()) => Ok(Json(Message {
+            message: format!("Peer '{name}' deleted successfully"),
+        })),
         Err(error @ bunny_catalog::Error::InUse { .. }) => {
             Err(Refusal::conflict(format!("{error}; delete that first")))
         }
@@ -73,7 +100,7 @@ pub(crate) async fn delete(
 pub(crate) async fn test(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
-) -> Result<Json<Value>> {
+) -> Result<Json<readiness::Tested>> {
     let peer = api.catalog.get_peer(&name).await?;
     let asked = match open(&peer).await {
         Ok(session) => PeerFacts::gather(&session, &peer).await,
@@ -81,7 +108,7 @@ pub(crate) async fn test(
     };
     Ok(Json(match asked {
         Ok(facts) => readiness::describe(&facts),
-        Err(error) => json!({ "success": false, "error": error.to_string() }),
+        Err(error) => readiness::Tested::failed(&error),
     }))
 }
 
@@ -101,18 +128,18 @@ pub(crate) async fn tables(
     Ok(Json(tables))
 }
 
-fn view(peer: &Peer) -> Value {
-    json!({
-        "name": peer.name,
-        "host": peer.host,
-        "port": peer.port,
-        "user": peer.user,
-        "database": peer.database,
-        "ssl_mode": peer.ssl_mode,
-        "ssl_root_cert": peer.ssl_root_cert,
-        "created_at": peer.created_at,
-        "updated_at": peer.updated_at,
-    })
+fn view(peer: &Peer) -> Shown {
+    Shown {
+        name: peer.name.clone(),
+        host: peer.host.clone(),
+        port: peer.port,
+        user: peer.user.clone(),
+        database: peer.database.clone(),
+        ssl_mode: peer.ssl_mode,
+        ssl_root_cert: peer.ssl_root_cert.clone(),
+        created_at: peer.created_at,
+        updated_at: peer.updated_at,
+    }
 }
 
 /// Reads a peer; `known` is its name where the path tells it, and the body may leave it out.

@@ -9,10 +9,19 @@ use std::fmt::Display;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 /// Result of everything a handler calls.
 pub(crate) type Result<T, E = Refusal> = std::result::Result<T, E>;
+
+/// The body of a refusal.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Error")]
+pub(crate) struct Refused {
+    /// What is wrong and what to do.
+    error: String,
+}
 
 /// A request refused, with the HTTP status and the sentence for its caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,7 +115,13 @@ impl From<bunny_catalog::Error> for Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let mut response = (self.status, Json(json!({ "error": self.message }))).into_response();
+        let mut response = (
+            self.status,
+            Json(Refused {
+                error: self.message,
+            }),
+        )
+            .into_response();
         let headers = response.headers_mut();
         if let Some(seconds) = self.retry_after_seconds {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));

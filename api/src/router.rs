@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, on};
 use tower_http::catch_panic::CatchPanicLayer;
 
+use crate::answer::{Answering, Form};
 use crate::auth::guard::guard;
 use crate::auth::{Access, handlers as auth};
 use crate::refusal::Refusal;
@@ -31,12 +32,14 @@ pub(crate) struct Route {
     pub(crate) method: Method,
     pub(crate) path: &'static str,
     pub(crate) access: Access,
+    /// What it answers when all is well.
+    pub(crate) forms: fn() -> Vec<Form>,
     handler: MethodRouter<Arc<Api>>,
 }
 
-fn route<H, T>(method: Method, path: &'static str, access: Access, handler: H) -> Route
+fn route<H, T, A>(method: Method, path: &'static str, access: Access, handler: H) -> Route
 where
-    H: Handler<T, Arc<Api>>,
+    H: Handler<T, Arc<Api>> + Answering<A>,
     T: 'static,
 {
     // Every method named below has a filter; GET answers HEAD too.
@@ -45,6 +48,7 @@ where
         method,
         path,
         access,
+        forms: <H as Answering<A>>::forms,
         handler: on(filter, handler),
     }
 }

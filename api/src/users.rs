@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
-use bunny_catalog::{UserRole, check_name};
+use bunny_catalog::{AuditEntry, User, UserRole, check_name};
+use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
 use secrecy::{ExposeSecret, SecretString};
-use serde_json::{Value, json};
+use serde::Serialize;
 
+use crate::answer::{Created, Message, Under};
 use crate::auth::Caller;
 use crate::auth::passwords::CREDENTIAL_BYTES_MAX;
 use crate::refusal::Result;
@@ -19,6 +21,45 @@ use crate::state::Api;
 const PASSWORD_CHARS_MIN: usize = 8;
 const AUDIT_DEFAULT: i64 = 100;
 const AUDIT_MAX: i64 = 500;
+
+/// A user.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "User")]
+pub(crate) struct Shown {
+    username: String,
+    role: UserRole,
+    created_at: DateTime<Utc>,
+}
+
+impl From<User> for Shown {
+    fn from(user: User) -> Self {
+        Self {
+            username: user.username,
+            role: user.role,
+            created_at: user.created_at,
+        }
+    }
+}
+
+/// A user who was created.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "CreatedUser")]
+pub(crate) struct Made {
+    message: String,
+    #[serde(flatten)]
+    user: Shown,
+}
+
+/// Part of the record of who changed users and peers, newest first.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "AuditPage")]
+pub(crate) struct Audit {
+    audit: Vec<AuditEntry>,
+    /// Entries there are.
+    total: i64,
+    offset: i64,
+    limit: i64,
+}
 
 /// A password that may be set: long enough, and not longer than a login accepts.
 pub(crate) fn new_password(fields: &mut Fields, name: &'static str) -> SecretString {
@@ -35,16 +76,9 @@ pub(crate) fn new_password(fields: &mut Fields, name: &'static str) -> SecretStr
 }
 
 /// `GET /v1/users`.
-pub(crate) async fn list(State(api): State<Arc<Api>>) -> Result<Json<Vec<Value>>> {
+pub(crate) async fn list(State(api): State<Arc<Api>>) -> Result<Json<Vec<Shown>>> {
     let users = api.catalog.list_users().await?;
-    let views = users.into_iter().map(|user| {
-        json!({
-            "username": user.username,
-            "role": user.role,
-            "created_at": user.created_at,
-        })
-    });
-    Ok(Json(views.collect()))
+    Ok(Json(users.into_iter().map(Shown::from).collect()))
 }
 
 /// `DELETE /v1/users/{username}`: the user's tokens are void at once.
@@ -52,20 +86,22 @@ pub(crate) async fn delete(
     State(api): State<Arc<Api>>,
     Path(username): Path<String>,
     caller: Caller,
-) -> Result<Json<Value>> {
+) -> Result<Json<Message>> {
     api.catalog.delete_user(&username, &caller.username).await?;
-    Ok(Json(
-        json!({ "message": format!("User '{username}' deleted successfully") }),
-    ))
+    let message = format!("User '{username}' deleted successfully");
+    Ok(Json(Message { message }))
 }
 
 /// `GET /v1/audit?limit&offset`: who changed users and peers, newest first.
-pub(crate) async fn audit(State(api): State<Arc<Api>>, query: Query) -> Result<Json<Value>> {
+pub(crate) async fn audit(State(api): State<Arc<Api>>, query: Query) -> Result<Json<Audit>> {
     let (limit, offset) = read_page(query)?;
-    let (entries, total) = api.catalog.list_audit(limit, offset).await?;
-    Ok(Json(
-        json!({ "audit": entries, "total": total, "offset": offset, "limit": limit }),
-    ))
+    let (audit, total) = api.catalog.list_audit(limit, offset).await?;
+    Ok(Json(Audit {
+        audit,
+        total,
+        offset,
+        limit,
+    }))
 }
 
 /// `POST /v1/users` `{username, password, role}`.
@@ -73,19 +109,16 @@ pub(crate) async fn create(
     State(api): State<Arc<Api>>,
     caller: Caller,
     Body(fields): Body,
-) -> Result<(StatusCode, Json<Value>)> {
+) -> Result<Created<Made>> {
     let (username, password, role) = read(fields)?;
     let user = api
         .catalog
         .create_user(&username, role, &password, &caller.username)
         .await?;
-    let body = json!({
-        "message": format!("User '{}' created successfully", user.username),
-        "username": user.username,
-        "role": user.role,
-        "created_at": user.created_at,
-    });
-    Ok((StatusCode::CREATED, Json(body)))
+    Ok(Under(Made {
+        message: format!("User '{}' created successfully", user.username),
+        user: user.into(),
+    }))
 }
 
 /// Limit and offset of a list.

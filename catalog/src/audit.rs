@@ -1,14 +1,15 @@
 //! Who changed users and peers. What was asked of mirrors stands in their commands.
 
 use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use sqlx::{PgConnection, Row as _};
 
 use crate::{Catalog, Error, Result};
 
 /// One deed.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct AuditEntry {
     /// Rises with time.
     pub id: i64,
@@ -19,6 +20,7 @@ pub struct AuditEntry {
     /// The user or peer it was done to.
     pub subject: String,
     /// An object; never a secret.
+    #[schemars(with = "Map<String, Value>")]
     pub details: Value,
     /// By the catalog's clock.
     pub created_at: DateTime<Utc>,

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgExecutor, Row as _};
 use uuid::Uuid;
@@ -13,7 +14,7 @@ use crate::leases::Role;
 use crate::{Catalog, Error, Result};
 
 /// Where a command stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CommandState {
     /// Nobody has begun.
@@ -54,7 +55,7 @@ impl CommandState {
 }
 
 /// A control action.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct Command {
     /// Its id.
     pub id: Uuid,
@@ -65,6 +66,7 @@ pub struct Command {
     /// `create`, `delete`, `retry`, ...
     pub kind: String,
     /// An object; what depends on the kind.
+    #[schemars(with = "Map<String, Value>")]
     pub args: Value,
     /// Where it stands.
     pub state: CommandState,

@@ -2,6 +2,7 @@
 
 use bunny_postgres::Lsn;
 use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::reports::{ApplyReport, Behind, CaptureReport, Reports};
@@ -10,7 +11,8 @@ use crate::reports::{ApplyReport, Behind, CaptureReport, Reports};
 const FRESH_SECONDS: f64 = 10.0;
 
 /// The source's side, as capture last saw it.
-#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, JsonSchema)]
+#[schemars(rename = "SourcePositions")]
 pub struct SourceView {
     /// End of WAL.
     pub current_lsn: Option<Lsn>,
@@ -27,7 +29,7 @@ pub struct SourceView {
 }
 
 /// Source to log.
-#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, JsonSchema)]
 pub struct CaptureLag {
     /// Everything that concerns the mirror up to here is in the log.
     pub published_lsn: Option<Lsn>,
@@ -38,7 +40,7 @@ pub struct CaptureLag {
 }
 
 /// Log to destination.
-#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, JsonSchema)]
 pub struct ApplyLag {
     /// Everything that concerns the mirror up to here is at the destination.
     pub applied_lsn: Option<Lsn>,
@@ -57,7 +59,7 @@ pub struct ApplyLag {
 }
 
 /// Log to one table that does not follow it with the others.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct TableLag {
     /// Commit LSN of the first change it lacks.
     pub lsn: Lsn,

@@ -53,7 +53,7 @@ pub use peers::{NewPeer, Peer};
 pub use replay::{NewReplay, REPLAY, Replay, RetainedSync, Until};
 pub use reports::{
     ApplyReport, Behind, CaptureReport, Failure, Point, ReplayProgress, ReplayableFrom, Report,
-    Reports, RoleState, SyncProgress, SyncRefusal, TableReport,
+    Reports, RoleState, SyncProgress, SyncRefusal, TABLE_STATES, TableReport,
 };
 pub use schema_sync::{HELD, READ, SYNC_SCHEMA, SourceDefinitions, sync_mode};
 pub use status::{Health, Phase, Status, StatusView, derive};

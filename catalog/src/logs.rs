@@ -1,8 +1,9 @@
 //! The log of a mirror: what its user should be able to read later.
 
 use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
@@ -15,7 +16,7 @@ const ROWS_MAX: i64 = 10_000;
 const SWEEP_EVERY: i64 = 64;
 
 /// How much an entry matters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LogLevel {
     /// For those who look for a cause.
@@ -41,15 +42,17 @@ impl LogLevel {
 }
 
 /// One entry.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct LogEntry {
     /// Rises with time.
     pub id: i64,
     /// `debug`, `info`, `warn` or `error`.
+    #[schemars(with = "LogLevel")]
     pub level: String,
     /// A sentence.
     pub message: String,
     /// An object.
+    #[schemars(with = "Map<String, Value>")]
     pub details: Value,
     /// By the catalog's clock.
     pub created_at: DateTime<Utc>,

@@ -3,6 +3,7 @@
 
 use bunny_postgres::{Lsn, TableName};
 use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -126,12 +127,23 @@ pub struct CaptureReport {
     pub messages: Vec<String>,
 }
 
+/// The states that apply tells of a table.
+pub const TABLE_STATES: [&str; 7] = [
+    "PENDING",
+    "SYNCING",
+    "CATCHING_UP",
+    "LIVE",
+    "PARKED",
+    "ERRORED",
+    "REMOVING",
+];
+
 /// One table, as apply sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TableReport {
     /// The source name of the table.
     pub source: TableName,
-    /// PENDING, SYNCING, CATCHING_UP, LIVE, PARKED, ERRORED or REMOVING.
+    /// One of [`TABLE_STATES`].
     pub state: String,
     /// Whether main applies its changes.
     pub in_main: bool,
@@ -176,7 +188,7 @@ pub struct Behind {
 }
 
 /// A retained copy of a table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ReplayableFrom {
     /// Its consistent point.
     pub lsn: Lsn,
@@ -185,7 +197,7 @@ pub struct ReplayableFrom {
 }
 
 /// How far the replay of a table is. First its rows are loaded, then its changes followed.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ReplayProgress {
     /// COPY bytes of the sync that are loaded, by its rows.

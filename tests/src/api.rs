@@ -6,6 +6,8 @@ use anyhow::{Context, bail, ensure};
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::contract::{Answered, Contract};
+
 /// No answer takes that long, on a machine that has time for it.
 const ANSWER_MAX: Duration = Duration::from_secs(120);
 
@@ -108,7 +110,8 @@ impl Api {
         self.request(Method::DELETE, path, None).await
     }
 
-    /// Any request. A body that is no JSON comes back as a string.
+    /// Any request. A body that is no JSON comes back as a string. Whatever is answered has to be
+    /// as documented.
     pub async fn request(
         &self,
         method: Method,
@@ -129,8 +132,18 @@ impl Api {
             .await
             .with_context(|| format!("{method} {path}"))?;
         let status = response.status().as_u16();
+        let content_type = response.headers().get("content-type");
+        let content_type = content_type.and_then(|value| value.to_str().ok());
+        let content_type = content_type.unwrap_or_default().to_owned();
         let text = response.text().await?;
         let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
+        Contract::kept()?.check(&Answered {
+            method: &method.as_str().to_lowercase(),
+            path,
+            status,
+            content_type: &content_type,
+            body: &body,
+        })?;
         Ok(Answer { status, body })
     }
 }

@@ -4,6 +4,7 @@
 //! - [`services`]: Postgres servers and Kafka, one set for a whole test run.
 //! - [`bunny`]: `bunny` processes that can be killed at any moment or at a named point.
 //! - [`stage`]: everything one test owns: databases, topic prefix, processes, a mirror.
+//! - [`contract`]: every answer of the API is as its document says.
 //! - [`content`]: source and destination hold the same rows.
 //! - [`topic`]: the topics, read by another Avro implementation, hold the source's history.
 //! - [`backup`]: dumps of a database, and databases made from them.
@@ -24,6 +25,7 @@ pub mod certificates;
 pub mod clients;
 pub mod connect;
 pub mod content;
+pub mod contract;
 pub mod database;
 pub mod load;
 pub mod lsn;

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{FromRequest, Request, State};
 use axum::http::StatusCode;
-use bunny_catalog::User;
-use chrono::{SecondsFormat, Utc};
+use bunny_catalog::{User, UserRole};
+use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
 use secrecy::{ExposeSecret, SecretString};
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::Caller;
 use super::guard::client_address;
@@ -18,8 +19,34 @@ use crate::request::{Body, Fields};
 use crate::state::Api;
 use crate::users::new_password;
 
+/// A token for a user.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Session {
+    /// For the header `Authorization: Bearer <token>`.
+    token: String,
+    username: String,
+    role: UserRole,
+    /// When the token is void.
+    expires_at: DateTime<Utc>,
+}
+
+/// The token after a change of the password.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct RenewedSession {
+    #[serde(flatten)]
+    session: Session,
+    message: &'static str,
+}
+
+/// Who is asking.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Me {
+    username: String,
+    role: UserRole,
+}
+
 /// `POST /v1/auth/login` `{username, password}` → `{token, username, role, expires_at}`.
-pub(crate) async fn login(State(api): State<Arc<Api>>, request: Request) -> Result<Json<Value>> {
+pub(crate) async fn login(State(api): State<Arc<Api>>, request: Request) -> Result<Json<Session>> {
     let address = client_address(request.extensions());
     let Body(fields) = Body::from_request(request, &()).await?;
     let (username, password) = read_login(fields)?;
@@ -31,8 +58,11 @@ pub(crate) async fn login(State(api): State<Arc<Api>>, request: Request) -> Resu
 }
 
 /// `GET /v1/auth/me` → `{username, role}`.
-pub(crate) async fn me(caller: Caller) -> Json<Value> {
-    Json(json!({ "username": caller.username, "role": caller.role }))
+pub(crate) async fn me(caller: Caller) -> Json<Me> {
+    Json(Me {
+        username: caller.username,
+        role: caller.role,
+    })
 }
 
 /// `POST /v1/auth/change-password` `{current_password, new_password}`: every token issued
@@ -41,7 +71,7 @@ pub(crate) async fn change_password(
     State(api): State<Arc<Api>>,
     caller: Caller,
     request: Request,
-) -> Result<Json<Value>> {
+) -> Result<Json<RenewedSession>> {
     let address = client_address(request.extensions());
     let Body(fields) = Body::from_request(request, &()).await?;
     let (current, new) = read_change_password(fields)?;
@@ -57,24 +87,24 @@ pub(crate) async fn change_password(
         return Err(refusal);
     }
     let user = api.catalog.change_password(&caller.username, &new).await?;
-    let message = "Password changed successfully; earlier tokens are void";
-    let mut body = issued(&api, &user)?;
-    body["message"] = json!(message);
-    Ok(Json(body))
+    Ok(Json(RenewedSession {
+        session: issued(&api, &user)?,
+        message: "Password changed successfully; earlier tokens are void",
+    }))
 }
 
 /// A token for a user, as a login answers it.
-fn issued(api: &Api, user: &User) -> Result<Value> {
+fn issued(api: &Api, user: &User) -> Result<Session> {
     let (token, expires_at) = api
         .tokens
         .issue(&user.username, user.role, user.token_version, Utc::now())
         .map_err(|error| Refusal::internal("signing a token", error))?;
-    Ok(json!({
-        "token": token,
-        "username": user.username,
-        "role": user.role,
-        "expires_at": expires_at.to_rfc3339_opts(SecondsFormat::Secs, true),
-    }))
+    Ok(Session {
+        token,
+        username: user.username.clone(),
+        role: user.role,
+        expires_at,
+    })
 }
 
 /// User name and password of a login.

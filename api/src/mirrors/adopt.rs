@@ -3,14 +3,13 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use bunny_catalog::Peer;
-use serde_json::Value;
 use uuid::Uuid;
 
 use super::accepted;
+use super::shown::Command;
+use crate::answer::Accepted;
 use crate::auth::Caller;
 use crate::mirror_validation::facts;
 use crate::refusal::{Refusal, Result};
@@ -22,7 +21,7 @@ pub(crate) async fn adopt(
     Path(name): Path<String>,
     caller: Caller,
     Body(fields): Body,
-) -> Result<(StatusCode, Json<Value>)> {
+) -> Result<Accepted<Command>> {
     fields.finish()?;
     let command_id = api.catalog.request_adopt(&name, &caller.username).await?;
     let message = format!("Mirror '{name}' goes on from what its log and its destination hold");

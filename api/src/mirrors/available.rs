@@ -5,8 +5,10 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use bunny_catalog::NewMirrorTable;
+use bunny_postgres::introspect::TableSummary;
 use bunny_postgres::{TableName, introspect};
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::request::CreateRequest;
 use crate::mirror_validation::{self, SourceFacts, facts::open};
@@ -14,11 +16,24 @@ use crate::refusal::{Refusal, Result};
 use crate::request::Path;
 use crate::state::Api;
 
+/// A table of the source that is not in the mirror.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct AvailableTable {
+    #[serde(flatten)]
+    table: TableSummary,
+    /// Whether it can be mirrored.
+    available: bool,
+    /// Why not.
+    reasons: Vec<String>,
+    /// What should be known before.
+    warnings: Vec<String>,
+}
+
 /// `GET /v1/mirrors/{name}/available-tables`.
 pub(crate) async fn available_tables(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
-) -> Result<Json<Vec<Value>>> {
+) -> Result<Json<Vec<AvailableTable>>> {
     let mirror = api.catalog.get_mirror(&name).await?;
     if let Some(owner) = &mirror.owner {
         return Err(Refusal::conflict(format!(
@@ -71,17 +86,15 @@ pub(crate) async fn available_tables(
         .await
         .map_err(failed)?;
     let found = mirror_validation::check_tables(&request, &facts);
-    let views = summaries.iter().zip(found).map(|(summary, findings)| {
-        let reasons: Vec<&String> = findings
-            .problems
-            .iter()
-            .map(|problem| &problem.message)
-            .collect();
-        let mut view = serde_json::to_value(summary).unwrap_or_else(|_| json!({}));
-        view["available"] = json!(reasons.is_empty());
-        view["reasons"] = json!(reasons);
-        view["warnings"] = json!(findings.warnings);
-        view
+    let views = summaries.into_iter().zip(found).map(|(table, findings)| {
+        let problems = findings.problems.into_iter();
+        let reasons: Vec<String> = problems.map(|problem| problem.message).collect();
+        AvailableTable {
+            table,
+            available: reasons.is_empty(),
+            reasons,
+            warnings: findings.warnings,
+        }
     });
     Ok(Json(views.collect()))
 }

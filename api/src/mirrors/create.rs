@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use bunny_catalog::{LogLevel, Mirror, NewMirror, Peer};
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::json;
 
-use super::estimate::estimate;
+use super::estimate::{DryRun, estimate};
 use super::request::{CreateRequest, without_effect_yet};
 use super::{adopt, attach};
+use crate::answer::{Created, Either, Under};
 use crate::auth::Caller;
 use crate::mirror_validation::facts::{Place, place_of};
 use crate::mirror_validation::{self, Edge, Facts, Findings};
@@ -24,11 +26,22 @@ use crate::state::Api;
 /// How long Kafka may take to show that it is there.
 const KAFKA_TIME_MAX: Duration = Duration::from_secs(3);
 
+/// A mirror was created.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "CreatedMirror")]
+pub(crate) struct Made {
+    #[schemars(example = &"Mirror 'prod_to_staging' created successfully")]
+    message: String,
+    /// What should be known.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
+}
+
 pub(crate) async fn create(
     State(api): State<Arc<Api>>,
     caller: Caller,
     Body(fields): Body,
-) -> Result<(StatusCode, Json<Value>)> {
+) -> Result<Either<Created<Made>, Json<DryRun>>> {
     let mut request = CreateRequest::read(fields)?;
     let owner = attach::complete(&api, &mut request).await?;
     refuse(&mirror_validation::check_request(&request))?;
@@ -57,8 +70,8 @@ pub(crate) async fn create(
         false => None,
     };
     if request.dry_run {
-        let answer = estimate(&api, &peers.source, &request, &facts, &findings).await?;
-        return Ok((StatusCode::OK, Json(answer)));
+        let answer = estimate(&api, &peers.source, &request, &facts, findings).await?;
+        return Ok(Either::That(Json(answer)));
     }
     for server in [&facts.source.server, &facts.destination.server] {
         // Before anything depends on it: a peer that mirrors use stays this database.
@@ -75,11 +88,10 @@ pub(crate) async fn create(
         })
         .await?;
     write_log(&api, &mirror, &findings).await;
-    let mut body = json!({ "message": format!("Mirror '{}' created successfully", mirror.name) });
-    if !findings.warnings.is_empty() {
-        body["warnings"] = json!(findings.warnings);
-    }
-    Ok((StatusCode::CREATED, Json(body)))
+    Ok(Either::This(Under(Made {
+        message: format!("Mirror '{}' created successfully", mirror.name),
+        warnings: findings.warnings,
+    })))
 }
 
 fn refuse(findings: &Findings) -> Result<()> {

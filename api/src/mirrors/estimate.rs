@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use bunny_catalog::Peer;
 use bunny_postgres::{ResultExt, Session};
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::attach::{AttachRequest, InitialLoad};
 use super::request::CreateRequest;
+use super::shown::TableMode;
 use crate::mirror_validation::facts::open;
 use crate::mirror_validation::{Facts, Findings};
 use crate::refusal::{Refusal, Result};
@@ -69,6 +71,53 @@ struct Room {
     primary_key_bytes: i64,
 }
 
+/// A mirror could be created, and nothing was.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct DryRun {
+    message: String,
+    #[schemars(extend("const" = true))]
+    dry_run: bool,
+    tables: Vec<TableEstimate>,
+    estimate: Estimate,
+    /// What should be known before.
+    warnings: Vec<String>,
+}
+
+/// What the copy of a table takes, by the source's statistics and sizes.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct TableEstimate {
+    source_table: String,
+    destination_table: String,
+    mode: TableMode,
+    row_estimate: i64,
+    /// Of the table at the source, without indexes.
+    size_bytes: i64,
+    /// As COPY text, uncompressed.
+    copy_bytes: i64,
+    /// Of the indexes that the destination gets.
+    index_bytes: i64,
+    chunks: i64,
+}
+
+/// What the copy of all tables takes; without `do_initial_snapshot` no room is needed.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Estimate {
+    rows: i64,
+    /// Of the tables at the source, without indexes.
+    bytes: i64,
+    chunks: i64,
+    /// As COPY text, uncompressed.
+    copy_bytes: i64,
+    /// How often the brokers keep a topic; null where they do not say so.
+    kafka_replication_factor: Option<i32>,
+    /// Room needed in Kafka: COPY text as often as the brokers keep it.
+    kafka_bytes: i64,
+    /// Of the indexes that the destination gets.
+    index_bytes: i64,
+    /// Room needed at the destination: tables and indexes.
+    destination_bytes: i64,
+}
+
 /// The answer to a `dry_run`.
 ///
 /// # Errors
@@ -78,8 +127,8 @@ pub(super) async fn estimate(
     source: &Peer,
     request: &CreateRequest,
     facts: &Facts,
-    findings: &Findings,
-) -> Result<Value> {
+    findings: Findings,
+) -> Result<DryRun> {
     let (rooms, replicas) = tokio::join!(
         rooms(source, request, facts),
         tokio::time::timeout(KAFKA_TIME_MAX, api.kafka.default_replication()),
@@ -124,10 +173,10 @@ async fn rooms(
 fn answer(
     request: &CreateRequest,
     facts: &Facts,
-    findings: &Findings,
+    findings: Findings,
     rooms: &[Room],
     replicas: Option<i32>,
-) -> Value {
+) -> DryRun {
     let config = &request.config;
     let rows_per_chunk = i64::try_from(config.snapshot_num_rows_per_partition).unwrap_or(i64::MAX);
     let mut tables = Vec::with_capacity(request.tables.len());
@@ -156,16 +205,19 @@ fn answer(
         chunks_sum = chunks_sum.saturating_add(chunks);
         copy_sum = copy_sum.saturating_add(room.copy_bytes);
         index_sum = index_sum.saturating_add(index_bytes);
-        tables.push(json!({
-            "source_table": mapping.source.to_string(),
-            "destination_table": mapping.destination.to_string(),
-            "mode": if definition.can_carry_updates() { "all" } else { "insert_only" },
-            "row_estimate": rows,
-            "size_bytes": definition.size_bytes,
-            "copy_bytes": room.copy_bytes,
-            "index_bytes": index_bytes,
-            "chunks": chunks,
-        }));
+        tables.push(TableEstimate {
+            source_table: mapping.source.to_string(),
+            destination_table: mapping.destination.to_string(),
+            mode: match definition.can_carry_updates() {
+                true => TableMode::All,
+                false => TableMode::InsertOnly,
+            },
+            row_estimate: rows,
+            size_bytes: definition.size_bytes,
+            copy_bytes: room.copy_bytes,
+            index_bytes,
+            chunks,
+        });
     }
     let if_copied = |bytes: i64| match config.do_initial_snapshot {
         true => bytes,
@@ -177,26 +229,28 @@ fn answer(
         true => 0,
         false => i64::from(replicas.unwrap_or(1).max(1)),
     };
-    json!({
-        "message": format!("Mirror '{}' can be created; nothing was", request.name),
-        "dry_run": true,
-        "tables": tables,
-        "estimate": {
-            "rows": rows_sum,
-            "bytes": bytes_sum,
-            "chunks": chunks_sum,
-            "copy_bytes": if_copied(copy_sum),
-            "kafka_replication_factor": replicas,
-            "kafka_bytes": if_copied(copy_sum.saturating_mul(copies)),
-            "index_bytes": if_copied(index_sum),
-            "destination_bytes": if_copied(bytes_sum.saturating_add(index_sum)),
+    DryRun {
+        message: format!("Mirror '{}' can be created; nothing was", request.name),
+        dry_run: true,
+        tables,
+        estimate: Estimate {
+            rows: rows_sum,
+            bytes: bytes_sum,
+            chunks: chunks_sum,
+            copy_bytes: if_copied(copy_sum),
+            kafka_replication_factor: replicas,
+            kafka_bytes: if_copied(copy_sum.saturating_mul(copies)),
+            index_bytes: if_copied(index_sum),
+            destination_bytes: if_copied(bytes_sum.saturating_add(index_sum)),
         },
-        "warnings": findings.warnings,
-    })
+        warnings: findings.warnings,
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::mirror_validation::testing;
 
@@ -212,8 +266,8 @@ mod tests {
         let size = facts.source.tables[0].found.as_ref().unwrap();
         let size = size.definition.as_ref().unwrap().size_bytes;
         let estimate = |request: &CreateRequest, replicas| {
-            let answer = answer(request, &facts, &Findings::default(), &[room], replicas);
-            answer["estimate"].clone()
+            let answer = answer(request, &facts, Findings::default(), &[room], replicas);
+            json!(answer.estimate)
         };
         let with_all = estimate(&request, Some(3));
         assert_eq!(with_all["copy_bytes"], 300);

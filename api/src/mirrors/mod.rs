@@ -11,6 +11,7 @@ mod replay;
 pub(crate) mod request;
 mod resync;
 mod schema_sync;
+mod shown;
 mod table_list;
 mod view;
 
@@ -18,11 +19,10 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use bunny_catalog::{Catalog, LogLevel, LogQuery, Mirror, Reports, StatusView, derive, lag};
 use bunny_postgres::TableName;
-use serde_json::{Value, json};
 
+use crate::answer::{Accepted, Under};
 use crate::auth::Caller;
 use crate::refusal::Result;
 use crate::request::{Body, Fields, Path, Query};
@@ -62,7 +62,7 @@ pub(crate) async fn see(catalog: &Catalog, mirror: Mirror) -> bunny_catalog::Res
 }
 
 /// `GET /v1/mirrors`.
-pub(crate) async fn list(State(api): State<Arc<Api>>) -> Result<Json<Vec<Value>>> {
+pub(crate) async fn list(State(api): State<Arc<Api>>) -> Result<Json<Vec<shown::Brief>>> {
     let mirrors = api.catalog.list_mirrors().await?;
     let mut views = Vec::with_capacity(mirrors.len());
     for mirror in mirrors {
@@ -76,7 +76,7 @@ pub(crate) async fn list(State(api): State<Arc<Api>>) -> Result<Json<Vec<Value>>
 pub(crate) async fn get(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
-) -> Result<Json<Value>> {
+) -> Result<Json<shown::Full>> {
     let mirror = api.catalog.get_mirror(&name).await?;
     let seen = see(&api.catalog, mirror).await?;
     Ok(Json(view::full(&seen.mirror, &seen.reports, &seen.status)))
@@ -86,7 +86,7 @@ pub(crate) async fn get(
 pub(crate) async fn tables(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
-) -> Result<Json<Vec<Value>>> {
+) -> Result<Json<Vec<shown::Table>>> {
     let mirror = api.catalog.get_mirror(&name).await?;
     let reports = api.catalog.reports(mirror.id).await?;
     Ok(Json(view::tables(&mirror, &reports)))
@@ -96,7 +96,7 @@ pub(crate) async fn tables(
 pub(crate) async fn metrics(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
-) -> Result<Json<Value>> {
+) -> Result<Json<shown::Metrics>> {
     let mirror = api.catalog.get_mirror(&name).await?;
     let seen = see(&api.catalog, mirror).await?;
     let lag = lag(&seen.reports, seen.mirror.created_at, seen.reports.read_at);
@@ -114,13 +114,16 @@ pub(crate) async fn logs(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
     query: Query,
-) -> Result<Json<Value>> {
+) -> Result<Json<shown::Logs>> {
     let wanted = read_logs(query)?;
     let mirror = api.catalog.get_mirror(&name).await?;
     let (logs, total) = api.catalog.list_logs(mirror.id, &wanted).await?;
-    Ok(Json(
-        json!({ "logs": logs, "total": total, "offset": wanted.offset, "limit": wanted.limit }),
-    ))
+    Ok(Json(shown::Logs {
+        logs,
+        total,
+        offset: wanted.offset,
+        limit: wanted.limit,
+    }))
 }
 
 /// Which entries of a log are asked for.
@@ -157,7 +160,7 @@ pub(crate) async fn delete(
     Path(name): Path<String>,
     query: Query,
     caller: Caller,
-) -> Result<(StatusCode, Json<Value>)> {
+) -> Result<Accepted<shown::Command>> {
     let (keep_topics, force) = read_delete(query)?;
     let command_id = api
         .catalog
@@ -183,7 +186,7 @@ pub(crate) async fn retry(
     Path(name): Path<String>,
     caller: Caller,
     Body(fields): Body,
-) -> Result<(StatusCode, Json<Value>)> {
+) -> Result<Accepted<shown::Command>> {
     let table = read_retry(fields)?;
     let command_id = api
         .catalog
@@ -203,7 +206,9 @@ pub(crate) fn read_retry(mut fields: Fields) -> Result<Option<TableName>> {
     Ok(table)
 }
 
-fn accepted(message: String, command_id: uuid::Uuid) -> (StatusCode, Json<Value>) {
-    let body = json!({ "message": message, "command_id": command_id });
-    (StatusCode::ACCEPTED, Json(body))
+fn accepted(message: String, command_id: uuid::Uuid) -> Accepted<shown::Command> {
+    Under(shown::Command {
+        message,
+        command_id,
+    })
 }

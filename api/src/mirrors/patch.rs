@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use bunny_catalog::MirrorChange;
-use serde_json::Value;
 
 use super::accepted;
 use super::request::{APPLY_MODES, ON_TABLE_ERROR, RESYNC_STRATEGIES};
+use super::shown::Command;
+use crate::answer::Accepted;
 use crate::auth::Caller;
 use crate::refusal::{Refusal, Result};
 use crate::request::{Body, Fields, Path};
@@ -21,7 +20,7 @@ pub(crate) async fn patch(
     Path(name): Path<String>,
     caller: Caller,
     Body(fields): Body,
-) -> Result<(StatusCode, Json<Value>)> {
+) -> Result<Accepted<Command>> {
     let change = read_patch(fields)?;
     let command_id = api
         .catalog
@@ -70,6 +69,8 @@ pub(crate) fn read_patch(mut fields: Fields) -> Result<MirrorChange> {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::StatusCode;
+
     use super::*;
 
     fn changed(body: &str) -> Result<MirrorChange> {

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use bunny_catalog::{Mirror, MirrorTable, NewReplay, ResyncStrategy, RetainedSync, Until};
@@ -12,10 +11,11 @@ use bunny_schemas::control::SyncRecord;
 use bunny_schemas::reader::last_change;
 use bunny_schemas::retained::{Missing, Retained};
 use chrono::{DateTime, SecondsFormat};
-use serde_json::Value;
 
 use super::accepted;
 use super::request::RESYNC_STRATEGIES;
+use super::shown::Command;
+use crate::answer::Accepted;
 use crate::auth::Caller;
 use crate::refusal::{Refusal, Result};
 use crate::request::{Body, Fields, Path};
@@ -38,7 +38,7 @@ pub(crate) async fn replay(
     Path(name): Path<String>,
     caller: Caller,
     Body(fields): Body,
-) -> Result<(StatusCode, Json<Value>)> {
+) -> Result<Accepted<Command>> {
     let request = read_replay(fields)?;
     let mirror = api.catalog.get_mirror(&name).await?;
     let strategy = request.strategy.unwrap_or(mirror.config.resync_strategy);
@@ -94,7 +94,7 @@ pub(crate) async fn checkpoint(
     Path(name): Path<String>,
     caller: Caller,
     Body(fields): Body,
-) -> Result<(StatusCode, Json<Value>)> {
+) -> Result<Accepted<Command>> {
     let tables = read_checkpoint(fields)?;
     let command_id = api
         .catalog

@@ -5,15 +5,14 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use bunny_catalog::ResyncStrategy;
 use bunny_postgres::TableName;
-use serde_json::Value;
 
 use super::accepted;
 use super::request::{RESYNC_STRATEGIES, table_name};
+use super::shown::Command;
+use crate::answer::Accepted;
 use crate::auth::Caller;
 use crate::refusal::{Refusal, Result};
 use crate::request::{Body, Fields, Path};
@@ -25,7 +24,7 @@ pub(crate) async fn resync(
     Path(name): Path<String>,
     caller: Caller,
     Body(fields): Body,
-) -> Result<(StatusCode, Json<Value>)> {
+) -> Result<Accepted<Command>> {
     let (table, strategy) = read_resync(fields)?;
     start(&api, &name, table, strategy, &caller).await
 }
@@ -36,7 +35,7 @@ pub(crate) async fn resync_table(
     Path((name, table)): Path<(String, String)>,
     caller: Caller,
     Body(fields): Body,
-) -> Result<(StatusCode, Json<Value>)> {
+) -> Result<Accepted<Command>> {
     let strategy = read_resync_table(fields)?;
     let table = TableName::parse(&table)
         .map_err(|error| Refusal::bad_request(format!("the table in the path: {error}")))?;
@@ -70,7 +69,7 @@ async fn start(
     table: Option<TableName>,
     strategy: Option<ResyncStrategy>,
     caller: &Caller,
-) -> Result<(StatusCode, Json<Value>)> {
+) -> Result<Accepted<Command>> {
     let mirror = api.catalog.get_mirror(name).await?;
     let strategy = strategy.unwrap_or(mirror.config.resync_strategy);
     let command_id = api

@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use bunny_catalog::{SchemaChanges, Status};
-use serde_json::Value;
 
+use super::shown::Command;
 use super::{accepted, see};
+use crate::answer::Accepted;
 use crate::auth::Caller;
 use crate::refusal::{Refusal, Result};
 use crate::request::{Body, Fields, Path};
@@ -20,7 +19,7 @@ pub(crate) async fn sync_schema(
     Path(name): Path<String>,
     caller: Caller,
     Body(fields): Body,
-) -> Result<(StatusCode, Json<Value>)> {
+) -> Result<Accepted<Command>> {
     let mode = read_sync_schema(fields)?;
     let seen = see(&api.catalog, api.catalog.get_mirror(&name).await?).await?;
     match seen.status.status {

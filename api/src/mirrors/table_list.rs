@@ -8,21 +8,63 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use bunny_catalog::{
     LogLevel, Mirror, NewMirrorTable, OnExistingRows, SchemaChanges, TableChanges,
 };
 use bunny_postgres::TableName;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::json;
+use uuid::Uuid;
 
-use super::accepted;
 use super::create::{Peers, other_mirrors};
 use super::request::{CreateRequest, mappings};
+use crate::answer::{Accepted, Either, Under};
 use crate::auth::Caller;
 use crate::mirror_validation::{self, Edge, Facts, Findings};
 use crate::refusal::{Refusal, Result};
 use crate::request::{Fields, ListBody, Path};
 use crate::state::Api;
+
+/// What a list of mappings changes; nothing is under way.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "TableListAnswer")]
+pub(crate) struct Answered {
+    message: String,
+    #[serde(flatten)]
+    lists: Lists,
+}
+
+/// What a list of mappings changes, and the command that does it.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "TableListAccepted")]
+pub(crate) struct Asked {
+    message: String,
+    /// See GET /v1/mirrors/{name}/commands/{id}.
+    command_id: Uuid,
+    #[serde(flatten)]
+    lists: Lists,
+}
+
+/// Source names of tables, and what should be known.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Lists {
+    added: Vec<String>,
+    removed: Vec<String>,
+    changed: Vec<String>,
+    warnings: Vec<String>,
+}
+
+impl Lists {
+    fn of(changes: &TableChanges, warnings: Vec<String>) -> Self {
+        Self {
+            added: names(&changes.added),
+            removed: names(&changes.removed),
+            changed: names(&changes.changed),
+            warnings,
+        }
+    }
+}
 
 /// 202 and the command to watch, or 200 if the list is what the mirror has.
 pub(crate) async fn set_tables(
@@ -30,7 +72,7 @@ pub(crate) async fn set_tables(
     Path(name): Path<String>,
     caller: Caller,
     ListBody(fields): ListBody,
-) -> Result<(StatusCode, Json<Value>)> {
+) -> Result<Either<Accepted<Asked>, Json<Answered>>> {
     let (tables, dry_run) = read_tables(fields)?;
     let mirror = api.catalog.get_mirror(&name).await?;
     let changes = TableChanges::between(&mirror.tables, &tables);
@@ -49,11 +91,8 @@ pub(crate) async fn set_tables(
             true => format!("The tables of mirror '{name}' are as asked for; nothing changes"),
             false => format!("The tables of mirror '{name}' can be changed; nothing was"),
         };
-        let body = json!({
-            "message": message, "added": names(&changes.added), "removed": names(&changes.removed),
-            "changed": names(&changes.changed), "warnings": warnings,
-        });
-        return Ok((StatusCode::OK, Json(body)));
+        let lists = Lists::of(&changes, warnings);
+        return Ok(Either::That(Json(Answered { message, lists })));
     }
     let (changes, command_id) = api
         .catalog
@@ -61,16 +100,16 @@ pub(crate) async fn set_tables(
         .await?;
     write_log(&api, &mirror, &changes, &warnings).await;
     let message = format!("The tables of mirror '{name}' are being changed");
-    let (status, Json(mut body)) = match command_id {
-        Some(command_id) => accepted(message, command_id),
+    let lists = Lists::of(&changes, warnings);
+    Ok(match command_id {
+        Some(command_id) => Either::This(Under(Asked {
+            message,
+            command_id,
+            lists,
+        })),
         // Someone else has asked for the same in between.
-        None => (StatusCode::OK, Json(json!({ "message": message }))),
-    };
-    body["added"] = json!(names(&changes.added));
-    body["removed"] = json!(names(&changes.removed));
-    body["changed"] = json!(names(&changes.changed));
-    body["warnings"] = json!(warnings);
-    Ok((status, Json(body)))
+        None => Either::That(Json(Answered { message, lists })),
+    })
 }
 
 /// The mappings, and whether only to validate them.

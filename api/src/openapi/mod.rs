@@ -5,8 +5,10 @@
 //! run once over a recorder ([`crate::request::Asked`]), which notes what they ask for, of what
 //! type and range, and what they insist on. So a field cannot be read and not documented, or the
 //! other way round. (The crates that exist derive a document from types that serde reads; bodies
-//! here are read field by field, so that every fault is named at once.)
+//! here are read field by field, so that every fault is named at once.) Answers are written by
+//! serde, so their schemas are derived from the types that handlers return ([`crate::answer`]).
 
+mod answers;
 mod operations;
 mod schema;
 
@@ -14,12 +16,15 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use axum::Json;
-use axum::http::header;
-use axum::response::{Html, IntoResponse, Response};
+use axum::http::{HeaderName, header};
+use axum::response::Html;
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::auth::Access;
 use crate::router::{Route, routes};
+use answers::Answers;
 use operations::{Body, Operation, operation};
 
 /// Everything the page needs is in the page; the browser is told to load nothing else.
@@ -28,23 +33,29 @@ const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// `GET /openapi.json`.
-pub(crate) async fn document_json() -> Json<&'static Value> {
+pub(crate) async fn document_json() -> Json<Document> {
     static DOCUMENT: OnceLock<Value> = OnceLock::new();
-    Json(DOCUMENT.get_or_init(|| document(&routes())))
+    Json(Document(DOCUMENT.get_or_init(|| document(&routes()))))
 }
 
+/// OpenAPI 3.1.
+#[derive(Serialize, JsonSchema)]
+#[schemars(inline)]
+pub(crate) struct Document(#[schemars(with = "Map<String, Value>")] &'static Value);
+
 /// `GET /docs`.
-pub(crate) async fn page() -> Response {
+pub(crate) async fn page() -> ([(HeaderName, &'static str); 1], Html<&'static str>) {
     let headers = [(header::CONTENT_SECURITY_POLICY, PAGE_POLICY)];
-    (headers, Html(PAGE)).into_response()
+    (headers, Html(PAGE))
 }
 
 /// The document of a table of routes. Pure.
 pub(crate) fn document(routes: &[Route]) -> Value {
+    let mut answers = Answers::new();
     let mut paths: BTreeMap<&str, Map<String, Value>> = BTreeMap::new();
     for route in routes {
         let method = route.method.as_str().to_lowercase();
-        let described = describe(route, &method);
+        let described = describe(route, &method, &mut answers);
         paths
             .entry(route.path)
             .or_default()
@@ -65,26 +76,12 @@ pub(crate) fn document(routes: &[Route]) -> Value {
                 "bearer": { "type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "A token of POST /v1/auth/login." },
                 "basic": { "type": "http", "scheme": "basic", "description": "User name and password; for /registry only." },
             },
-            "schemas": {
-                "Error": {
-                    "type": "object",
-                    "required": ["error"],
-                    "properties": { "error": { "type": "string", "description": "What is wrong and what to do." } },
-                },
-                "Accepted": {
-                    "type": "object",
-                    "required": ["message", "command_id"],
-                    "properties": {
-                        "message": { "type": "string" },
-                        "command_id": { "type": "string", "format": "uuid", "description": "See GET /v1/mirrors/{name}/commands/{id}." },
-                    },
-                },
-            },
+            "schemas": answers.components(),
         },
     })
 }
 
-fn describe(route: &Route, method: &str) -> Value {
+fn describe(route: &Route, method: &str, answers: &mut Answers) -> Value {
     let operation = operation(route.method.as_str(), route.path);
     let mut described = json!({
         "operationId": operation_id(method, route.path),
@@ -100,7 +97,7 @@ fn describe(route: &Route, method: &str) -> Value {
     if let Some(read) = operation.body {
         described["requestBody"] = request_body(read);
     }
-    described["responses"] = responses(route, &operation);
+    described["responses"] = responses(route, &operation, answers);
     described
 }
 
@@ -122,29 +119,9 @@ fn parameters(path: &str, operation: &Operation) -> Vec<Value> {
     parameters
 }
 
-fn responses(route: &Route, operation: &Operation) -> Value {
-    let error = |what: &str| {
-        let mut content =
-            json!({ "application/json": { "schema": { "$ref": "#/components/schemas/Error" } } });
-        // Who may not ask at all is told as everywhere, everything else as registries do.
-        if route.access == Access::Registry {
-            content[operation.content_type] = json!({});
-        }
-        json!({ "description": what, "content": content })
-    };
-    let mut responses = Map::new();
-    let answer = match operation.success {
-        202 => json!({ "$ref": "#/components/schemas/Accepted" }),
-        _ if operation.lists => json!({ "type": "array" }),
-        _ => json!({ "type": "object" }),
-    };
-    let success = match operation.content_type {
-        "application/json" => {
-            json!({ "description": "Done.", "content": { "application/json": { "schema": answer } } })
-        }
-        other => json!({ "description": "Done.", "content": { other: {} } }),
-    };
-    responses.insert(operation.success.to_string(), success);
+fn responses(route: &Route, operation: &Operation, answers: &mut Answers) -> Value {
+    let mut responses = answers.of(route);
+    let mut error = |what: &str| answers.refusal(route.access, what);
     if operation.body.is_some() || operation.query.is_some() {
         responses.insert(
             "400".into(),

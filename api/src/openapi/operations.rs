@@ -1,7 +1,5 @@
-//! What is said of each route beside its path: a sentence, the status of success, and the
-//! functions that read its body and query string.
-
-use axum::http::StatusCode;
+//! What is said of each route beside its path: a sentence, and the functions that read its body
+//! and query string.
 
 use crate::request::{Fields, Query};
 use crate::{auth, mirrors, peers, users};
@@ -15,31 +13,11 @@ pub(super) type QueryReader = fn(Query);
 #[derive(Clone, Copy)]
 pub(super) struct Operation {
     pub(super) summary: &'static str,
-    /// HTTP status when it is done.
-    pub(super) success: u16,
-    /// Answers a list rather than an object.
-    pub(super) lists: bool,
-    pub(super) content_type: &'static str,
     pub(super) body: Option<Body>,
     pub(super) query: Option<QueryReader>,
 }
 
 impl Operation {
-    fn answers(mut self, status: StatusCode) -> Self {
-        self.success = status.as_u16();
-        self
-    }
-
-    fn lists(mut self) -> Self {
-        self.lists = true;
-        self
-    }
-
-    fn content_type(mut self, content_type: &'static str) -> Self {
-        self.content_type = content_type;
-        self
-    }
-
     fn body(mut self, read: Body) -> Self {
         self.body = Some(read);
         self
@@ -54,9 +32,6 @@ impl Operation {
 fn says(summary: &'static str) -> Operation {
     Operation {
         summary,
-        success: 200,
-        lists: false,
-        content_type: "application/json",
         body: None,
         query: None,
     }
@@ -64,13 +39,11 @@ fn says(summary: &'static str) -> Operation {
 
 /// What is said of a route; a test refuses those of which nothing is.
 pub(super) fn operation(method: &str, path: &str) -> Operation {
-    let created = StatusCode::CREATED;
-    let accepted = StatusCode::ACCEPTED;
     match (method, path) {
         ("GET", "/health") => says("Whether the process answers"),
         ("GET", "/ready") => says("Whether catalog and Kafka can be reached"),
         ("GET", "/openapi.json") => says("This document"),
-        ("GET", "/docs") => says("This document as a page").content_type("text/html"),
+        ("GET", "/docs") => says("This document as a page"),
         ("POST", "/v1/auth/login") => says("Log in; repeated failures are slowed down")
             .body(|fields| drop(auth::handlers::read_login(fields))),
         ("GET", "/v1/auth/me") => says("Who the token belongs to"),
@@ -78,19 +51,17 @@ pub(super) fn operation(method: &str, path: &str) -> Operation {
             says("Change one's own password, which voids all earlier tokens")
                 .body(|fields| drop(auth::handlers::read_change_password(fields)))
         }
-        ("GET", "/v1/users") => says("List users").lists(),
-        ("POST", "/v1/users") => says("Create a user")
-            .answers(created)
-            .body(|fields| drop(users::read(fields))),
+        ("GET", "/v1/users") => says("List users"),
+        ("POST", "/v1/users") => says("Create a user").body(|fields| drop(users::read(fields))),
         ("DELETE", "/v1/users/{username}") => {
             says("Delete a user; nobody deletes themself, the last administrator stays")
         }
         ("GET", "/v1/audit") => says("Who changed users and peers, newest first")
             .query(|query| drop(users::read_page(query))),
-        ("GET", "/v1/peers") => says("List peers").lists(),
-        ("POST", "/v1/peers") => says("Create a peer")
-            .answers(created)
-            .body(|fields| drop(peers::read(fields, None))),
+        ("GET", "/v1/peers") => says("List peers"),
+        ("POST", "/v1/peers") => {
+            says("Create a peer").body(|fields| drop(peers::read(fields, None)))
+        }
         ("GET", "/v1/peers/{name}") => says("Show a peer, without its password"),
         ("PUT", "/v1/peers/{name}") => {
             says("Describe a peer anew; running mirrors connect anew, another database is refused")
@@ -100,89 +71,71 @@ pub(super) fn operation(method: &str, path: &str) -> Operation {
         ("POST", "/v1/peers/{name}/test") => {
             says("Whether a peer can be reached, and what it is ready for")
         }
-        ("GET", "/v1/peers/{name}/tables") => says("List the tables of a peer").lists(),
-        ("GET", "/v1/mirrors") => says("List mirrors").lists(),
+        ("GET", "/v1/peers/{name}/tables") => says("List the tables of a peer"),
+        ("GET", "/v1/mirrors") => says("List mirrors"),
         ("POST", "/v1/mirrors") => says("Create a mirror, or with dry_run only validate it")
-            .answers(created)
             .body(|fields| drop(mirrors::request::CreateRequest::read(fields))),
         ("GET", "/v1/mirrors/{name}") => says("Show a mirror with its status and tables"),
         ("PATCH", "/v1/mirrors/{name}") => says("Change options while the mirror runs")
-            .answers(accepted)
             .body(|fields| drop(mirrors::read_patch(fields))),
         ("DELETE", "/v1/mirrors/{name}") => says(
             "Delete a mirror: slot, publications, topics and bookkeeping, never destination data",
         )
-        .answers(accepted)
         .query(|query| drop(mirrors::read_delete(query))),
         ("GET", "/v1/mirrors/{name}/metrics") => says("Lag and positions of a mirror"),
         ("GET", "/v1/mirrors/{name}/logs") => {
             says("The log of a mirror, newest first").query(|query| drop(mirrors::read_logs(query)))
         }
-        ("GET", "/v1/mirrors/{name}/tables") => says("The table mappings of a mirror").lists(),
+        ("GET", "/v1/mirrors/{name}/tables") => says("The table mappings of a mirror"),
         ("PUT", "/v1/mirrors/{name}/tables") => {
             says("Replace the table mappings of a mirror; new tables are synced while it runs")
-                .answers(accepted)
                 .body(|fields| drop(mirrors::read_tables(fields)))
         }
         ("GET", "/v1/mirrors/{name}/available-tables") => {
             says("Source tables that are not in the mirror, with why not where they cannot be")
-                .lists()
         }
         ("POST", "/v1/mirrors/{name}/retry") => {
             says("Try again what has failed, or only one table")
-                .answers(accepted)
                 .body(|fields| drop(mirrors::read_retry(fields)))
         }
         ("POST", "/v1/mirrors/{name}/pause") => {
             says("Stop applying, or with scope \"all\" capturing too")
-                .answers(accepted)
                 .body(|fields| drop(mirrors::read_pause(fields)))
         }
-        ("POST", "/v1/mirrors/{name}/resume") => says("Go on where a pause stopped")
-            .answers(accepted)
-            .body(|fields| drop(fields.finish())),
+        ("POST", "/v1/mirrors/{name}/resume") => {
+            says("Go on where a pause stopped").body(|fields| drop(fields.finish()))
+        }
         ("POST", "/v1/mirrors/{name}/sync-schema") => {
             says("Bring the destination to the source's present schema")
-                .answers(accepted)
                 .body(|fields| drop(mirrors::read_sync_schema(fields)))
         }
         ("POST", "/v1/mirrors/{name}/resync") => says("Copy all tables anew, or only one")
-            .answers(accepted)
             .body(|fields| drop(mirrors::read_resync(fields))),
-        ("POST", "/v1/mirrors/{name}/resync/{table}") => says("Copy one table anew")
-            .answers(accepted)
-            .body(|fields| drop(mirrors::read_resync_table(fields))),
+        ("POST", "/v1/mirrors/{name}/resync/{table}") => {
+            says("Copy one table anew").body(|fields| drop(mirrors::read_resync_table(fields)))
+        }
         ("POST", "/v1/mirrors/{name}/adopt") => {
             says("Go on from what log and destination hold, where the catalog is older")
-                .answers(accepted)
                 .body(|fields| drop(fields.finish()))
         }
         ("POST", "/v1/mirrors/{name}/replay") => {
             says("Rebuild tables from retained topics, without their source")
-                .answers(accepted)
                 .body(|fields| drop(mirrors::read_replay(fields)))
         }
         ("POST", "/v1/mirrors/{name}/checkpoint") => {
             says("Publish fresh chunks, so that rebuilding stays possible")
-                .answers(accepted)
                 .body(|fields| drop(mirrors::read_checkpoint(fields)))
         }
         ("GET", "/v1/mirrors/{name}/commands") => {
-            says("What was asked of a mirror, newest first; kept after it").lists()
+            says("What was asked of a mirror, newest first; kept after it")
         }
         ("GET", "/v1/mirrors/{name}/commands/{id}") => says("One command, its state and outcome"),
-        ("GET", "/registry/schemas/ids/{id}") => registry("A schema by its id"),
-        ("GET", "/registry/subjects") => registry("The subjects").lists(),
-        ("GET", "/registry/subjects/{subject}/versions") => {
-            registry("The versions of a subject").lists()
-        }
+        ("GET", "/registry/schemas/ids/{id}") => says("A schema by its id"),
+        ("GET", "/registry/subjects") => says("The subjects"),
+        ("GET", "/registry/subjects/{subject}/versions") => says("The versions of a subject"),
         ("GET", "/registry/subjects/{subject}/versions/{version}") => {
-            registry("A version of a subject, or \"latest\"")
+            says("A version of a subject, or \"latest\"")
         }
         _ => says(""),
     }
-}
-
-fn registry(summary: &'static str) -> Operation {
-    says(summary).content_type("application/vnd.schemaregistry.v1+json")
 }

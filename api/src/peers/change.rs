@@ -10,9 +10,8 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use bunny_catalog::Peer;
-use serde_json::{Value, json};
 
-use super::{read, view};
+use super::{Stored, read, view};
 use crate::auth::Caller;
 use crate::mirror_validation::facts::{PeerFacts, open};
 use crate::refusal::{Refusal, Result};
@@ -25,7 +24,7 @@ pub(crate) async fn replace(
     Path(name): Path<String>,
     caller: Caller,
     Body(fields): Body,
-) -> Result<Json<Value>> {
+) -> Result<Json<Stored>> {
     let present = api.catalog.get_peer(&name).await?;
     let mut wanted = read(fields, Some(&name))?;
     let users = api.catalog.mirrors_of_peer(&name).await?;
@@ -57,11 +56,10 @@ pub(crate) async fn replace(
     } else {
         format!("; {} connect anew", users.join(", "))
     };
-    let mut body = json!({ "message": format!("Peer '{name}' updated successfully{reconnect}") });
-    if let (Value::Object(body), Value::Object(fields)) = (&mut body, view(&peer)) {
-        body.extend(fields);
-    }
-    Ok(Json(body))
+    Ok(Json(Stored {
+        message: format!("Peer '{name}' updated successfully{reconnect}"),
+        peer: view(&peer),
+    }))
 }
 
 async fn same_database(present: &Peer, found: Option<&str>, users: &[String]) -> Result<()> {

@@ -2,17 +2,19 @@
 
 use bunny_postgres::introspect::any_client_is_a_standby;
 use bunny_postgres::quote_ident;
+use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::{Value, json};
 
 use crate::mirror_validation::facts::PeerFacts;
 
 /// One check by name, with its outcome, the reason and the cure.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "PeerCheck")]
 struct Check {
     name: &'static str,
     ok: bool,
     why: String,
+    /// What to do, if it is not so.
     #[serde(skip_serializing_if = "Option::is_none")]
     fix: Option<String>,
 }
@@ -26,20 +28,64 @@ fn check(name: &'static str, ok: bool, why: impl Into<String>, fix: impl Into<St
     }
 }
 
-/// The answer to a test of a peer that could be reached.
-pub(super) fn describe(facts: &PeerFacts) -> Value {
-    let info = &facts.server.info;
-    json!({
-        "success": true,
-        "version": info.version,
-        "system_identifier": info.system_id,
-        "source": side(as_source(facts)),
-        "destination": side(as_destination(facts)),
-    })
+/// The answer to a test of a peer.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "PeerTest")]
+#[serde(untagged)]
+pub(crate) enum Tested {
+    /// It was reached.
+    Reached {
+        #[schemars(extend("const" = true))]
+        success: bool,
+        /// Of the server.
+        version: String,
+        system_identifier: String,
+        source: Side,
+        destination: Side,
+    },
+    /// It was not.
+    Failed {
+        #[schemars(extend("const" = false))]
+        success: bool,
+        /// What is wrong and what to do.
+        error: String,
+    },
 }
 
-fn side(checks: Vec<Check>) -> Value {
-    json!({ "ready": checks.iter().all(|check| check.ok), "checks": checks })
+/// What a peer is ready for.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "PeerReadiness")]
+pub(crate) struct Side {
+    ready: bool,
+    checks: Vec<Check>,
+}
+
+impl Tested {
+    pub(super) fn failed(error: &bunny_postgres::Error) -> Self {
+        Self::Failed {
+            success: false,
+            error: error.to_string(),
+        }
+    }
+}
+
+/// The answer to a test of a peer that could be reached.
+pub(super) fn describe(facts: &PeerFacts) -> Tested {
+    let info = &facts.server.info;
+    Tested::Reached {
+        success: true,
+        version: info.version.clone(),
+        system_identifier: info.system_id.clone(),
+        source: side(as_source(facts)),
+        destination: side(as_destination(facts)),
+    }
+}
+
+fn side(checks: Vec<Check>) -> Side {
+    Side {
+        ready: checks.iter().all(|check| check.ok),
+        checks,
+    }
 }
 
 fn as_source(facts: &PeerFacts) -> Vec<Check> {
@@ -186,19 +232,21 @@ fn may(allowed: bool, what: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
     use crate::mirror_validation::testing;
 
     #[test]
     fn every_check_has_a_name_and_a_cure_when_it_fails() {
         let mut facts = testing::peer_facts();
-        let fine = describe(&facts);
+        let fine = json!(describe(&facts));
         assert_eq!(fine["source"]["ready"], true, "{fine}");
         assert_eq!(fine["destination"]["ready"], true, "{fine}");
 
         facts.server.info.wal_level = "replica".to_owned();
         facts.may_be_replica = false;
-        let body = describe(&facts);
+        let body = json!(describe(&facts));
         assert_eq!(body["success"], true);
         assert_eq!(body["source"]["ready"], false);
         let checks = body["source"]["checks"].as_array().unwrap();

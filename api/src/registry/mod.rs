@@ -7,53 +7,82 @@ pub(crate) mod schemas;
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::Response;
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use crate::request::Path;
 use crate::state::Api;
-use schemas::{RegistryError, Version, answer};
+use schemas::{RegistryAnswer, RegistryError, Version};
+
+type Result<T> = std::result::Result<RegistryAnswer<T>, RegistryError>;
+
+/// A schema.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "RegisteredSchema")]
+pub(crate) struct ById {
+    /// Avro, as JSON text.
+    schema: Arc<str>,
+}
+
+/// A version of a subject.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "SubjectVersion")]
+pub(crate) struct Registered {
+    subject: String,
+    /// From 1.
+    version: u32,
+    /// Of the schema.
+    id: u32,
+    /// Avro, as JSON text.
+    schema: Arc<str>,
+}
 
 /// `GET /registry/schemas/ids/{id}`.
 pub(crate) async fn schema_by_id(
     State(api): State<Arc<Api>>,
     Path(id): Path<String>,
-) -> Result<Response, RegistryError> {
+) -> Result<ById> {
     let unknown = || RegistryError::new(40403, format!("Schema {id} not found"));
     let id: u32 = id.parse().map_err(|_| unknown())?;
     let schema = api.schemas.schema(id).await?;
-    Ok(answer(StatusCode::OK, &json!({ "schema": &*schema })))
+    Ok(RegistryAnswer(ById { schema }))
 }
 
 /// `GET /registry/subjects`.
-pub(crate) async fn subjects(State(api): State<Arc<Api>>) -> Result<Response, RegistryError> {
-    let subjects = api.schemas.subjects().await?;
-    Ok(answer(StatusCode::OK, &json!(subjects)))
+pub(crate) async fn subjects(State(api): State<Arc<Api>>) -> Result<Vec<String>> {
+    Ok(RegistryAnswer(api.schemas.subjects().await?))
 }
 
 /// `GET /registry/subjects/{subject}/versions`.
 pub(crate) async fn versions(
     State(api): State<Arc<Api>>,
     Path(subject): Path<String>,
-) -> Result<Response, RegistryError> {
+) -> Result<Vec<u32>> {
     let versions = api.schemas.versions(&subject).await?;
-    let numbers: Vec<u32> = versions.iter().map(|(version, _, _)| *version).collect();
-    Ok(answer(StatusCode::OK, &json!(numbers)))
+    let numbers = versions.iter().map(|(version, _, _)| *version);
+    Ok(RegistryAnswer(numbers.collect()))
 }
 
 /// `GET /registry/subjects/{subject}/versions/{version}`, the version a number or `latest`.
 pub(crate) async fn version(
     State(api): State<Arc<Api>>,
     Path((subject, wanted)): Path<(String, String)>,
-) -> Result<Response, RegistryError> {
+) -> Result<Registered> {
     let versions = api.schemas.versions(&subject).await?;
     let (version, id, schema) = pick(&versions, &wanted)?;
-    let body = json!({ "subject": subject, "version": version, "id": id, "schema": &**schema });
-    Ok(answer(StatusCode::OK, &body))
+    let registered = Registered {
+        version: *version,
+        id: *id,
+        schema: Arc::clone(schema),
+        subject,
+    };
+    Ok(RegistryAnswer(registered))
 }
 
-fn pick<'a>(versions: &'a [Version], wanted: &str) -> Result<&'a Version, RegistryError> {
+fn pick<'a>(
+    versions: &'a [Version],
+    wanted: &str,
+) -> std::result::Result<&'a Version, RegistryError> {
     if wanted == "latest" || wanted == "-1" {
         return versions
             .iter()

@@ -3,18 +3,21 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bunny_schemas::Error as SchemasError;
 use bunny_schemas::kafka::KafkaConfig;
 use bunny_schemas::registry::Registry;
 use bunny_schemas::topics::Topics;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 use tokio::sync::OnceCell;
 
+use crate::answer::{Answer, Form};
 use crate::refusal::Refusal;
 
-const CONTENT_TYPE: &str = "application/vnd.schemaregistry.v1+json";
+pub(crate) const CONTENT_TYPE: &str = "application/vnd.schemaregistry.v1+json";
 /// How long Kafka may take to answer.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(15);
 /// After so long it is looked whether the topic is still the one that was read: a Kafka that was
@@ -67,12 +70,27 @@ impl RegistryError {
     }
 }
 
+/// The body of a refusal.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "RegistryError")]
+pub(crate) struct Refused {
+    /// The HTTP status is in its first three digits.
+    error_code: u32,
+    /// What is wrong.
+    message: String,
+    /// The same, for callers that know our other answers.
+    error: String,
+}
+
 impl IntoResponse for RegistryError {
     fn into_response(self) -> Response {
-        // `error` is there for callers that know our other answers.
-        let body =
-            json!({ "error_code": self.code, "message": self.message, "error": self.message });
-        answer(self.status(), &body)
+        let status = self.status();
+        let body = Refused {
+            error_code: self.code,
+            error: self.message.clone(),
+            message: self.message,
+        };
+        (status, RegistryAnswer(body)).into_response()
     }
 }
 
@@ -89,14 +107,20 @@ pub(crate) fn refused(refusal: &Refusal) -> Response {
     response
 }
 
-pub(super) fn answer(status: StatusCode, body: &Value) -> Response {
-    let content_type = HeaderValue::from_static(CONTENT_TYPE);
-    (
-        status,
-        [(header::CONTENT_TYPE, content_type)],
-        body.to_string(),
-    )
-        .into_response()
+/// JSON under the media type of registries.
+pub(crate) struct RegistryAnswer<T>(pub(super) T);
+
+impl<T: Serialize> IntoResponse for RegistryAnswer<T> {
+    fn into_response(self) -> Response {
+        let content_type = HeaderValue::from_static(CONTENT_TYPE);
+        ([(header::CONTENT_TYPE, content_type)], Json(self.0)).into_response()
+    }
+}
+
+impl<T: Serialize + JsonSchema> Answer for RegistryAnswer<T> {
+    fn forms() -> Vec<Form> {
+        vec![Form::of::<T>(200, CONTENT_TYPE)]
+    }
 }
 
 impl Schemas {

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::{lsn_from, lsn_to};
 use crate::error::{Error, Result};
 
+/// The API's document names them by [`bunny_catalog::TABLE_STATES`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum State {
     /// Wanted; no sync of this generation has begun.
@@ -28,6 +29,16 @@ pub enum State {
 }
 
 impl State {
+    const ALL: [State; 7] = [
+        State::Pending,
+        State::Syncing,
+        State::CatchingUp,
+        State::Live,
+        State::Parked,
+        State::Errored,
+        State::Removing,
+    ];
+
     pub fn as_str(self) -> &'static str {
         match self {
             State::Pending => "PENDING",
@@ -41,16 +52,7 @@ impl State {
     }
 
     pub fn parse(text: &str) -> Option<State> {
-        Some(match text {
-            "PENDING" => State::Pending,
-            "SYNCING" => State::Syncing,
-            "CATCHING_UP" => State::CatchingUp,
-            "LIVE" => State::Live,
-            "PARKED" => State::Parked,
-            "ERRORED" => State::Errored,
-            "REMOVING" => State::Removing,
-            _ => return None,
-        })
+        State::ALL.into_iter().find(|state| state.as_str() == text)
     }
 }
 
@@ -429,4 +431,14 @@ fn table_from_row(row: &Row) -> Result<TableState> {
         last_synced_at: row.get::<_, Option<SystemTime>>(22).map(DateTime::from),
         retry_id: row.get(23),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::State;
+
+    #[test]
+    fn the_states_are_those_that_the_catalog_names() {
+        assert_eq!(State::ALL.map(State::as_str), bunny_catalog::TABLE_STATES);
+    }
 }

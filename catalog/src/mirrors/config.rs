@@ -1,10 +1,11 @@
 //! A mirror's options, with the defaults of the REST contract.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// When apply flushes a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ApplyMode {
     /// When the batch is full or the log has nothing more to give.
@@ -15,7 +16,7 @@ pub enum ApplyMode {
 }
 
 /// What to do with rows that a destination table holds before its first load.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnExistingRows {
     /// Refuse to create the mirror.
@@ -28,7 +29,7 @@ pub enum OnExistingRows {
 }
 
 /// What an incurable error in one table does to its mirror.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnTableError {
     /// The table is set aside (ERRORED), the rest flows.
@@ -39,7 +40,7 @@ pub enum OnTableError {
 }
 
 /// How far changes of the source's table definitions are followed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SchemaChanges {
     /// New columns are added.
@@ -52,7 +53,7 @@ pub enum SchemaChanges {
 }
 
 /// What happens after a change that the stream does not carry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum UntrackedChanges {
     /// The table is synced again.
@@ -63,7 +64,7 @@ pub enum UntrackedChanges {
 }
 
 /// Topics of single tables, beside the change topic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TableTopics {
     /// None.
@@ -74,7 +75,7 @@ pub enum TableTopics {
 }
 
 /// How a table is rebuilt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ResyncStrategy {
     /// Empty the table, then load it.
@@ -86,7 +87,7 @@ pub enum ResyncStrategy {
 
 /// Every option of a mirror. As JSON: an object in which each field may be
 /// left out (its default counts) and an unknown field is refused by name.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct MirrorConfig {
     /// Copy the rows that are there before following changes.

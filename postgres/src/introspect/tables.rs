@@ -1,11 +1,12 @@
 //! The tables of a database, in brief.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{Result, ResultExt, Session};
 
 /// One table a user may choose.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TableSummary {
     /// Schema.
     pub schema: String,
@@ -16,6 +17,7 @@ pub struct TableSummary {
     /// Bytes of the table and its TOAST, without indexes; leaves included.
     pub size_bytes: i64,
     /// `default`, `nothing`, `full` or `index`, as set on the table itself.
+    #[schemars(extend("enum" = ["default", "nothing", "full", "index"]))]
     pub replica_identity: String,
     /// It has a primary key.
     pub has_primary_key: bool,

@@ -5,6 +5,7 @@
 //! only them is idle without it.
 #![cfg_attr(not(feature = "full"), allow(dead_code, unused_imports))]
 
+mod answers;
 mod control;
 mod crashes;
 mod deletion;

@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use bunny_tests::content::TablePair;
+use bunny_tests::contract::{Answered, Contract};
 use bunny_tests::stage::CONVERGE;
 use serde_json::{Value, json};
 
@@ -72,7 +73,7 @@ async fn send(
     body: Option<&str>,
 ) -> Result<(u16, Value)> {
     let mut request = reqwest::Client::new()
-        .request(method, format!("{}{path}", scene.api.base()))
+        .request(method.clone(), format!("{}{path}", scene.api.base()))
         .header("Authorization", format!("Bearer {token}"));
     if let Some(body) = body {
         request = request
@@ -80,7 +81,21 @@ async fn send(
             .body(body.to_owned());
     }
     let response = request.send().await?;
-    Ok((response.status().as_u16(), response.json().await?))
+    let status = response.status().as_u16();
+    let content_type = response.headers().get("content-type");
+    let content_type = content_type
+        .context("no content type")?
+        .to_str()?
+        .to_owned();
+    let answer = response.json().await?;
+    Contract::kept()?.check(&Answered {
+        method: &method.as_str().to_lowercase(),
+        path,
+        status,
+        content_type: &content_type,
+        body: &answer,
+    })?;
+    Ok((status, answer))
 }
 
 /// Every field of `documented` is there, of the same type.

@@ -3,7 +3,8 @@ use bunny_catalog::{
     Status, lag,
 };
 use bunny_postgres::{Lsn, TableName};
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::*;
@@ -126,7 +127,7 @@ fn a_mirror_is_shown_as_in_the_guide() {
                     "partition_key": "id", "exclude_columns": []}],
         "config": {"do_initial_snapshot": true, "max_batch_size": 1000, "idle_timeout_seconds": 60}
     });
-    let shown = full(&mirror(), &reporting(), &status());
+    let shown = json!(full(&mirror(), &reporting(), &status()));
     holds(&shown, &guide, "mirror");
     assert_eq!(shown["last_lsn"], "0/10");
     assert_eq!(shown["created_at"], "2026-01-24T10:30:00Z");
@@ -142,7 +143,12 @@ fn a_mirror_is_shown_as_in_the_guide() {
 fn metrics_are_shown_as_in_the_guide() {
     let reports = reporting();
     let lag = lag(&reports, moment(), reports.read_at);
-    let shown = metrics(&mirror(), &status(), &lag, "bunny.prod_to_staging.changes");
+    let shown = json!(metrics(
+        &mirror(),
+        &status(),
+        &lag,
+        "bunny.prod_to_staging.changes"
+    ));
     let guide = json!({
         "mirror_name": "prod_to_staging", "status": "RUNNING", "current_phase": "CDC",
         "lag_bytes": 0, "lag_seconds": 0.0, "total_rows_synced": 1_500_000,
@@ -188,7 +194,7 @@ fn metrics_are_shown_as_in_the_guide() {
 #[test]
 fn a_table_shows_how_far_it_is_behind_the_others() {
     let mut reports = reporting();
-    let shown = full(&mirror(), &reports, &status());
+    let shown = json!(full(&mirror(), &reports, &status()));
     assert_eq!(shown["tables"][0]["behind"], Value::Null);
     if let Some(report) = reports.apply.report.as_mut() {
         report.tables[0].behind = Some(Behind {
@@ -197,17 +203,17 @@ fn a_table_shows_how_far_it_is_behind_the_others() {
             events: 7,
         });
     }
-    let shown = full(&mirror(), &reports, &status());
+    let shown = json!(full(&mirror(), &reports, &status()));
     let behind = json!({"lsn": "0/8", "lag_bytes": 0x18, "lag_seconds": 7200.0, "lag_events": 7});
     assert_eq!(shown["tables"][0]["behind"], behind);
     let lag = lag(&reports, moment(), reports.read_at);
-    let shown = metrics(&mirror(), &status(), &lag, "t");
+    let shown = json!(metrics(&mirror(), &status(), &lag, "t"));
     assert_eq!(shown["lag_seconds"], 7200.0);
 }
 
 #[test]
 fn a_mirror_nobody_has_reported_on_is_shown_too() {
-    let shown = full(&mirror(), &silent(), &status());
+    let shown = json!(full(&mirror(), &silent(), &status()));
     assert_eq!(shown["tables"][0]["status"], "PENDING");
     assert_eq!(shown["tables"][0]["snapshot"]["chunks_done"], 0);
     assert_eq!(shown["last_lsn"], Value::Null);
