@@ -9,7 +9,7 @@ use bunny_schemas::envelope::{Decoder, Op, Scratch, Source};
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
-use crate::event::{Body, Change, Event, TableVersion};
+use crate::event::{Body, Change, Event, RowBuilder, TableVersion};
 use crate::routes::Routes;
 
 /// A record, understood.
@@ -33,7 +33,7 @@ pub(super) struct Decoding {
     /// By schema id.
     plans: HashMap<u32, Plan>,
     scratch: Scratch,
-    text: Vec<u8>,
+    rows: RowBuilder,
 }
 
 impl Decoding {
@@ -42,7 +42,7 @@ impl Decoding {
             routes,
             plans: HashMap::new(),
             scratch: Scratch::default(),
-            text: Vec::new(),
+            rows: RowBuilder::default(),
         }
     }
 
@@ -109,7 +109,7 @@ impl Decoding {
                     }
                     _ => {
                         let change =
-                            Change::from_decoded(&decoded, &mut self.text).ok_or_else(|| {
+                            Change::from_decoded(&decoded, &mut self.rows).ok_or_else(|| {
                                 malformed(offset, "a change without the row it is about")
                             })?;
                         Body::Change {
