@@ -10,6 +10,7 @@ use bunny_postgres::{Session, TableName};
 use bunny_schemas::control::TableRecord;
 use bunny_schemas::envelope::{ColumnSchema, Encoder, TableSchema, Value};
 use bunny_schemas::registry::Registry;
+use foldhash::fast::RandomState;
 use tokio::sync::watch;
 
 use super::facts::{self, Facts};
@@ -132,7 +133,7 @@ pub(crate) struct Tables {
     mappings: HashMap<TableName, MirrorTable>,
     /// The mapped tables whose changes are captured.
     expected: HashMap<TableName, Expected>,
-    known: HashMap<u32, Known>,
+    known: HashMap<u32, Known, RandomState>,
     visibility: Visibility,
     /// The last transaction known to be visible in the catalog, and when that was.
     visible: Option<(Given, Look)>,
@@ -159,7 +160,7 @@ impl Tables {
                 .map(|table| (table.source.clone(), table.clone()))
                 .collect(),
             expected,
-            known: HashMap::new(),
+            known: HashMap::default(),
             visibility,
             visible: None,
             learned: BTreeSet::new(),
