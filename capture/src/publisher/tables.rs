@@ -33,7 +33,7 @@ pub(crate) struct Published {
     /// For each column the walsender sends: whether it may leave the source.
     kept: Vec<bool>,
     has_key: bool,
-    /// For each column the walsender sends: the labels known of its enum.
+    /// For each column the walsender sends: the labels known of its enum. Empty where none is.
     labels: Vec<Option<Labels>>,
     schema: TableSchema,
     described: Relation,
@@ -527,11 +527,15 @@ async fn publish(
         identity_is_generated,
     } = facts;
     let is_whole = keep_whole_key(&mut catalog, &kept, &primary_key, &attributes);
-    let labels = catalog
+    let mut labels: Vec<Option<Labels>> = catalog
         .iter()
         .zip(&kept)
         .map(|(known, kept)| Labels::of(known.facts.as_ref()).filter(|_| *kept))
         .collect();
+    if labels.iter().all(Option::is_none) {
+        // No row of such a table is walked over for labels.
+        labels.clear();
+    }
     let full = relation.replica_identity == IDENTITY_FULL;
     let columns: Vec<ColumnSchema> = relation
         .columns
