@@ -20,68 +20,105 @@ pub struct TableVersion {
 }
 
 /// One row as COPY text: the cells escaped and separated by tabs, without a line end.
+///
+/// One piece of memory: where each cell ends in the text (4 bytes, little-endian; the next
+/// begins one byte, the tab, later), then the text.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Row {
+    bytes: Box<[u8]>,
+    width: u32,
+}
+
+/// Bytes of a cell's end.
+const END_BYTES: usize = 4;
+
+/// Memory that a builder keeps after a large row is at most this much.
+const BUILDER_BYTES_MAX: usize = 1 << 20;
+
+/// Makes rows, each one allocation of the size it needs.
+#[derive(Debug, Default)]
+pub struct RowBuilder {
+    ends: Vec<u8>,
     text: Vec<u8>,
-    /// Where each cell ends in `text`; the next begins one byte (the tab) later.
-    ends: Vec<u32>,
+}
+
+impl RowBuilder {
+    /// From decoded data.
+    pub fn row(&mut self, data: &[Datum<'_>]) -> Row {
+        for datum in data {
+            self.cell(|text| match datum {
+                Datum::Null => text.extend_from_slice(copy_text::NULL),
+                Datum::Text(value) => copy_text::escape_into(text, value.as_bytes()),
+                Datum::Bytes(_) => {
+                    // Of `\x` and its digits only the backslash is structure.
+                    text.push(b'\\');
+                    datum.write_postgres_text(text);
+                }
+                // Numbers and booleans hold nothing that COPY would take for structure.
+                plain => plain.write_postgres_text(text),
+            });
+        }
+        self.finish()
+    }
+
+    /// Appends a cell; `write` appends its escaped text.
+    fn cell(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        if !self.ends.is_empty() {
+            self.text.push(b'\t');
+        }
+        write(&mut self.text);
+        // A row is one Kafka record of at most 80 MiB; escaped, less than four times that.
+        let end = self.text.len() as u32;
+        self.ends.extend_from_slice(&end.to_le_bytes());
+    }
+
+    fn finish(&mut self) -> Row {
+        let mut bytes = Vec::with_capacity(self.ends.len() + self.text.len());
+        bytes.extend_from_slice(&self.ends);
+        bytes.extend_from_slice(&self.text);
+        let row = Row {
+            bytes: bytes.into_boxed_slice(),
+            width: (self.ends.len() / END_BYTES) as u32,
+        };
+        self.ends.clear();
+        self.text.clear();
+        self.text.shrink_to(BUILDER_BYTES_MAX);
+        row
+    }
 }
 
 impl Row {
     /// From values as Postgres prints them; `None` is NULL.
     pub fn from_values<'v>(values: impl IntoIterator<Item = Option<&'v [u8]>>) -> Row {
-        let mut row = Row::default();
+        let mut builder = RowBuilder::default();
         for value in values {
-            row.begin_cell();
-            copy_text::write_value(&mut row.text, value);
-            row.end_cell();
+            builder.cell(|text| copy_text::write_value(text, value));
         }
-        row
-    }
-
-    /// From decoded data; `scratch` is reused between calls.
-    pub fn from_data(data: &[Datum<'_>], scratch: &mut Vec<u8>) -> Row {
-        let mut row = Row {
-            text: Vec::with_capacity(data.len() * 12),
-            ends: Vec::with_capacity(data.len()),
-        };
-        for datum in data {
-            row.begin_cell();
-            match datum {
-                Datum::Null => row.text.extend_from_slice(copy_text::NULL),
-                Datum::Text(text) => copy_text::escape_into(&mut row.text, text.as_bytes()),
-                Datum::Bytes(_) => {
-                    scratch.clear();
-                    datum.write_postgres_text(scratch);
-                    copy_text::escape_into(&mut row.text, scratch);
-                }
-                // Numbers and booleans hold nothing that COPY would take for structure.
-                plain => plain.write_postgres_text(&mut row.text),
-            }
-            row.end_cell();
-        }
-        row.text.shrink_to_fit();
-        row
+        builder.finish()
     }
 
     /// How many cells it has.
     pub fn width(&self) -> usize {
-        self.ends.len()
+        self.width as usize
     }
 
     /// The whole row as COPY text.
     pub fn text(&self) -> &[u8] {
-        &self.text
+        self.parts().1
     }
 
     /// One cell, escaped; `\N` is NULL.
     pub fn cell(&self, index: usize) -> &[u8] {
-        let start = if index == 0 {
-            0
-        } else {
-            self.ends[index - 1] as usize + 1
-        };
-        &self.text[start..self.ends[index] as usize]
+        let (ends, text) = self.parts();
+        let (ends, _) = ends.as_chunks::<END_BYTES>();
+        let end = |index: usize| u32::from_le_bytes(ends[index]) as usize;
+        let start = if index == 0 { 0 } else { end(index - 1) + 1 };
+        &text[start..end(index)]
+    }
+
+    /// Where the cells end, and the text.
+    fn parts(&self) -> (&[u8], &[u8]) {
+        self.bytes.split_at(self.width() * END_BYTES)
     }
 
     pub fn is_null(&self, index: usize) -> bool {
@@ -90,33 +127,34 @@ impl Row {
 
     /// This row with the cells that `unchanged` (one flag a cell) marks taken from `former`.
     pub fn filled_from(&self, former: &Row, unchanged: &[bool]) -> Row {
-        let mut row = Row {
-            text: Vec::with_capacity(self.text.len() + former.text.len()),
-            ends: Vec::with_capacity(self.ends.len()),
+        let cells = || {
+            unchanged.iter().enumerate().map(|(index, &is_unchanged)| {
+                let from = if is_unchanged { former } else { self };
+                from.cell(index)
+            })
         };
-        for (index, &is_unchanged) in unchanged.iter().enumerate() {
-            row.begin_cell();
-            let from = if is_unchanged { former } else { self };
-            row.text.extend_from_slice(from.cell(index));
-            row.end_cell();
+        let text_bytes = cells().map(|cell| cell.len() + 1).sum::<usize>();
+        let start = unchanged.len() * END_BYTES;
+        let mut bytes = Vec::with_capacity(start + text_bytes.saturating_sub(1));
+        bytes.resize(start, 0);
+        for (index, cell) in cells().enumerate() {
+            if index > 0 {
+                bytes.push(b'\t');
+            }
+            bytes.extend_from_slice(cell);
+            let end = (bytes.len() - start) as u32;
+            let at = index * END_BYTES;
+            bytes[at..at + END_BYTES].copy_from_slice(&end.to_le_bytes());
         }
-        row
+        Row {
+            bytes: bytes.into_boxed_slice(),
+            width: unchanged.len() as u32,
+        }
     }
 
     /// Bytes of memory this row takes, about.
     pub fn memory(&self) -> usize {
-        size_of::<Row>() + self.text.capacity() + self.ends.capacity() * size_of::<u32>()
-    }
-
-    fn begin_cell(&mut self) {
-        if !self.ends.is_empty() {
-            self.text.push(b'\t');
-        }
-    }
-
-    fn end_cell(&mut self) {
-        // A row is one Kafka record of at most 80 MiB; escaped, less than four times that.
-        self.ends.push(self.text.len() as u32);
+        size_of::<Row>() + self.bytes.len()
     }
 }
 
@@ -153,16 +191,13 @@ pub enum Change {
 
 impl Change {
     /// From a decoded event that is not a truncate; None if its parts don't fit together.
-    pub fn from_decoded(change: &envelope::Change<'_>, scratch: &mut Vec<u8>) -> Option<Change> {
+    pub fn from_decoded(change: &envelope::Change<'_>, rows: &mut RowBuilder) -> Option<Change> {
         let before = match (change.before_kind, &change.before) {
             (BeforeKind::None, _) | (_, None) => None,
-            (BeforeKind::Key, Some(data)) => Some(Before::Key(Row::from_data(data, scratch))),
-            (BeforeKind::Row, Some(data)) => Some(Before::Row(Row::from_data(data, scratch))),
+            (BeforeKind::Key, Some(data)) => Some(Before::Key(rows.row(data))),
+            (BeforeKind::Row, Some(data)) => Some(Before::Row(rows.row(data))),
         };
-        let after = change
-            .after
-            .as_ref()
-            .map(|data| Row::from_data(data, scratch));
+        let after = change.after.as_ref().map(|data| rows.row(data));
         match change.op {
             envelope::Op::Create => Some(Change::Insert(after?)),
             envelope::Op::Update => Some(Change::update(before, after?, change.unchanged.clone())),
@@ -268,6 +303,8 @@ impl Event {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn row(cells: &[Option<&str>]) -> Row {
@@ -284,6 +321,65 @@ mod tests {
         assert_eq!(row.cell(2), b"a\\tb");
         assert_eq!(row.cell(3), b"");
         assert!(!row.is_null(4), "a text that looks like NULL is none");
+    }
+
+    #[test]
+    #[should_panic]
+    fn there_is_no_cell_after_the_last() {
+        row(&[Some("1"), Some("a text that is no end of a cell")]).cell(2);
+    }
+
+    #[test]
+    fn a_large_row_leaves_little_behind() {
+        let mut rows = RowBuilder::default();
+        let large = "x".repeat(3 * BUILDER_BYTES_MAX);
+        let large = rows.row(&[Datum::Text(&large)]);
+        assert_eq!(large.cell(0).len(), 3 * BUILDER_BYTES_MAX);
+        assert!(rows.text.capacity() <= BUILDER_BYTES_MAX);
+        assert_eq!(rows.row(&[Datum::Int(7)]), row(&[Some("7")]));
+        assert_eq!(rows.row(&[]), Row::default());
+    }
+
+    /// A datum of each kind, of one number and one text.
+    fn datum(kind: u8, number: i64, text: &str) -> Datum<'_> {
+        match kind {
+            0 => Datum::Null,
+            1 => Datum::Bool(number % 2 == 0),
+            2 => Datum::Int(number),
+            3 => Datum::Float(f32::from_bits(number as u32)),
+            4 => Datum::Double(f64::from_bits(number as u64)),
+            5 => Datum::Bytes(text.as_bytes()),
+            _ => Datum::Text(text),
+        }
+    }
+
+    proptest! {
+        /// One builder makes them all: nothing of a row is left for the next.
+        #[test]
+        fn data_make_the_row_that_their_texts_make(
+            all in prop::collection::vec(
+                prop::collection::vec((0..7_u8, any::<i64>(), "[a\\\\\t\n\r\u{8}N\u{e4}]{0,20}"), 0..6),
+                1..4,
+            )
+        ) {
+            let mut rows = RowBuilder::default();
+            for parts in &all {
+                let data: Vec<Datum<'_>> =
+                    parts.iter().map(|(kind, number, text)| datum(*kind, *number, text)).collect();
+                let texts: Vec<_> = data.iter().map(Datum::postgres_text).collect();
+                let expected = Row::from_values(texts.iter().map(|text| text.as_deref()));
+                let made = rows.row(&data);
+                prop_assert_eq!(&made, &expected);
+                prop_assert_eq!(made.width(), data.len());
+                for (index, text) in texts.iter().enumerate() {
+                    let cell = copy_text::Row { line: made.cell(index) };
+                    let read = cell.columns().next().flatten();
+                    prop_assert_eq!(read.as_deref(), text.as_deref());
+                }
+                let all = vec![true; data.len()];
+                prop_assert_eq!(Row::default().filled_from(&made, &all), made);
+            }
+        }
     }
 
     #[test]

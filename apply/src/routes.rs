@@ -21,6 +21,13 @@ pub struct Route {
     pub is_synced: bool,
 }
 
+impl Route {
+    /// Whether an event of the table is to be applied.
+    pub fn applies(&self, commit_lsn: Lsn, offset: i64) -> bool {
+        commit_lsn >= self.lsn && offset >= self.from_offset
+    }
+}
+
 /// The tables that one reader serves, by source name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Routes(HashMap<TableName, Route>);
@@ -55,7 +62,7 @@ impl Routes {
     /// Whether the event at `offset` that committed at `commit_lsn` is to be applied.
     pub fn applies(&self, source: &TableName, commit_lsn: Lsn, offset: i64) -> bool {
         self.get(source)
-            .is_some_and(|route| commit_lsn >= route.lsn && offset >= route.from_offset)
+            .is_some_and(|route| route.applies(commit_lsn, offset))
     }
 
     pub fn source_of(&self, destination: &TableName) -> Option<&TableName> {

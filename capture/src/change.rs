@@ -65,6 +65,9 @@ pub(crate) struct EventEncoder {
     gap_schema_id: u32,
     /// The memory of the event sent last.
     spare: Encoded,
+    /// The memory of the rows encoded last.
+    before: Vec<Value<'static>>,
+    after: Vec<Value<'static>>,
 }
 
 impl EventEncoder {
@@ -74,6 +77,8 @@ impl EventEncoder {
             generation,
             gap_schema_id,
             spare: Encoded::default(),
+            before: Vec::new(),
+            after: Vec::new(),
         }
     }
 
@@ -85,34 +90,48 @@ impl EventEncoder {
         }
     }
 
-    pub(crate) fn row(
+    pub(crate) fn row<'a>(
         &mut self,
         table: &Published,
         place: &Place,
-        change: &RowChange<'_, '_>,
+        change: &RowChange<'_, 'a>,
+    ) -> Result<Encoded> {
+        let mut before: Vec<Value<'a>> = std::mem::take(&mut self.before);
+        let mut after: Vec<Value<'a>> = std::mem::take(&mut self.after);
+        let encoded = self.row_in(table, place, change, &mut before, &mut after);
+        self.before = emptied(before);
+        self.after = emptied(after);
+        encoded
+    }
+
+    /// The same, in the memory given.
+    fn row_in<'a>(
+        &mut self,
+        table: &Published,
+        place: &Place,
+        change: &RowChange<'_, 'a>,
+        before: &mut Vec<Value<'a>>,
+        after: &mut Vec<Value<'a>>,
     ) -> Result<Encoded> {
         let (op, old, new) = match *change {
             RowChange::Insert(new) => (Op::Create, None, Some(new)),
             RowChange::Update(old, new) => (Op::Update, old, Some(new)),
             RowChange::Delete(old) => (Op::Delete, Some(old), None),
         };
-        let width = |columns: Option<usize>| Vec::with_capacity(columns.unwrap_or_default());
-        let mut before = width(old.map(|old| old.tuple().len()));
-        let mut after = width(new.map(|new| new.len()));
         let before_kind = match old {
             None => BeforeKind::None,
             Some(OldTuple::Key(tuple)) => {
-                table.keep(tuple, &mut before)?;
+                table.keep(tuple, before)?;
                 BeforeKind::Key
             }
             Some(OldTuple::Row(tuple)) => {
-                table.keep(tuple, &mut before)?;
+                table.keep(tuple, before)?;
                 BeforeKind::Row
             }
         };
         if let Some(tuple) = new {
-            table.keep(tuple, &mut after)?;
-            take_over_unchanged(&before, &mut after);
+            table.keep(tuple, after)?;
+            take_over_unchanged(before, after);
         }
         let has_before = before_kind != BeforeKind::None;
         let mut event = std::mem::take(&mut self.spare);
@@ -136,7 +155,7 @@ impl EventEncoder {
             return Ok(self.gap(&table.table, place, &reason));
         }
         if table.has_key() {
-            let values = if new.is_some() { &after } else { &before };
+            let values = if new.is_some() { &*after } else { &*before };
             table.encoder.key(&mut event.key, values)?;
         }
         if let Some(topic) = &table.topic {
@@ -203,6 +222,13 @@ impl EventEncoder {
             seq: place.seq,
         }
     }
+}
+
+/// An empty row with the memory of one that is done with: collecting values of the same size
+/// takes over the allocation.
+fn emptied(mut row: Vec<Value<'_>>) -> Vec<Value<'static>> {
+    row.clear();
+    row.into_iter().map(|_| Value::Null).collect()
 }
 
 /// A column that the source did not send again because the update left it alone, but whose

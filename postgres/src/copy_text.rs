@@ -12,23 +12,70 @@ pub const NULL: &[u8] = b"\\N";
 
 /// Appends `value` so that COPY reads back the same bytes. Adds no separator.
 pub fn escape_into(out: &mut Vec<u8>, value: &[u8]) {
-    let mut plain_from = 0;
-    for (at, &byte) in value.iter().enumerate() {
-        let letter = match byte {
-            b'\\' => b'\\',
-            b'\n' => b'n',
-            b'\r' => b'r',
-            b'\t' => b't',
-            0x08 => b'b',
-            0x0b => b'v',
-            0x0c => b'f',
-            _ => continue,
-        };
-        out.extend_from_slice(&value[plain_from..at]);
+    let mut rest = value;
+    while let Some((plain, letter, after)) = split_at_structure(rest) {
+        out.extend_from_slice(plain);
         out.extend_from_slice(&[b'\\', letter]);
-        plain_from = at + 1;
+        rest = after;
     }
-    out.extend_from_slice(&value[plain_from..]);
+    out.extend_from_slice(rest);
+}
+
+/// What stands before the first byte that must be escaped, the letter that stands for that
+/// byte behind a backslash, and what follows it. `None` if there is no such byte.
+fn split_at_structure(value: &[u8]) -> Option<(&[u8], u8, &[u8])> {
+    let mut clean = 0;
+    let (words, tail) = value.as_chunks::<WORD_BYTES>();
+    for word in words {
+        if may_hold_structure(word) && word.iter().any(|&byte| escape_letter(byte).is_some()) {
+            break;
+        }
+        clean += WORD_BYTES;
+    }
+    // The last whole word overlaps what was looked at, so that a clean tail is one look too.
+    let is_tail = value.len() - clean == tail.len();
+    if is_tail
+        && value
+            .last_chunk()
+            .is_some_and(|word| !may_hold_structure(word))
+    {
+        return None;
+    }
+    let (at, letter) = value[clean..]
+        .iter()
+        .enumerate()
+        .find_map(|(at, &byte)| Some((at, escape_letter(byte)?)))?;
+    let (plain, rest) = value.split_at(clean + at);
+    Some((plain, letter, &rest[1..]))
+}
+
+/// What stands for a byte behind a backslash; `None` for one that stands for itself.
+fn escape_letter(byte: u8) -> Option<u8> {
+    Some(match byte {
+        b'\\' => b'\\',
+        b'\n' => b'n',
+        b'\r' => b'r',
+        b'\t' => b't',
+        0x08 => b'b',
+        0x0b => b'v',
+        0x0c => b'f',
+        _ => return None,
+    })
+}
+
+/// Bytes that are looked at together.
+const WORD_BYTES: usize = 8;
+
+/// False only if no byte of the word must be escaped: none is below 0x0e, and none is a
+/// backslash. All eight are compared at once, each in its own eighth of a number: a byte that
+/// is less than `bound` (at most 128) borrows, which sets its highest bit.
+fn may_hold_structure(word: &[u8; WORD_BYTES]) -> bool {
+    const ONES: u64 = u64::from_ne_bytes([1; WORD_BYTES]);
+    let any_below = |bytes: u64, bound: u8| {
+        bytes.wrapping_sub(ONES * u64::from(bound)) & !bytes & (ONES * 0x80) != 0
+    };
+    let bytes = u64::from_ne_bytes(*word);
+    any_below(bytes, b'\r' + 1) || any_below(bytes ^ (ONES * u64::from(b'\\')), 1)
 }
 
 /// Appends one column: escaped, or `\N` for `None`.
@@ -241,7 +288,36 @@ mod tests {
         }
     }
 
+    /// Byte by byte, as [`escape_into`] is defined.
+    fn escaped_one_by_one(value: &[u8]) -> Vec<u8> {
+        let escape = |&byte: &u8| match escape_letter(byte) {
+            Some(letter) => vec![b'\\', letter],
+            None => vec![byte],
+        };
+        value.iter().flat_map(escape).collect()
+    }
+
+    #[test]
+    fn every_byte_is_found_at_every_place() {
+        for byte in 0..=u8::MAX {
+            for length in 1..=20 {
+                for at in 0..length {
+                    for plain in [b'a', 0x00, 0xff, 0x0e, b'\\' + 1] {
+                        let mut value = vec![plain; length];
+                        value[at] = byte;
+                        assert_eq!(escaped(&value), escaped_one_by_one(&value), "{value:?}");
+                    }
+                }
+            }
+        }
+    }
+
     proptest! {
+        #[test]
+        fn structure_is_found_wherever_it_is(value in "[ -~\\\\\t\n\r\u{8}\u{b}\u{c}\u{0}\u{e4}]{0,60}") {
+            prop_assert_eq!(escaped(value.as_bytes()), escaped_one_by_one(value.as_bytes()));
+        }
+
         #[test]
         fn what_was_written_is_what_is_read(
             written in vec(vec(proptest::option::of(vec(any::<u8>(), 0..12)), 1..5), 0..5)

@@ -27,15 +27,27 @@ pub fn read_frame(message: &[u8]) -> Result<(u32, &[u8])> {
     }
 }
 
+/// The most groups of seven bits that 64 bits make.
+const LONG_BYTES_MAX: usize = 10;
+
 /// `int` and `long`: zigzag, then base 128 with the low group first.
 #[inline]
 pub(crate) fn write_long(out: &mut Vec<u8>, value: i64) {
     let mut rest = ((value << 1) ^ (value >> 63)) as u64;
+    if rest < 0x80 {
+        out.push(rest as u8);
+        return;
+    }
+    // Appended as a whole, so that the room for it is looked at once.
+    let mut bytes = [0; LONG_BYTES_MAX];
+    let mut length = 0;
     while rest >= 0x80 {
-        out.push(rest as u8 | 0x80);
+        bytes[length] = rest as u8 | 0x80;
+        length += 1;
         rest >>= 7;
     }
-    out.push(rest as u8);
+    bytes[length] = rest as u8;
+    out.extend_from_slice(&bytes[..=length]);
 }
 
 /// A `u64` such as an LSN as a `long` with the same 64 bits.

@@ -15,18 +15,18 @@ use bunny_schemas::control::{
     GenerationStarted, PositionRecord, SchemaKind, SyncRecord, SyncState, TableGap,
 };
 use bunny_schemas::envelope::{ColumnSchema, Encoder, Op, Source, TableSchema, Value};
-use bunny_schemas::kafka::{KafkaConfig, MESSAGE_BYTES_MAX, TopicKind, commit_transaction};
+use bunny_schemas::kafka::{
+    KafkaConfig, MESSAGE_BYTES_MAX, TopicKind, TransactionalProducer, commit_transaction,
+};
 use bunny_schemas::reader::{last_change, last_position, read_positions};
 use bunny_schemas::registry::Registry;
 use bunny_schemas::topics::Topics;
 use bunny_schemas::{Error, Position};
-use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, Producer};
 use uuid::Uuid;
 
 #[path = "kafka/server.rs"]
 mod server;
-
-type TestProducer = ThreadedProducer<DefaultProducerContext>;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 const SLUG: &str = "m";
@@ -40,18 +40,16 @@ fn topics() -> Topics {
     Topics::new(format!("t{}", Uuid::new_v4().simple()))
 }
 
-fn producer(kafka: &KafkaConfig, id: &str) -> TestProducer {
-    let producer: TestProducer = kafka
-        .transactional_producer(id)
-        .create()
-        .expect("create a producer");
+fn producer(kafka: &KafkaConfig, id: &str) -> TransactionalProducer {
+    let producer =
+        TransactionalProducer::create(kafka.transactional_producer(id)).expect("create a producer");
     producer
         .init_transactions(TIMEOUT)
         .expect("initialise transactions");
     producer
 }
 
-fn send(producer: &TestProducer, topic: &str, key: Option<&[u8]>, value: &[u8]) {
+fn send(producer: &TransactionalProducer, topic: &str, key: Option<&[u8]>, value: &[u8]) {
     let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic).partition(0).payload(value);
     if let Some(key) = key {
         record = record.key(key);
@@ -63,7 +61,7 @@ fn send(producer: &TestProducer, topic: &str, key: Option<&[u8]>, value: &[u8]) 
 }
 
 /// Waits for the delivery reports; rdkafka's `flush` takes 100 ms whatever there is.
-fn delivered(producer: &TestProducer) {
+fn delivered(producer: &TransactionalProducer) {
     while producer.in_flight_count() > 0 {
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -162,7 +160,7 @@ async fn topics_are_created_and_checked() {
     for _ in 0..3 {
         send(&writer, &changes, None, b"x");
     }
-    commit_transaction(&writer, TIMEOUT).unwrap();
+    commit_transaction(&*writer, TIMEOUT).unwrap();
     assert_eq!(kafka.delete_records(&changes, 0, 2).await.unwrap(), 2);
     assert_eq!(kafka.watermarks(&changes, 0).await.unwrap(), (2, 4));
 
@@ -199,7 +197,7 @@ async fn largest_messages_pass() {
     let writer = producer(&kafka, "large");
     writer.begin_transaction().unwrap();
     send(&writer, &changes, None, &value);
-    commit_transaction(&writer, TIMEOUT).unwrap();
+    commit_transaction(&*writer, TIMEOUT).unwrap();
 
     use rdkafka::Message;
     use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -265,6 +263,33 @@ async fn concurrent_registries_agree() {
 }
 
 /// A writer that died in the middle of a transaction.
+/// Success is not reported, failure is: it fails the commit, and does not stay in the producer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a broker"]
+async fn what_was_not_delivered_is_not_committed() {
+    let (kafka, topic) = (kafka(), topics().changes(SLUG));
+    kafka
+        .ensure_topic(&topic, TopicKind::Changes)
+        .await
+        .expect("create");
+    let producer = producer(&kafka, &topic);
+    producer.begin_transaction().expect("begin");
+    send(&producer, &topic, None, b"goes");
+    let nowhere: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(&topic).partition(7).payload(b"stays");
+    // It is told at once where the topic is known already, else it is reported.
+    let is_told = producer.send(nowhere).is_err();
+    delivered(&producer);
+    let committed = commit_transaction(&*producer, TIMEOUT);
+    assert_eq!(committed.is_ok(), is_told, "{committed:?}");
+    if !is_told {
+        producer.abort_transaction(TIMEOUT).expect("abort");
+    }
+    producer.begin_transaction().expect("begin again");
+    send(&producer, &topic, None, b"goes too");
+    commit_transaction(&*producer, TIMEOUT).expect("commit");
+    kafka.delete_topics(&[&topic]).await.expect("delete");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs a broker"]
 async fn an_unfinished_allocation_is_void() {
@@ -357,7 +382,7 @@ async fn last_event_and_positions_are_found() {
         Some(PositionRecord::KEY),
         &record.encode(position_id),
     );
-    commit_transaction(&writer, TIMEOUT).unwrap();
+    commit_transaction(&*writer, TIMEOUT).unwrap();
     let event = last_change(&kafka, &registry, &topics, SLUG)
         .await
         .unwrap()
@@ -408,7 +433,7 @@ async fn last_event_and_positions_are_found() {
             Some(sync.key().as_bytes()),
             &sync.encode(sync_id),
         );
-        commit_transaction(&writer, TIMEOUT).unwrap();
+        commit_transaction(&*writer, TIMEOUT).unwrap();
     }
     let event = last_change(&kafka, &registry, &topics, SLUG)
         .await
@@ -463,7 +488,7 @@ async fn last_event_and_positions_are_found() {
     );
     let read = last_position(&kafka, &topics, SLUG).await.unwrap().unwrap();
     assert_eq!(read.commit_lsn, Lsn(20));
-    commit_transaction(&writer, TIMEOUT).unwrap();
+    commit_transaction(&*writer, TIMEOUT).unwrap();
     let event = last_change(&kafka, &registry, &topics, SLUG)
         .await
         .unwrap()
@@ -569,7 +594,7 @@ async fn a_broker_that_returns_makes_nothing_look_old() {
         for _ in 0..100 {
             send(&producer, &topic, None, &[7; 1000]);
         }
-        commit_transaction(&producer, TIMEOUT).expect("commit");
+        commit_transaction(&*producer, TIMEOUT).expect("commit");
     }
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)

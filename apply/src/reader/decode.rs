@@ -6,11 +6,12 @@ use std::sync::Arc;
 use bunny_schemas::Position;
 use bunny_schemas::control::{GenerationStarted, SchemaKind, TableGap};
 use bunny_schemas::envelope::{Decoder, Op, Scratch, Source};
+use foldhash::fast::RandomState;
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
-use crate::event::{Body, Change, Event, TableVersion};
-use crate::routes::Routes;
+use crate::event::{Body, Change, Event, RowBuilder, TableVersion};
+use crate::routes::{Route, Routes};
 
 /// A record, understood.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ enum Plan {
     Envelope {
         decoder: Box<Decoder>,
         version: Arc<TableVersion>,
+        /// Routes are fixed, so that of the table is looked up once.
+        route: Option<Route>,
     },
     Gap,
     Generation,
@@ -31,18 +34,18 @@ enum Plan {
 pub(super) struct Decoding {
     routes: Arc<Routes>,
     /// By schema id.
-    plans: HashMap<u32, Plan>,
+    plans: HashMap<u32, Plan, RandomState>,
     scratch: Scratch,
-    text: Vec<u8>,
+    rows: RowBuilder,
 }
 
 impl Decoding {
     pub(super) fn new(routes: Arc<Routes>) -> Decoding {
         Decoding {
             routes,
-            plans: HashMap::new(),
+            plans: HashMap::default(),
             scratch: Scratch::default(),
-            text: Vec::new(),
+            rows: RowBuilder::default(),
         }
     }
 
@@ -60,6 +63,7 @@ impl Decoding {
                     columns: decoder.columns().to_vec(),
                 });
                 Plan::Envelope {
+                    route: self.routes.get(decoder.table()).cloned(),
                     decoder: Box::new(decoder),
                     version,
                 }
@@ -79,7 +83,11 @@ impl Decoding {
     /// `datum` is the message after its frame; its schema is known.
     pub(super) fn decode(&mut self, schema_id: u32, datum: &[u8], offset: i64) -> Result<Record> {
         match self.plans.get(&schema_id) {
-            Some(Plan::Envelope { decoder, version }) => {
+            Some(Plan::Envelope {
+                decoder,
+                version,
+                route,
+            }) => {
                 let decoded = decoder.decode_with(&mut self.scratch, datum)?;
                 let source = decoded.source;
                 let body = match (&decoded.truncate, decoded.op) {
@@ -101,15 +109,15 @@ impl Decoding {
                     (None, Op::Truncate) => {
                         return Err(malformed(offset, "a truncate that lists no tables"));
                     }
-                    _ if !self
-                        .routes
-                        .applies(&version.source, source.commit_lsn, offset) =>
+                    _ if !route
+                        .as_ref()
+                        .is_some_and(|route| route.applies(source.commit_lsn, offset)) =>
                     {
                         Body::Skip
                     }
                     _ => {
                         let change =
-                            Change::from_decoded(&decoded, &mut self.text).ok_or_else(|| {
+                            Change::from_decoded(&decoded, &mut self.rows).ok_or_else(|| {
                                 malformed(offset, "a change without the row it is about")
                             })?;
                         Body::Change {

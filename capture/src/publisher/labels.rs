@@ -3,9 +3,10 @@
 use std::collections::HashSet;
 
 use bunny_schemas::envelope::ColumnFacts;
+use foldhash::fast::RandomState;
 
 /// Labels of one column's type.
-pub(super) struct Labels(HashSet<Vec<u8>>);
+pub(super) struct Labels(HashSet<Vec<u8>, RandomState>);
 
 impl Labels {
     /// Of a column whose type is made of an enum.

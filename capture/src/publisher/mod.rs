@@ -19,12 +19,12 @@ use std::time::{Duration, Instant};
 
 use bunny_postgres::TableName;
 use bunny_schemas::control::{PositionRecord, SchemaKind, SyncRecord, TableRecord, WishRecord};
-use bunny_schemas::kafka::{Closing, KafkaConfig, commit_transaction};
+use bunny_schemas::kafka::{Closing, KafkaConfig, TransactionalProducer, commit_transaction};
 use bunny_schemas::registry::Registry;
 use bunny_schemas::topics::Topics;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 pub(crate) use describe::describe;
 pub(crate) use tables::{Captured, Expected, Published, Tables};
@@ -56,9 +56,6 @@ const KAFKA_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long to wait for room in librdkafka's queue before looking again.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(2);
-
-/// Commits report every delivery failure, so no context of our own listens for them.
-type TransactionalProducer = ThreadedProducer<DefaultProducerContext>;
 
 struct OpenTransaction {
     bytes: usize,
@@ -118,14 +115,12 @@ impl Publisher {
         let table_schema_id = registry.register_control(SchemaKind::Table).await?;
         let wish_schema_id = registry.register_control(SchemaKind::Wish).await?;
         let id = topics.capture_transactional_id(slug);
-        let producer: TransactionalProducer = kafka
-            .transactional_producer(&id)
-            // A failed delivery fails the commit; of the others nobody wants to hear.
-            .set("delivery.report.only.error", "true")
-            .create()
-            .map_err(|error| Error::Kafka {
-                doing: "opening the transactional producer",
-                error,
+        let producer =
+            TransactionalProducer::create(kafka.transactional_producer(&id)).map_err(|error| {
+                Error::Kafka {
+                    doing: "opening the transactional producer",
+                    error,
+                }
             })?;
         let publisher = Self {
             producer: Arc::new(Closing::new(producer)),
@@ -330,7 +325,7 @@ impl Publisher {
     async fn blocking(
         &self,
         doing: &'static str,
-        call: impl FnOnce(&TransactionalProducer) -> rdkafka::error::KafkaResult<()> + Send + 'static,
+        call: impl FnOnce(&BaseProducer) -> rdkafka::error::KafkaResult<()> + Send + 'static,
     ) -> Result<()> {
         let producer = Arc::clone(&self.producer);
         tokio::task::spawn_blocking(move || call(&producer))
@@ -343,7 +338,7 @@ impl Publisher {
 /// Hands a message over to librdkafka, inside the open transaction; one that names no topic goes
 /// to `topic`.
 async fn send(
-    producer: &TransactionalProducer,
+    producer: &BaseProducer,
     topic: &str,
     message: Message<'_>,
     header: Option<(&str, &[u8])>,

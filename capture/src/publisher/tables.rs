@@ -10,6 +10,7 @@ use bunny_postgres::{Session, TableName};
 use bunny_schemas::control::TableRecord;
 use bunny_schemas::envelope::{ColumnSchema, Encoder, TableSchema, Value};
 use bunny_schemas::registry::Registry;
+use foldhash::fast::RandomState;
 use tokio::sync::watch;
 
 use super::facts::{self, Facts};
@@ -32,7 +33,7 @@ pub(crate) struct Published {
     /// For each column the walsender sends: whether it may leave the source.
     kept: Vec<bool>,
     has_key: bool,
-    /// For each column the walsender sends: the labels known of its enum.
+    /// For each column the walsender sends: the labels known of its enum. Empty where none is.
     labels: Vec<Option<Labels>>,
     schema: TableSchema,
     described: Relation,
@@ -132,7 +133,7 @@ pub(crate) struct Tables {
     mappings: HashMap<TableName, MirrorTable>,
     /// The mapped tables whose changes are captured.
     expected: HashMap<TableName, Expected>,
-    known: HashMap<u32, Known>,
+    known: HashMap<u32, Known, RandomState>,
     visibility: Visibility,
     /// The last transaction known to be visible in the catalog, and when that was.
     visible: Option<(Given, Look)>,
@@ -159,7 +160,7 @@ impl Tables {
                 .map(|table| (table.source.clone(), table.clone()))
                 .collect(),
             expected,
-            known: HashMap::new(),
+            known: HashMap::default(),
             visibility,
             visible: None,
             learned: BTreeSet::new(),
@@ -526,11 +527,15 @@ async fn publish(
         identity_is_generated,
     } = facts;
     let is_whole = keep_whole_key(&mut catalog, &kept, &primary_key, &attributes);
-    let labels = catalog
+    let mut labels: Vec<Option<Labels>> = catalog
         .iter()
         .zip(&kept)
         .map(|(known, kept)| Labels::of(known.facts.as_ref()).filter(|_| *kept))
         .collect();
+    if labels.iter().all(Option::is_none) {
+        // No row of such a table is walked over for labels.
+        labels.clear();
+    }
     let full = relation.replica_identity == IDENTITY_FULL;
     let columns: Vec<ColumnSchema> = relation
         .columns

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use bunny_postgres::TableName;
+use foldhash::fast::RandomState;
 
 use super::{
     BeforeKind, Change, ColumnSchema, Datum, Op, Row, Source, TableSchema, Truncate, WireType,
@@ -16,7 +17,7 @@ pub struct Decoder {
     schema: TableSchema,
     table: TableName,
     wires: Vec<WireType>,
-    by_name: HashMap<String, usize>,
+    by_name: HashMap<String, usize, RandomState>,
 }
 
 /// Buffers of earlier changes, so that decoding many takes no allocation each.

@@ -92,9 +92,28 @@ const HEX_VALUES: [u8; 256] = {
 
 /// Appends a whole number.
 pub(crate) fn print_int(out: &mut Vec<u8>, value: i64) {
-    let mut text = Short::default();
-    let _ = write!(text, "{value}");
-    out.extend_from_slice(text.as_bytes());
+    if value < 0 {
+        out.push(b'-');
+    }
+    print_digits(out, value.unsigned_abs());
+}
+
+/// Appends a whole number that is not negative, without the detour through a formatter.
+fn print_digits(out: &mut Vec<u8>, value: u64) {
+    /// Digits of the largest number.
+    const DIGITS_MAX: usize = 20;
+    let mut digits = [0; DIGITS_MAX];
+    let mut start = DIGITS_MAX;
+    let mut rest = value;
+    loop {
+        start -= 1;
+        digits[start] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[start..]);
 }
 
 /// Appends a `real`. Postgres prints it without an exponent from 1e-4 below 1e6.
@@ -116,14 +135,16 @@ pub(crate) fn print_double(out: &mut Vec<u8>, value: f64) {
 
 /// Appends a `bytea` in its hex form.
 pub(crate) fn print_bytea(out: &mut Vec<u8>, value: &[u8]) {
-    out.reserve(2 + value.len() * 2);
     out.extend_from_slice(b"\\x");
-    out.extend(value.iter().flat_map(|byte| {
-        [
+    let start = out.len();
+    out.resize(start + value.len() * 2, 0);
+    let (pairs, _) = out[start..].as_chunks_mut();
+    for (pair, byte) in pairs.iter_mut().zip(value) {
+        *pair = [
             HEX_DIGITS[usize::from(byte >> 4)],
             HEX_DIGITS[usize::from(byte & 0xf)],
-        ]
-    }));
+        ];
+    }
 }
 
 fn print_named(out: &mut Vec<u8>, value: f64) -> bool {

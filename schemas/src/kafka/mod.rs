@@ -5,6 +5,7 @@
 
 mod closing;
 mod config;
+mod producer;
 mod topic;
 mod transaction;
 
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 pub use closing::Closing;
 pub use config::KafkaConfig;
+pub use producer::TransactionalProducer;
 pub use topic::TopicKind;
 pub use transaction::commit_transaction;
 

@@ -14,8 +14,8 @@ const STEP_MAX: Duration = Duration::from_millis(5);
 ///
 /// rdkafka's own `flush`, and with it `commit_transaction`, polls in stretches of
 /// 100 ms and sits out each of them even when all is delivered: measured on 0.39
-/// with a local broker, 101 ms a transaction, against about 5 ms this way. The
-/// producer must be polled by a thread of its own, as a `ThreadedProducer` is.
+/// with a local broker, 101 ms a transaction, against about 5 ms this way. Reports
+/// must be taken by someone else, as those of a [`super::TransactionalProducer`] are.
 ///
 /// A message that could not be delivered makes the commit fail.
 pub fn commit_transaction<C, Part, P>(producer: &P, timeout: Duration) -> KafkaResult<()>

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 use super::Shared;
 use super::state::Registered;
-use crate::kafka::{CALL_TIMEOUT, Closing, commit_transaction};
+use crate::kafka::{CALL_TIMEOUT, Closing, TransactionalProducer, commit_transaction};
 use crate::{Error, Result};
 
 /// How long an abort may take before the producer is given up as it is; who
@@ -22,7 +22,7 @@ const ABORT_MAX: Duration = Duration::from_secs(5);
 #[derive(Default)]
 pub(super) struct Allocator {
     /// The allocator goes with the last clone of the registry, on whatever thread that is.
-    producer: Option<Closing<ThreadedProducer<DefaultProducerContext>>>,
+    producer: Option<Closing<TransactionalProducer>>,
 }
 
 impl Allocator {
@@ -72,16 +72,16 @@ impl Allocator {
 }
 
 /// Fences the former writer, then reads all it has committed.
-fn initialise(shared: &Shared) -> Result<Closing<ThreadedProducer<DefaultProducerContext>>> {
+fn initialise(shared: &Shared) -> Result<Closing<TransactionalProducer>> {
     let doing = format!("become the writer of {}", shared.topic);
-    let producer: ThreadedProducer<DefaultProducerContext> = shared
+    let mut config = shared
         .kafka
-        .transactional_producer(&shared.transactional_id)
+        .transactional_producer(&shared.transactional_id);
+    config
         // A writer that dies hides later records for at most so long.
         .set("transaction.timeout.ms", "15000")
-        .set("message.timeout.ms", "15000")
-        .create()
-        .map_err(Error::kafka(doing.clone()))?;
+        .set("message.timeout.ms", "15000");
+    let producer = TransactionalProducer::create(config).map_err(Error::kafka(doing.clone()))?;
     let producer = Closing::new(producer);
     producer
         .init_transactions(CALL_TIMEOUT)
@@ -91,11 +91,7 @@ fn initialise(shared: &Shared) -> Result<Closing<ThreadedProducer<DefaultProduce
 }
 
 /// Writes records in one transaction.
-fn write(
-    producer: &ThreadedProducer<DefaultProducerContext>,
-    shared: &Shared,
-    records: &[Registered],
-) -> Result<()> {
+fn write(producer: &BaseProducer, shared: &Shared, records: &[Registered]) -> Result<()> {
     let doing = || format!("write {} schemas to {}", records.len(), shared.topic);
     producer
         .begin_transaction()
@@ -109,7 +105,7 @@ fn write(
 }
 
 fn send_and_commit(
-    producer: &ThreadedProducer<DefaultProducerContext>,
+    producer: &BaseProducer,
     shared: &Shared,
     records: &[Registered],
     doing: impl Fn() -> String,
