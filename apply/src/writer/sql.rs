@@ -169,8 +169,7 @@ impl Sql {
         self.update_met(&which, &[])
     }
 
-    /// The same. Gives one row: inserts that met a row, and all rows met. It costs the destination a
-    /// fourth more than [`Sql::update`].
+    /// The same. Gives one row: inserts that met a row, and all rows met.
     pub(super) fn update_and_tell_inserts(&self) -> String {
         let which = "s.op IN ('I', 'U')";
         let rows = match self.assignments(&[]) {
