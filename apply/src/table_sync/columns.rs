@@ -1,7 +1,8 @@
 //! The columns of a table that was filled by us, before a sync fills it anew: those that it carries
-//! and the table lacks, those that it does not carry any more, and those of another type by now.
+//! and the table lacks, those that it does not carry any more, those of another type by now, and those
+//! that are required by now, or not any more.
 
-use bunny_postgres::{ColumnDefinition, TableDefinition, quote_ident};
+use bunny_postgres::{ColumnDefinition, TableDefinition, introspect, quote_ident};
 use tokio_postgres::Client;
 
 use super::destination_table::{Wanted, empty, run};
@@ -96,6 +97,61 @@ fn unfed<'a>(
     present.iter().filter(is_unfed).collect()
 }
 
+/// What became of NOT NULL at the source since the sync before becomes of it here: the stream tells of
+/// that with a version older than this sync, or not at all. The table is empty. A column becomes
+/// NOT NULL only if `may_tighten`: no row needs it.
+pub(super) async fn follow_not_null(
+    client: &Client,
+    wanted: Wanted<'_>,
+    may_tighten: bool,
+) -> Result<()> {
+    let destination = wanted.destination;
+    let present = introspect::table_definition(client, destination).await?;
+    let (Some(present), Some(former)) = (present, wanted.former) else {
+        return Ok(());
+    };
+    let (former, now) = (&former.columns, &wanted.definition.columns);
+    for column in turned(&present.columns, former, now, wanted.columns) {
+        let needs_values = column.identity.is_some() || present.primary_key.contains(&column.name);
+        let verb = match column.not_null {
+            true if needs_values => continue,
+            true => "DROP",
+            false if may_tighten => "SET",
+            false => continue,
+        };
+        let name = quote_ident(&column.name);
+        client
+            .batch_execute(&format!(
+                "ALTER TABLE {} ALTER COLUMN {name} {verb} NOT NULL",
+                destination.quoted()
+            ))
+            .await
+            .map_err(Error::sql(format!(
+                "following NOT NULL of column {name} of {destination}"
+            )))?;
+    }
+    Ok(())
+}
+
+/// Columns of `present` that are as nullable as they were at the source before, and are otherwise
+/// there by now. Pure.
+fn turned<'a>(
+    present: &'a [ColumnDefinition],
+    former: &[ColumnDefinition],
+    now: &[ColumnDefinition],
+    carried: &[String],
+) -> Vec<&'a ColumnDefinition> {
+    let is = |columns: &[ColumnDefinition], name: &String, not_null: bool| {
+        let mut columns = columns.iter();
+        columns.any(|column| column.name == *name && column.not_null == not_null)
+    };
+    let has_turned = |column: &&ColumnDefinition| {
+        let (name, not_null) = (&column.name, column.not_null);
+        carried.contains(name) && is(former, name, not_null) && is(now, name, !not_null)
+    };
+    present.iter().filter(has_turned).collect()
+}
+
 /// Gives columns the types they have at the source now. The rows go: they are synced anew. What a
 /// column fills itself with stays, as far as it is of the new type; returns what does not.
 pub(super) async fn change_types(
@@ -167,5 +223,24 @@ mod tests {
         let carried = ["sent".to_owned()];
         assert_eq!(unfed(&present, &former, &carried), [&present[1]]);
         assert!(unfed(&present, &[], &carried).is_empty());
+    }
+
+    #[test]
+    fn not_null_turns_where_it_turned_at_the_source() {
+        let names = ["set", "dropped", "always", "theirs", "new"];
+        let columns = |not_null: [bool; 5]| {
+            let columns = names.into_iter().zip(not_null);
+            let column = |(name, not_null)| column(name, not_null, None);
+            columns.map(column).collect::<Vec<_>>()
+        };
+        let present = columns([false, true, false, true, false]);
+        let former = &columns([false, true, true, false, false])[..4];
+        let now = columns([true, false, true, false, true]);
+        let carried = names.map(str::to_owned);
+        let found = turned(&present, former, &now, &carried);
+        assert_eq!(found, [&present[0], &present[1]]);
+        let found = turned(&present, former, &now, &carried[1..]);
+        assert_eq!(found, [&present[1]], "not carried");
+        assert!(turned(&now, former, &now, &carried).is_empty(), "it is so");
     }
 }

@@ -4,8 +4,8 @@ use bunny_catalog::{MirrorTable, OnExistingRows, SchemaChanges};
 use bunny_postgres::{Session, TableDefinition, TableName, quote_ident};
 use bunny_schemas::control::TableSyncStarted;
 
-use super::chunk_copy;
 use super::destination_table::{self, Ensured, Wanted};
+use super::{chunk_copy, columns};
 use crate::bookkeeping::{self, State, TableState};
 use crate::context::MirrorRun;
 use crate::error::{Error, Result};
@@ -138,20 +138,17 @@ async fn write(
         Vec::new()
     };
     let former = definition_of(&table);
-    let ensured = destination_table::ensure(
-        client,
-        Wanted {
-            definition: &definition,
-            destination: &table.destination,
-            excluded: &excluded,
-            columns: &sync.columns,
-            may_create: config.create_destination_tables,
-            may_extend: is_ours && config.schema_changes != SchemaChanges::Manual,
-            keeps_rows: kept_rows,
-            former: former.as_ref(),
-        },
-    )
-    .await?;
+    let wanted = Wanted {
+        definition: &definition,
+        destination: &table.destination,
+        excluded: &excluded,
+        columns: &sync.columns,
+        may_create: config.create_destination_tables,
+        may_extend: is_ours && config.schema_changes != SchemaChanges::Manual,
+        keeps_rows: kept_rows,
+        former: former.as_ref(),
+    };
+    let ensured = destination_table::ensure(client, wanted).await?;
     let mut notes = ensured.left_out.clone();
     if let Some(objects) = &definition.objects {
         notes.extend(foundations::compare(client, &table.destination, objects).await?);
@@ -171,6 +168,10 @@ async fn write(
     if !ensured.created && !keeps_rows {
         make_room(client, &table, is_ours, config.on_existing_rows).await?;
         replay::make_key(client, &table.destination, &key).await?;
+        if wanted.may_extend && mapping.replay.is_none() {
+            let may_tighten = config.schema_changes == SchemaChanges::All;
+            columns::follow_not_null(client, wanted, may_tighten).await?;
+        }
     }
     bookkeeping::forget_chunks(client, ledger, sync.request_id).await?;
     let started = started(table, sync)?;
