@@ -178,10 +178,14 @@ impl Machine {
             .random_ratio(1, 8)
             .then(|| draw(&mut self.random, &self.moments));
         let before = self.state().await?;
-        let allowed = command.allowed(&before);
         match second {
             None => {
                 let answer = self.ask(&command).await?;
+                let mut allowed = command.allowed(&before);
+                if answer.status == 409 {
+                    // The mirror asks for syncs by itself, at any moment since.
+                    allowed.extend(command.allowed(&self.state().await?));
+                }
                 self.judge(&command, &answer, &allowed, &before)
             }
             // Which is first nobody knows: what either may meet depends on the other.
