@@ -4,6 +4,9 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .PHONY: help deps build demo up down status services services-down test test-full test-matrix bench lint
 
+# End-to-end tests mostly wait for servers and for each other's: three of them at a time keep a core busy.
+export RUST_TEST_THREADS ?= $(shell echo $$((3 * $$(nproc))))
+
 # People install Rust for themselves; a shell without their profile finds it here.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 

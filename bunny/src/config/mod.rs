@@ -284,10 +284,7 @@ fn kafka(layers: &Layers) -> Result<KafkaConfig, Problem> {
             "the brokers belong in BUNNY_KAFKA_BROKERS, not in a librdkafka setting bootstrap.servers",
         ));
     }
-    Ok(KafkaConfig {
-        brokers: brokers.text,
-        overrides,
-    })
+    Ok(KafkaConfig::with_overrides(brokers.text, overrides))
 }
 
 /// `key=value,key=value` (a value has no comma), or a JSON object.

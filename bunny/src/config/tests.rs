@@ -168,12 +168,12 @@ fn kafka_settings_come_from_all_layers_key_by_key() {
         ("ssl.ca.pem", "a,b"),
     ];
     let found: Vec<(&str, &str)> = kafka
-        .overrides
+        .overrides()
         .iter()
         .map(|(key, value)| (key.as_str(), value.as_str()))
         .collect();
     assert_eq!(found, expected);
-    assert_eq!(kafka.brokers, "k:9092");
+    assert_eq!(kafka.brokers(), "k:9092");
 }
 
 #[test]
@@ -278,5 +278,5 @@ fn the_example_file_holds_every_setting_and_is_valid() {
     common(&layers).unwrap();
     api(&layers).unwrap();
     logging(&layers).unwrap();
-    assert_eq!(common(&layers).unwrap().kafka.overrides.len(), 4);
+    assert_eq!(common(&layers).unwrap().kafka.overrides().len(), 4);
 }

@@ -59,7 +59,7 @@ async fn show(
         .await
         .map_err(|error| {
             if error.is_transient() {
-                let brokers = &kafka.brokers;
+                let brokers = kafka.brokers();
                 Exit::failed(format!(
                     "no answer from BUNNY_KAFKA_BROKERS {brokers}: {error}"
                 ))

@@ -283,10 +283,8 @@ mod tests {
 
     #[tokio::test]
     async fn an_unreachable_kafka_stops_at_the_budget() {
-        let mut kafka = KafkaConfig::new("127.0.0.1:1");
-        kafka
-            .overrides
-            .insert("message.timeout.ms".into(), "300000".into());
+        let patient = [("message.timeout.ms".to_owned(), "300000".to_owned())];
+        let kafka = KafkaConfig::with_overrides("127.0.0.1:1", patient.into());
         let under_way = UnderWay::at_most(32 << 20);
         let outlet = Outlet::open(&kafka, "t".into(), under_way).expect("opens without a broker");
         let consignment = Consignment::default();

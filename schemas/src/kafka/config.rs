@@ -2,20 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
 use super::MESSAGE_BYTES_MAX;
+use super::kept::KeptClients;
 
-/// How to reach Kafka. `Debug` hides values that may be secret.
-#[derive(Clone, Default, PartialEq, Eq)]
+/// How to reach Kafka; clones ask it through the same clients. `Debug` hides values that may be
+/// secret.
+#[derive(Clone)]
 pub struct KafkaConfig {
-    /// `host:port`, comma-separated.
-    pub brokers: String,
-    /// librdkafka settings passed through (SASL, TLS, tuning). They win over
-    /// defaults, not over what correctness needs.
-    pub overrides: BTreeMap<String, String>,
+    brokers: String,
+    overrides: BTreeMap<String, String>,
+    pub(super) kept: Arc<KeptClients>,
 }
 
 impl fmt::Debug for KafkaConfig {
@@ -94,12 +95,32 @@ const CONSUMER: [(&str, &str); 7] = [
 const RESPONSE_BYTES_MAX: usize = MESSAGE_BYTES_MAX + 48 * 1024 * 1024;
 
 impl KafkaConfig {
-    /// Kafka at `brokers` with default settings.
+    /// Kafka at `brokers` (`host:port`, comma-separated) with default settings.
     pub fn new(brokers: impl Into<String>) -> KafkaConfig {
+        KafkaConfig::with_overrides(brokers, BTreeMap::new())
+    }
+
+    /// As [`KafkaConfig::new`], with librdkafka settings passed through (SASL, TLS, tuning). They
+    /// win over defaults, not over what correctness needs.
+    pub fn with_overrides(
+        brokers: impl Into<String>,
+        overrides: BTreeMap<String, String>,
+    ) -> KafkaConfig {
         KafkaConfig {
             brokers: brokers.into(),
-            overrides: BTreeMap::new(),
+            overrides,
+            kept: Arc::default(),
         }
+    }
+
+    /// `host:port`, comma-separated.
+    pub fn brokers(&self) -> &str {
+        &self.brokers
+    }
+
+    /// The librdkafka settings passed through.
+    pub fn overrides(&self) -> &BTreeMap<String, String> {
+        &self.overrides
     }
 
     /// Settings of any client, such as an admin client.
@@ -175,18 +196,16 @@ mod tests {
     use super::*;
 
     fn config() -> KafkaConfig {
-        let mut config = KafkaConfig::new("localhost:9092");
-        for (key, value) in [
+        let overrides = [
             ("sasl.password", "hunter2"),
             ("ssl.key.pem", "hunter2"),
             ("sasl.oauthbearer.client.secret", "hunter2"),
             ("sasl.username", "bunny"),
             ("isolation.level", "read_uncommitted"),
             ("linger.ms", "50"),
-        ] {
-            config.overrides.insert(key.to_owned(), value.to_owned());
-        }
-        config
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()));
+        KafkaConfig::with_overrides("localhost:9092", overrides.into())
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 mod closing;
 mod config;
+mod kept;
 mod producer;
 mod topic;
 mod transaction;

@@ -4,11 +4,12 @@
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{
-    AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication,
+    AdminClient, AdminOptions, ConfigResource, ConfigResourceResult, NewTopic, ResourceSpecifier,
+    TopicReplication,
 };
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 
@@ -200,11 +201,12 @@ impl KafkaConfig {
         if names.is_empty() {
             return Ok(());
         }
-        let admin = self.admin()?;
-        let results = admin
-            .delete_topics(names, &options())
-            .await
-            .map_err(Error::kafka(format!("delete topics {}", names.join(", "))))?;
+        let doing = format!("delete topics {}", names.join(", "));
+        let results = self
+            .with_admin(doing, async |admin| {
+                admin.delete_topics(names, &options()).await
+            })
+            .await?;
         for result in results {
             match result {
                 Ok(_) | Err((_, RDKafkaErrorCode::UnknownTopicOrPartition)) => {}
@@ -224,10 +226,10 @@ impl KafkaConfig {
     pub async fn delete_group(&self, name: &str) -> Result<()> {
         let doing = format!("delete consumer group {name}");
         let results = self
-            .admin()?
-            .delete_groups(&[name], &options())
-            .await
-            .map_err(Error::kafka(doing.clone()))?;
+            .with_admin(doing.clone(), async |admin| {
+                admin.delete_groups(&[name], &options()).await
+            })
+            .await?;
         for result in results {
             match result {
                 Ok(_) | Err((_, RDKafkaErrorCode::GroupIdNotFound)) => {}
@@ -244,11 +246,11 @@ impl KafkaConfig {
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(topic, partition, Offset::Offset(offset))
             .map_err(Error::kafka(doing.clone()))?;
-        let admin = self.admin()?;
-        let result = admin
-            .delete_records(&list, &options())
-            .await
-            .map_err(Error::kafka(doing.clone()))?;
+        let result = self
+            .with_admin(doing.clone(), async |admin| {
+                admin.delete_records(&list, &options()).await
+            })
+            .await?;
         let element = result
             .find_partition(topic, partition)
             .ok_or_else(|| Error::Corrupt(format!("{doing}: no answer for the partition")))?;
@@ -371,11 +373,8 @@ impl KafkaConfig {
             .await?;
         let unknown = || Error::Corrupt(format!("{doing}: no answer"));
         let broker = broker.ok_or_else(unknown)?;
-        let results = self
-            .admin()?
-            .describe_configs([&ResourceSpecifier::Broker(broker)], &options())
-            .await
-            .map_err(Error::kafka(doing.clone()))?;
+        let broker = ResourceSpecifier::Broker(broker);
+        let results = self.settings(&broker, doing.clone()).await?;
         let found = results.into_iter().next().ok_or_else(unknown)?;
         let found = found.map_err(|code| Error::kafka_code_error(doing.clone(), code))?;
         let value = found.get(SETTING).and_then(|entry| entry.value.as_deref());
@@ -386,7 +385,7 @@ impl KafkaConfig {
 
     /// Ok when a broker answers within `timeout`.
     pub async fn broker_reachable(&self, timeout: Duration) -> Result<()> {
-        let doing = format!("reach Kafka at {}", self.brokers);
+        let doing = format!("reach Kafka at {}", self.brokers());
         self.with_consumer(move |consumer| {
             consumer
                 .fetch_metadata(None, timeout)
@@ -411,10 +410,10 @@ impl KafkaConfig {
         }
         let doing = format!("create topic {name}");
         let results = self
-            .admin()?
-            .create_topics([&topic], &options())
-            .await
-            .map_err(Error::kafka(doing.clone()))?;
+            .with_admin(doing.clone(), async |admin| {
+                admin.create_topics([&topic], &options()).await
+            })
+            .await?;
         for result in results {
             match result {
                 // Someone else was faster; the settings are checked next.
@@ -447,11 +446,8 @@ impl KafkaConfig {
 
     async fn check_settings(&self, name: &str, kind: TopicKind) -> Result<()> {
         let doing = format!("read settings of topic {name}");
-        let results = self
-            .admin()?
-            .describe_configs([&ResourceSpecifier::Topic(name)], &options())
-            .await
-            .map_err(Error::kafka(doing.clone()))?;
+        let topic = ResourceSpecifier::Topic(name);
+        let results = self.settings(&topic, doing.clone()).await?;
         for result in results {
             let found = result.map_err(|code| Error::kafka_code_error(doing.clone(), code))?;
             check(name, kind, &found)?;
@@ -459,23 +455,57 @@ impl KafkaConfig {
         Ok(())
     }
 
-    fn admin(&self) -> Result<AdminClient<DefaultClientContext>> {
-        self.client()
-            .create()
-            .map_err(Error::kafka("create a Kafka admin client"))
+    async fn settings(
+        &self,
+        of: &ResourceSpecifier<'_>,
+        doing: String,
+    ) -> Result<Vec<ConfigResourceResult>> {
+        self.with_admin(doing, async |admin| {
+            admin.describe_configs([of], &options()).await
+        })
+        .await
     }
 
-    /// Runs `work` with a consumer of its own where blocking is allowed.
+    /// What `ask` hears from the kept admin client.
+    async fn with_admin<T>(
+        &self,
+        doing: String,
+        ask: impl AsyncFnOnce(&AdminClient<DefaultClientContext>) -> KafkaResult<T>,
+    ) -> Result<T> {
+        let kept = &self.kept.admin;
+        let admin = kept.get(|| {
+            self.client()
+                .create()
+                .map_err(Error::kafka("create a Kafka admin client"))
+        })?;
+        let answer = ask(&admin).await;
+        if answer.is_err() {
+            kept.forget(&admin);
+        }
+        answer.map_err(Error::kafka(doing))
+    }
+
+    /// Runs `work` with the kept consumer where blocking is allowed.
     async fn with_consumer<T: Send + 'static>(
         &self,
         work: impl FnOnce(&BaseConsumer) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let config = self.read_committed_consumer("bunny-metadata");
+        let config = self.clone();
         crate::tail::blocking(move || {
-            let consumer: BaseConsumer = config
-                .create()
-                .map_err(Error::kafka("create a Kafka consumer"))?;
-            work(&consumer)
+            let kept = &config.kept.reader;
+            let consumer = kept.get(|| {
+                config
+                    .read_committed_consumer("bunny-metadata")
+                    .create()
+                    .map_err(Error::kafka("create a Kafka consumer"))
+            })?;
+            // Nothing is read by it: what comes is news of lost connections, which would pile up.
+            while consumer.poll(Duration::ZERO).is_some() {}
+            let answer = work(&consumer);
+            if answer.is_err() {
+                kept.forget(&consumer);
+            }
+            answer
         })
         .await
     }
