@@ -113,6 +113,27 @@ impl Fields {
         }
     }
 
+    /// A text that must be there because `other` is not; `""` stands in after a fault.
+    pub(crate) fn text_unless(&mut self, name: &'static str, other: &'static str) -> String {
+        let text = self.text(name);
+        if let Some(recording) = &self.recording {
+            recording.unless(name, other);
+        }
+        match text {
+            Some(text) if !text.is_empty() => text,
+            Some(_) => {
+                self.problem(name, "must not be empty");
+                String::new()
+            }
+            None => {
+                if !self.faulty(name) {
+                    self.problem(name, format!("is required, unless {other} is given"));
+                }
+                String::new()
+            }
+        }
+    }
+
     /// A text, if it is there.
     pub(crate) fn text(&mut self, name: &'static str) -> Option<String> {
         self.asked(name, false, || AskedKind::Text);
@@ -310,8 +331,8 @@ impl Fields {
         }
     }
 
-    /// An object; `None` if it is not there. Give it back to [`Fields::absorb`].
-    pub(crate) fn object(&mut self, name: &'static str) -> Option<Fields> {
+    /// An object, such as `example`; `None` if it is not there. Give it back to [`Fields::absorb`].
+    pub(crate) fn object(&mut self, name: &'static str, example: &str) -> Option<Fields> {
         if self.recording.is_some() {
             let (nested, recording) = Self::recorder();
             self.asked(name, false, || AskedKind::Object(recording));
@@ -319,7 +340,7 @@ impl Fields {
         }
         match self.take(name)? {
             Value::Object(values) => Some(Self::of(values, format!("{}{name}.", self.path))),
-            other => self.wrong_type(name, "an object", &other),
+            other => self.wrong_type(name, &format!("an object as {example}"), &other),
         }
     }
 

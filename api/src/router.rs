@@ -17,7 +17,7 @@ use crate::answer::{Answering, Form};
 use crate::auth::guard::guard;
 use crate::auth::{Access, handlers as auth};
 use crate::refusal::Refusal;
-use crate::request::BODY_BYTES_MAX;
+use crate::request::{BODY_BYTES_MAX, Query};
 use crate::state::Api;
 use crate::{commands, health, mirrors, openapi, peers, registry, users};
 
@@ -148,7 +148,11 @@ pub fn router(api: Arc<Api>) -> Router {
     let mut router: Router<Arc<Api>> = Router::new();
     for route in routes() {
         let state = (Arc::clone(&api), route.access);
-        let guarded = route.handler.route_layer(from_fn_with_state(state, guard));
+        let handler = match takes_any_query(&route) {
+            true => route.handler,
+            false => route.handler.route_layer(from_fn(refuse_query)),
+        };
+        let guarded = handler.route_layer(from_fn_with_state(state, guard));
         router = router.route(route.path, guarded);
     }
     router
@@ -159,6 +163,19 @@ pub fn router(api: Arc<Api>) -> Router {
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn(observe))
         .with_state(api)
+}
+
+/// Handlers that read a query string refuse by themselves what they do not know. What others than
+/// people ask (probes, clients of a schema registry) may come with parameters of theirs.
+fn takes_any_query(route: &Route) -> bool {
+    !route.path.starts_with("/v1/") || openapi::reads_query(route)
+}
+
+async fn refuse_query(query: Query, request: Request, next: Next) -> Response {
+    match query.finish() {
+        Ok(()) => next.run(request).await,
+        Err(refusal) => refusal.into_response(),
+    }
 }
 
 async fn unknown_path(uri: Uri) -> Refusal {

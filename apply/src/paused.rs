@@ -143,6 +143,7 @@ async fn watch(
         }
         round += 1;
         let mut said = report(
+            &mirror.name,
             &stats.moment(),
             &standing.known,
             &[],

@@ -50,7 +50,15 @@ pub(crate) async fn report_forever(run: &MirrorRun, stats: &Stats, loads: &Loads
         }
         let topic = run.topics.changes(run.mirror.topics_slug());
         let loading = loads.tables();
-        let mut report = report(&stats.moment(), known, &loading, topic, SystemTime::now());
+        let name = &run.mirror.name;
+        let mut report = report(
+            name,
+            &stats.moment(),
+            known,
+            &loading,
+            topic,
+            SystemTime::now(),
+        );
         report.messages.extend(run.waits.messages());
         held.show(&run.mirror, &mut report);
         let tables: Vec<TableState> = known.all().cloned().collect();
@@ -118,6 +126,7 @@ async fn read_tables(run: &MirrorRun, session: Option<Session>) -> Result<(Sessi
 
 /// The report of one moment. Pure.
 pub(crate) fn report(
+    mirror: &str,
     moment: &Moment,
     known: &Known,
     loading: &[TableProgress],
@@ -125,13 +134,20 @@ pub(crate) fn report(
     now: SystemTime,
 ) -> ApplyReport {
     let tables = &known.tables;
+    // Before main has begun, the tables tell which generation they are of.
+    let generation = moment
+        .generation
+        .or_else(|| tables.iter().find_map(|table| table.generation));
     let reports: Vec<TableReport> = tables
         .iter()
         .map(|table| {
             let progress = loading
                 .iter()
                 .find(|progress| Some(progress.request_id) == table.request_id);
-            table_report(table, progress)
+            TableReport {
+                error: way_back(mirror, table, generation),
+                ..table_report(table, progress)
+            }
         })
         .collect();
     let is_caught_up = moment.is_caught_up();
@@ -141,24 +157,20 @@ pub(crate) fn report(
             missing.kind, missing.name, missing.source, missing.reason
         )
     });
-    let messages = tables
+    let messages = reports
         .iter()
         .filter_map(|table| {
             let error = table.error.as_ref()?;
             Some(format!(
                 "table {} is {}: {error}",
-                table.source,
-                table.state.as_str()
+                table.source, table.state
             ))
         })
         .chain(missing)
         .collect();
     ApplyReport {
         phase: moment.phase.clone(),
-        // Before main has begun, the tables tell which generation they are of.
-        generation: moment
-            .generation
-            .or_else(|| tables.iter().find_map(|table| table.generation)),
+        generation,
         applied: applied(moment.applied, tables),
         // Transaction markers stand behind the last event: nothing waits in them.
         offset: if is_caught_up {
@@ -218,10 +230,27 @@ fn table_report(table: &TableState, progress: Option<&TableProgress>) -> TableRe
             None => chunks_total,
         },
         rows_loaded,
-        error: table.error.clone(),
         last_synced_at: table.last_synced_at,
         ..TableReport::new(table.source.clone(), table.state.as_str())
     }
+}
+
+/// Why a table is set aside, and how one that does not come back by itself does. One of another
+/// generation cannot: its reason says what is left.
+fn way_back(mirror: &str, table: &TableState, generation: Option<Uuid>) -> Option<String> {
+    let error = table.error.as_ref()?;
+    let is_of_another = table.generation.is_some() && table.generation != generation;
+    if table.state != State::Errored || is_of_another {
+        return Some(error.clone());
+    }
+    let is_loaded = table.live.is_some() || table.request_id.is_none();
+    let then = match table.restart_offset.filter(|_| is_loaded) {
+        Some(offset) => format!("goes on from offset {offset} of the change topic"),
+        None => "is loaded again".to_owned(),
+    };
+    Some(format!(
+        "{error}; when the cause is removed, POST /v1/mirrors/{mirror}/retry: the table then {then}"
+    ))
 }
 
 fn seconds_since(commit_ts_us: i64, now: SystemTime) -> f64 {
@@ -263,7 +292,7 @@ mod tests {
 
     #[test]
     fn at_the_end_nothing_is_outstanding() {
-        let report = report(&moment(), &Known::default(), &[], "t".into(), now());
+        let report = report("m", &moment(), &Known::default(), &[], "t".into(), now());
         assert!(report.caught_up);
         assert_eq!(
             (report.offset, report.high_watermark, report.lag_seconds),
@@ -278,7 +307,7 @@ mod tests {
             oldest_waiting_us: Some(98_500_000),
             ..moment()
         };
-        let report = report(&waiting, &Known::default(), &[], "t".into(), now());
+        let report = report("m", &waiting, &Known::default(), &[], "t".into(), now());
         assert!(!report.caught_up);
         assert_eq!(
             (report.offset, report.high_watermark, report.lag_seconds),
@@ -317,7 +346,7 @@ mod tests {
             tables: vec![table],
             missing: vec![missing],
         };
-        let report = report(&moment(), &known, &[], "t".into(), now());
+        let report = report("m", &moment(), &known, &[], "t".into(), now());
         assert_eq!(
             report.messages[1],
             "index \"by_a\" of table public.t is missing at the destination: no such operator class"
@@ -325,5 +354,37 @@ mod tests {
         assert_eq!(report.total_rows_synced, 105);
         assert_eq!(report.tables[0].rows_loaded, 100);
         assert!(report.messages[0].contains("why"));
+    }
+
+    #[test]
+    fn a_table_in_error_says_how_it_comes_back_and_from_where() {
+        let name = TableName::new("public", "t");
+        let errored = TableState {
+            state: State::Errored,
+            error: Some("violates check constraint \"nope\" (23514)".into()),
+            live: Some(at(3)),
+            restart_offset: Some(17),
+            generation: Some(Uuid::from_u128(7)),
+            ..TableState::wanted(name.clone(), name, Some(Uuid::from_u128(1)))
+        };
+        let said = |table: &TableState, generation| {
+            way_back("m", table, Some(Uuid::from_u128(generation))).unwrap()
+        };
+        assert_eq!(
+            said(&errored, 7),
+            "violates check constraint \"nope\" (23514); when the cause is removed, POST /v1/mirrors/m/retry: the table then goes on from offset 17 of the change topic"
+        );
+        let not_loaded = TableState {
+            live: None,
+            ..errored.clone()
+        };
+        assert!(said(&not_loaded, 7).ends_with("is loaded again"));
+        let parked = TableState {
+            state: State::Parked,
+            ..errored.clone()
+        };
+        for (table, generation) in [(&parked, 7), (&errored, 8)] {
+            assert!(said(table, generation).ends_with("(23514)"));
+        }
     }
 }

@@ -34,10 +34,11 @@ pub(crate) async fn run(run: &Run, source: &Session, reporting: Reporting) -> Re
     // end as it is now would never settle on a busy server whose writes do not concern us.
     let mut former_end = None;
     loop {
-        let slot = slot_view(source, &run.mirror.slot_name).await?;
-        refuse_as_a_standby(&slot.synchronous_standby_names)?;
+        // Before the source's end is looked at, which so is never below what has passed.
         let passed = *reporting.passed.borrow();
         let status = *reporting.status.borrow();
+        let slot = slot_view(source, &run.mirror.slot_name).await?;
+        refuse_as_a_standby(&slot.synchronous_standby_names)?;
         let caught_up = status.oldest_open_commit_us.is_none()
             && former_end.is_some_and(|end| passed.lsn >= end);
         former_end = Some(slot.current_lsn);

@@ -37,6 +37,8 @@ pub(crate) struct Rounds {
     exclusions: watch::Receiver<Exclusions>,
     attempts: HashMap<Uuid, i32>,
     finished: HashSet<Uuid>,
+    /// Rows and bytes of copies that former runs have recorded.
+    recorded: HashMap<Uuid, (u64, u64)>,
     /// How often a table was refused, or had changed under its snapshot, in this run.
     failures: HashMap<Uuid, u32>,
     /// Those that are not tried any more.
@@ -95,6 +97,12 @@ impl Rounds {
                 .filter(|(_, record)| record.state == SyncState::Finished)
                 .map(|(request, _)| *request)
                 .collect(),
+            recorded: recorded
+                .iter()
+                .map(|(request, record)| {
+                    (*request, (unsigned(record.rows), unsigned(record.bytes)))
+                })
+                .collect(),
             wanted,
             absent: absent.clone(),
             unpublished,
@@ -114,9 +122,14 @@ impl Rounds {
                 .iter()
                 .filter(|(request, _)| self.finished.contains(request))
                 .map(|(request, table)| {
-                    let mut sync = SyncProgress::new(*request, table.source.clone());
-                    sync.finished = true;
-                    sync
+                    let (rows, bytes) = self.recorded.get(request).copied().unwrap_or_default();
+                    SyncProgress {
+                        rows_done: rows,
+                        rows_estimate: rows,
+                        bytes_done: bytes,
+                        finished: true,
+                        ..SyncProgress::new(*request, table.source.clone())
+                    }
                 })
                 .collect(),
             waiting: self
@@ -232,6 +245,10 @@ impl Rounds {
             }
         }
     }
+}
+
+fn unsigned(count: i64) -> u64 {
+    u64::try_from(count).unwrap_or_default()
 }
 
 /// The syncs that attached mirrors want, of the mirror's tables as it maps them. Pure.

@@ -5,12 +5,14 @@ use std::collections::BTreeSet;
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgExecutor, Row as _};
 use uuid::Uuid;
 
 use crate::leases::Role;
+use crate::logs::{self, LogLevel};
+use crate::tables::TABLES;
 use crate::{Catalog, Error, Result};
 
 /// Where a command stands.
@@ -86,7 +88,10 @@ pub struct Command {
     pub finished_at: Option<DateTime<Utc>>,
 }
 
-/// Inserts a command inside the transaction of what it asks for.
+/// Of these the API writes a fuller entry into the mirror's log itself.
+const LOGGED_BY_API: [&str; 2] = ["create", TABLES];
+
+/// Inserts a command inside the transaction of what it asks for, and says so in the mirror's log.
 pub(crate) async fn insert(
     connection: &mut PgConnection,
     mirror_id: Uuid,
@@ -106,10 +111,26 @@ pub(crate) async fn insert(
     .bind(kind)
     .bind(args)
     .bind(requested_by)
-    .execute(connection)
+    .execute(&mut *connection)
     .await
     .map_err(|error| Error::database("recording a command", error))?;
+    if !LOGGED_BY_API.contains(&kind) {
+        let message = format!("{kind} was asked for by {requested_by}");
+        let details = json!({ "command_id": id, "args": shown_args(args) });
+        logs::insert(connection, mirror_id, LogLevel::Info, &message, details).await?;
+    }
     Ok(id)
+}
+
+/// The arguments without what only workers need.
+fn shown_args(args: &Value) -> Value {
+    let mut shown = args.clone();
+    if let Some(shown) = shown.as_object_mut() {
+        shown.retain(|name, value| {
+            !["awaited", "versions"].contains(&name.as_str()) && !value.is_null()
+        });
+    }
+    shown
 }
 
 /// The commands of one mirror that are not finished, oldest first. A transaction asks on its own

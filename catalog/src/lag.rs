@@ -105,8 +105,15 @@ pub fn lag(reports: &Reports, created_at: DateTime<Utc>, now: DateTime<Utc>) -> 
 
     let behind = || apply.tables.iter().filter_map(|table| table.behind);
 
-    let capture_caught_up = capture.caught_up && capture_age <= FRESH_SECONDS;
     let same_generation = capture.generation.is_some() && capture.generation == apply.generation;
+    // All that stood at the source when it was last looked at is applied, whatever capture
+    // knew then.
+    let is_reading_applied = same_generation
+        && capture
+            .current_lsn
+            .is_some_and(|end| end <= apply.applied.commit_lsn);
+    let capture_caught_up =
+        (capture.caught_up || is_reading_applied) && capture_age <= FRESH_SECONDS;
     let all_published_is_applied = same_generation && apply.applied >= capture.published;
     let main_caught_up = capture_caught_up && all_published_is_applied && !is_first_load(apply);
     let caught_up = main_caught_up && behind().next().is_none();
@@ -119,7 +126,8 @@ pub fn lag(reports: &Reports, created_at: DateTime<Utc>, now: DateTime<Utc>) -> 
     } else {
         apply.applied.commit_lsn
     };
-    let current_lsn = capture.current_lsn.unwrap_or(published_lsn);
+    // What is captured has been at the source, whenever that was looked at.
+    let current_lsn = capture.current_lsn.unwrap_or_default().max(published_lsn);
 
     let capture_lag = CaptureLag {
         published_lsn: known(published_lsn),
@@ -219,9 +227,9 @@ fn is_first_load(apply: &ApplyReport) -> bool {
     !apply.tables.iter().any(|table| table.in_main) && tables.any(|table| to_load(&table.state))
 }
 
-/// WAL bytes from `from` to `to` of a mirror that is not known to be caught up. The source's
-/// position is only known as of its last reading and may lie below what was captured since,
-/// or nothing is known yet: never 0 then, because 0 says that all is there.
+/// WAL bytes from `from` to `to` of a mirror that is not known to be caught up. Nothing may be
+/// known yet, or no change is missing but whole tables are: never 0 then, because 0 says that
+/// all is there.
 fn bytes_outstanding(from: Lsn, to: Lsn) -> i64 {
     if from == Lsn::default() {
         return 1;
@@ -355,7 +363,29 @@ mod tests {
         }
         let view = lag_now(&reports);
         assert!(!view.caught_up);
-        assert_eq!(view.lag_bytes, 1);
+        assert_eq!(view.lag_bytes, 600);
+    }
+
+    /// Capture has always something in hand on a busy source, and apply reports after it.
+    #[test]
+    fn what_is_applied_beyond_the_last_reading_of_the_source_is_no_lag() {
+        let mut reports = both(point(990, 2), point(990, 2));
+        let capture_saw = |reports: &mut Reports, end: u64| {
+            if let Some(capture) = reports.capture.report.as_mut() {
+                capture.caught_up = false;
+                capture.lag_seconds = 0.02;
+                capture.current_lsn = Some(Lsn(end));
+            }
+        };
+        capture_saw(&mut reports, 980);
+        let view = lag_now(&reports);
+        assert!(view.caught_up);
+        assert_eq!((view.lag_bytes, view.capture.lag_bytes), (0, 0));
+        assert_eq!(view.lag_seconds, 0.0);
+        capture_saw(&mut reports, 1_000);
+        let view = lag_now(&reports);
+        assert!(!view.caught_up);
+        assert_eq!((view.lag_bytes, view.lag_seconds), (10, 0.02));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
+use uuid::Uuid;
 
 use crate::mirrors::{check_name, notify};
 use crate::{Catalog, Error, Result, audit};
@@ -132,25 +133,37 @@ impl Catalog {
     }
 
     /// Describes a peer anew, and wakes the workers, whose tasks at it begin again with the
-    /// new description. [`Error::NotFound`] if there is none of that name; [`Error::Conflict`]
-    /// if mirrors use it and `peer` is not known to be the same database.
-    pub async fn update_peer(&self, peer: &NewPeer, by: &str) -> Result<Peer> {
+    /// new description. Another database is one that all its mirrors only write to and are among
+    /// `progress_of`, those whose progress it holds. [`Error::NotFound`] if there is none of that
+    /// name; [`Error::Conflict`] if mirrors use it and `peer` is not known to be their database.
+    pub async fn update_peer(
+        &self,
+        peer: &NewPeer,
+        progress_of: &[Uuid],
+        by: &str,
+    ) -> Result<Peer> {
         let failed = |error| Error::database("changing a peer", error);
         let sealed = self.key().seal(PASSWORD, &peer.name, &peer.password)?;
         let mut transaction = self.pool().begin().await.map_err(failed)?;
         self.check_key_is_current(&mut transaction).await?;
         let row = sqlx::query(
-            "SELECT identity, EXISTS (SELECT FROM bunny.mirrors m WHERE $1 IN (m.source_peer, m.destination_peer)) AS used
+            "SELECT identity,
+                    EXISTS (SELECT FROM bunny.mirrors m WHERE $1 IN (m.source_peer, m.destination_peer)) AS used,
+                    EXISTS (SELECT FROM bunny.mirrors m
+                            WHERE m.source_peer = $1 OR (m.destination_peer = $1 AND m.id <> ALL ($2))) AS bound
              FROM bunny.peers WHERE name = $1 FOR UPDATE",
         )
         .bind(&peer.name)
+        .bind(progress_of)
         .fetch_optional(&mut *transaction)
         .await
         .map_err(failed)?
         .ok_or_else(|| Error::not_found("peer", &peer.name))?;
         let known: Option<String> = row.try_get("identity").map_err(failed)?;
         let used: bool = row.try_get("used").map_err(failed)?;
-        if used && (peer.identity.is_none() || known.is_some() && known != peer.identity) {
+        let bound: bool = row.try_get("bound").map_err(failed)?;
+        let is_other = known.is_some() && known != peer.identity;
+        if used && (peer.identity.is_none() || is_other && bound) {
             return Err(Error::conflict(format!(
                 "peer \"{}\" is used by mirrors and this is another database",
                 peer.name

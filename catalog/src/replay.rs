@@ -13,7 +13,8 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 use uuid::Uuid;
 
-use crate::commands;
+use crate::commands::{self, Command};
+use crate::logs::{self, LogLevel};
 use crate::mirrors::{Desired, Mirror, PauseScope, ResyncStrategy, notify};
 use crate::schema_sync::{SYNC_SCHEMA, under_way};
 use crate::tables::{AwaitedTable, RESYNC, TABLES};
@@ -30,6 +31,19 @@ pub enum Until {
     Lsn(Lsn),
     /// Every transaction before the first that committed later than this.
     Timestamp(DateTime<Utc>),
+}
+
+impl Until {
+    /// As people read it, within a sentence.
+    pub(crate) fn in_words(&self) -> String {
+        match self {
+            Until::Lsn(lsn) => format!("before LSN {lsn}"),
+            Until::Timestamp(time) => format!(
+                "at {}",
+                time.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true)
+            ),
+        }
+    }
 }
 
 /// A retained sync, as the position topic records it.
@@ -232,6 +246,9 @@ impl Catalog {
             let mirror = self
                 .lock_mirror(&mut transaction, &command.mirror_name)
                 .await?;
+            if ended.rows_affected() == 1 {
+                log_end(&mut transaction, &command, mirror_id).await?;
+            }
             if ended.rows_affected() == 1 && mirror.desired == Desired::Running {
                 pausing::pause_apply(&mut transaction, &mirror, &command.requested_by).await?;
             }
@@ -239,6 +256,18 @@ impl Catalog {
         notify(&mut transaction).await?;
         transaction.commit().await.map_err(failed)
     }
+}
+
+/// Says in the mirror's log where a replay has ended.
+async fn log_end(connection: &mut PgConnection, command: &Command, mirror_id: Uuid) -> Result<()> {
+    let until: Until = serde_json::from_value(command.args["until"].clone())
+        .map_err(|error| Error::internal("reading where a replay ends", error))?;
+    let message = format!(
+        "the replay has reached its end, {}: the mirror is paused there, and goes on when it is resumed",
+        until.in_words()
+    );
+    let details = json!({ "command_id": command.id, "until": until });
+    logs::insert(connection, mirror_id, LogLevel::Info, &message, details).await
 }
 
 /// What stood still goes on when the mirror does; not what is still on its way there.

@@ -288,6 +288,14 @@ pub struct Failure {
     pub next_try: Option<DateTime<Utc>>,
 }
 
+impl Failure {
+    /// Whether it stands in the way of a mirror that follows this generation: what could not go
+    /// on with a former one is cured by it, before the role has said so.
+    fn is_of(&self, generation: Uuid) -> bool {
+        self.lost_generation.is_none_or(|lost| lost == generation)
+    }
+}
+
 /// All that is known of one role of one mirror.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RoleState<R> {
@@ -368,8 +376,9 @@ pub(crate) async fn read(executor: impl PgExecutor<'_>, mirror_id: Uuid) -> Resu
     let rows = sqlx::query(
         "SELECT clock_timestamp() AS read_at, k.role, r.report, r.reported_at, r.failure,
                 CASE WHEN l.expires_at > clock_timestamp() THEN nullif(l.holder, '') END AS holder,
-                l.heartbeat_at
+                l.heartbeat_at, coalesce(o.generation, m.generation) AS generation
          FROM bunny.mirrors m
+         LEFT JOIN bunny.mirrors o ON o.id = m.source_mirror
          CROSS JOIN (VALUES ('capture'), ('apply')) AS k (role)
          CROSS JOIN LATERAL (
              SELECT CASE k.role WHEN 'capture' THEN coalesce(m.source_mirror, m.id) ELSE m.id END
@@ -457,10 +466,13 @@ fn role_state_from<R: Report>(row: &PgRow) -> Result<RoleState<R>> {
     let read = |error| Error::database("reading a report", error);
     let report: Option<Value> = row.try_get("report").map_err(read)?;
     let failure: Option<Json<Failure>> = row.try_get("failure").map_err(read)?;
+    let generation: Uuid = row.try_get("generation").map_err(read)?;
     Ok(RoleState {
         report: report.and_then(|report| serde_json::from_value(report).ok()),
         reported_at: row.try_get("reported_at").map_err(read)?,
-        failure: failure.map(|failure| failure.0),
+        failure: failure
+            .map(|failure| failure.0)
+            .filter(|failure| failure.is_of(generation)),
         holder: row.try_get("holder").map_err(read)?,
         heartbeat_at: row.try_get("heartbeat_at").map_err(read)?,
     })

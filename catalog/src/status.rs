@@ -1,6 +1,8 @@
 //! The status of a mirror: a pure function of what is wanted, what the roles
 //! said and when. Nothing of it is stored.
 
+mod paused;
+
 use bunny_postgres::Lsn;
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
@@ -140,6 +142,8 @@ pub struct StatusView {
     pub error_message: Option<String>,
     /// Failures in a row of both roles, and tables in error.
     pub error_count: i64,
+    /// What waits for the mirror to be resumed, a sentence each.
+    pub messages: Vec<String>,
 }
 
 /// After so long without a sign of life a role counts as gone.
@@ -213,6 +217,10 @@ pub fn derive(
         health,
         error_message: worst,
         error_count: problems.iter().map(|problem| problem.count).sum(),
+        messages: match mirror.desired {
+            Desired::Paused => paused::messages(mirror, reports, commands),
+            _ => Vec::new(),
+        },
     }
 }
 

@@ -1,5 +1,7 @@
 //! Checks of the destination: server, privileges, types, and the tables that are there already.
 
+use std::collections::BTreeSet;
+
 use bunny_catalog::{NewMirrorTable, OnExistingRows};
 use bunny_postgres::introspect::{self, Fit, TypeShape};
 use bunny_postgres::{ColumnDefinition, TableDefinition, TableName, TableObjects};
@@ -12,10 +14,19 @@ use crate::mirrors::request::CreateRequest;
 /// The oldest server that is supported.
 const VERSION_NUM_MIN: i32 = 140_000;
 
-pub(super) fn check(request: &CreateRequest, facts: &Facts, findings: &mut Findings) {
+/// Without the tables of the mappings that lead `astray`.
+pub(super) fn check(
+    request: &CreateRequest,
+    facts: &Facts,
+    astray: &BTreeSet<usize>,
+    findings: &mut Findings,
+) {
     let destination = &facts.destination;
     server(facts, findings);
     for (index, mapping) in request.tables.iter().enumerate() {
+        if astray.contains(&index) {
+            continue;
+        }
         let source = facts
             .source
             .tables

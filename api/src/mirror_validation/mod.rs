@@ -95,9 +95,12 @@ pub(crate) fn check_partitions(source: &facts::SourceFacts, findings: &mut Findi
 /// Every check that needs the servers. `others` are the mappings of the mirrors that exist.
 pub(crate) fn check(request: &CreateRequest, facts: &Facts, others: &[Edge]) -> Findings {
     let mut findings = Findings::default();
+    let mut ways = Findings::default();
+    let astray = topology::check(request, facts, others, &mut ways);
     source::check(request, &facts.source, &mut findings);
-    destination::check(request, facts, &mut findings);
-    topology::check(request, facts, others, &mut findings);
+    // Of a table that must not be written, no cure is given that would write to it.
+    destination::check(request, facts, &astray, &mut findings);
+    findings.problems.extend(ways.problems);
     findings
 }
 

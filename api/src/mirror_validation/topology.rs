@@ -48,13 +48,14 @@ pub(super) fn no_table_twice(request: &CreateRequest, findings: &mut Findings) {
 }
 
 /// Against the mirrors that exist: no second mirror into one table, and no way from a destination
-/// back to its source.
+/// back to its source. Gives the mappings that lead where they must not, by their place.
 pub(super) fn check(
     request: &CreateRequest,
     facts: &Facts,
     others: &[Edge],
     findings: &mut Findings,
-) {
+) -> BTreeSet<usize> {
+    let mut astray = BTreeSet::new();
     let from = &facts.source.server.place;
     let to = &facts.destination.server.place;
     let mut ways: BTreeMap<Node, Vec<(Node, &str)>> = BTreeMap::new();
@@ -68,10 +69,11 @@ pub(super) fn check(
             .or_default()
             .push(((to.clone(), mapping.destination.clone()), &request.name));
     }
-    for mapping in &request.tables {
+    for (index, mapping) in request.tables.iter().enumerate() {
         let source: Node = (from.clone(), mapping.source.clone());
         let destination: Node = (to.clone(), mapping.destination.clone());
         if let Some(edge) = others.iter().find(|edge| edge.destination == destination) {
+            astray.insert(index);
             findings.conflict(
                 "two_mirrors_into_one",
                 format!(
@@ -81,6 +83,7 @@ pub(super) fn check(
             );
         }
         if source == destination {
+            astray.insert(index);
             findings.refuse(
                 "loop",
                 format!(
@@ -91,6 +94,7 @@ pub(super) fn check(
             continue;
         }
         if let Some(mirrors) = way_back(&ways, &destination, &source) {
+            astray.insert(index);
             findings.conflict(
                 "loop",
                 format!(
@@ -102,6 +106,7 @@ pub(super) fn check(
             );
         }
     }
+    astray
 }
 
 /// The mirrors on a way from one table to another, if there is a way.

@@ -19,7 +19,9 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use bunny_catalog::{Catalog, LogLevel, LogQuery, Mirror, Reports, StatusView, derive, lag};
+use bunny_catalog::{
+    Catalog, Desired, LogLevel, LogQuery, Mirror, Reports, StatusView, derive, lag,
+};
 use bunny_postgres::TableName;
 
 use crate::answer::{Accepted, Under};
@@ -204,6 +206,18 @@ pub(crate) fn read_retry(mut fields: Fields) -> Result<Option<TableName>> {
     let table = request::table_name(&mut fields, "table_name");
     fields.finish()?;
     Ok(table)
+}
+
+/// How to say that something is done at the destination, and what it waits for: now, or once a
+/// paused mirror is resumed.
+fn when(mirror: &Mirror, now: &'static str, later: &'static str) -> (&'static str, &'static str) {
+    match mirror.desired {
+        Desired::Paused => (
+            later,
+            "; the mirror is paused, and this begins when it is resumed",
+        ),
+        _ => (now, ""),
+    }
 }
 
 fn accepted(message: String, command_id: uuid::Uuid) -> Accepted<shown::Command> {

@@ -12,9 +12,9 @@ use bunny_schemas::reader::last_change;
 use bunny_schemas::retained::{Missing, Retained};
 use chrono::{DateTime, SecondsFormat};
 
-use super::accepted;
 use super::request::RESYNC_STRATEGIES;
 use super::shown::Command;
+use super::{accepted, when};
 use crate::answer::Accepted;
 use crate::auth::Caller;
 use crate::refusal::{Refusal, Result};
@@ -81,8 +81,13 @@ pub(crate) async fn replay(
         (None, ResyncStrategy::Swap) => " beside what it holds, which is exchanged then",
         (None, ResyncStrategy::Truncate) => "",
     };
+    // One up to a moment runs in a paused mirror too.
+    let (is, when) = match replay.until {
+        Some(_) => ("is being", ""),
+        None => when(&mirror, "is being", "will be"),
+    };
     Ok(accepted(
-        format!("{what} is being rebuilt from the topics{then}"),
+        format!("{what} {is} rebuilt from the topics{then}{when}"),
         command_id,
     ))
 }
@@ -142,7 +147,8 @@ pub(crate) fn read_replay(mut fields: Fields) -> Result<Request> {
 
 /// `{"lsn": "0/1A2B3C4"}` or `{"timestamp": "2026-01-24T10:30:00Z"}`.
 fn until(fields: &mut Fields) -> Option<Until> {
-    let mut nested = fields.object("until")?;
+    let example = r#"{"lsn": "0/1A2B3C4"} or {"timestamp": "2026-01-24T10:30:00Z"}"#;
+    let mut nested = fields.object("until", example)?;
     let (lsn, timestamp) = (nested.text("lsn"), nested.text("timestamp"));
     fields.absorb(nested);
     match (lsn, timestamp) {
@@ -341,6 +347,11 @@ mod tests {
             let refusal = read(&format!(r#"{{"until": {wrong}}}"#)).unwrap_err();
             assert!(refusal.message.contains("until"), "{}", refusal.message);
         }
+        let refusal = read(r#"{"until": "0/14"}"#).unwrap_err().message;
+        assert!(
+            refusal.contains("\"lsn\"") && refusal.contains("\"timestamp\""),
+            "{refusal}"
+        );
     }
 
     #[test]

@@ -66,7 +66,7 @@ impl CreateRequest {
         let attach = AttachRequest::read(&mut fields);
         let source_peer = match &attach {
             Some(_) => fields.text("source_peer").unwrap_or_default(),
-            None => fields.required_text("source_peer"),
+            None => fields.text_unless("source_peer", "source_mirror"),
         };
         let destination_peer = fields.required_text("destination_peer");
         let config = config(&mut fields);

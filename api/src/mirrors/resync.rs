@@ -9,9 +9,9 @@ use axum::extract::State;
 use bunny_catalog::ResyncStrategy;
 use bunny_postgres::TableName;
 
-use super::accepted;
 use super::request::{RESYNC_STRATEGIES, table_name};
 use super::shown::Command;
+use super::{accepted, when};
 use crate::answer::Accepted;
 use crate::auth::Caller;
 use crate::refusal::{Refusal, Result};
@@ -80,9 +80,10 @@ async fn start(
         Some(table) => format!("Table {table} of mirror '{name}'"),
         None => format!("Every table of mirror '{name}'"),
     };
+    let (is, when) = when(&mirror, "is being", "will be");
     let how = match strategy {
-        ResyncStrategy::Truncate => "is being emptied and loaded again",
-        ResyncStrategy::Swap => "is being loaded beside what it holds, which is exchanged then",
+        ResyncStrategy::Truncate => "emptied and loaded again",
+        ResyncStrategy::Swap => "loaded beside what it holds, which is exchanged then",
     };
-    Ok(accepted(format!("{what} {how}"), command_id))
+    Ok(accepted(format!("{what} {is} {how}{when}"), command_id))
 }

@@ -6,7 +6,7 @@ use axum::extract::State;
 use bunny_catalog::{SchemaChanges, Status};
 
 use super::shown::Command;
-use super::{accepted, see};
+use super::{accepted, see, when};
 use crate::answer::Accepted;
 use crate::auth::Caller;
 use crate::refusal::{Refusal, Result};
@@ -44,8 +44,9 @@ pub(crate) async fn sync_schema(
         .catalog
         .request_sync_schema(&name, mode, &caller.username)
         .await?;
+    let (is, when) = when(&seen.mirror, "is being", "will be");
     Ok(accepted(
-        format!("Mirror '{name}' is being brought to the source's present schema"),
+        format!("Mirror '{name}' {is} brought to the source's present schema{when}"),
         command_id,
     ))
 }

@@ -169,10 +169,10 @@ pub(crate) struct Snapshot {
     /// Once known.
     pub(super) chunks_total: Option<i64>,
     pub(super) rows_done: i64,
-    /// By the source's statistics.
+    /// By a sample of the table's pages, once it has been looked at.
     pub(super) rows_estimate: Option<u64>,
     pub(super) bytes_done: u64,
-    /// Chunks in the log.
+    /// Chunks in the log, as far as this capture has published them.
     pub(super) chunks_captured: Option<u64>,
     /// Rows in the log.
     pub(super) rows_captured: Option<u64>,
@@ -188,7 +188,8 @@ pub(crate) struct Metrics {
     pub(super) status: Status,
     #[schemars(example = &"CDC")]
     pub(super) current_phase: Phase,
-    /// Bytes of WAL that concern the mirror and are not at the destination.
+    /// Bytes of WAL that concern the mirror and are not at the destination; at least 1 while
+    /// anything is missing, tables that are loaded for the first time too.
     #[schemars(example = 2048)]
     pub(super) lag_bytes: i64,
     /// Age of the oldest change that is not at the destination; 0 when nothing is outstanding.

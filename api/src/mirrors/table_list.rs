@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use super::create::{Peers, other_mirrors};
 use super::request::{CreateRequest, mappings};
+use super::when;
 use crate::answer::{Accepted, Either, Under};
 use crate::auth::Caller;
 use crate::mirror_validation::{self, Edge, Facts, Findings};
@@ -99,7 +100,8 @@ pub(crate) async fn set_tables(
         .set_tables(&name, &tables, &caller.username)
         .await?;
     write_log(&api, &mirror, &changes, &warnings).await;
-    let message = format!("The tables of mirror '{name}' are being changed");
+    let (are, when) = when(&mirror, "are being", "will be");
+    let message = format!("The tables of mirror '{name}' {are} changed{when}");
     let lists = Lists::of(&changes, warnings);
     Ok(match command_id {
         Some(command_id) => Either::This(Under(Asked {

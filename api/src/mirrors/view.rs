@@ -44,7 +44,7 @@ pub(super) fn full(mirror: &Mirror, reports: &Reports, status: &StatusView) -> F
         .as_ref()
         .map(|report| report.applied.commit_lsn)
         .filter(|lsn| lsn.0 > 0);
-    let messages = reports
+    let said = reports
         .capture
         .report
         .iter()
@@ -67,7 +67,7 @@ pub(super) fn full(mirror: &Mirror, reports: &Reports, status: &StatusView) -> F
         health: status.health,
         error_message: status.error_message.clone(),
         error_count: status.error_count,
-        messages: messages.cloned().collect(),
+        messages: status.messages.iter().chain(said).cloned().collect(),
         attached_mirrors: attached_mirrors.map(str::to_owned).collect(),
         slot_name: mirror.slot_name.clone(),
         publication_name: mirror.publication_name.clone(),
@@ -187,13 +187,17 @@ fn snapshot(
     let chunks_total = report
         .chunks_total
         .or_else(|| sync.and_then(|sync| sync.chunks_total.and_then(|n| i64::try_from(n).ok())));
+    // What a former capture has published is known by its rows and bytes, not by its chunks; what
+    // is not planned yet has not been looked at.
+    let is_planned = |sync: &&SyncProgress| sync.finished || sync.chunks_total.is_some();
+    let has_chunks = |sync: &&SyncProgress| !sync.finished || sync.chunks_total.is_some();
     Some(Snapshot {
         chunks_done: report.chunks_done,
         chunks_total,
         rows_done: report.rows_loaded,
-        rows_estimate: sync.map(|sync| sync.rows_estimate),
+        rows_estimate: sync.filter(is_planned).map(|sync| sync.rows_estimate),
         bytes_done: sync.map_or(0, |sync| sync.bytes_done),
-        chunks_captured: sync.map(|sync| sync.chunks_done),
+        chunks_captured: sync.filter(has_chunks).map(|sync| sync.chunks_done),
         rows_captured: sync.map(|sync| sync.rows_done),
     })
 }

@@ -64,7 +64,7 @@ pub(super) fn operation(method: &str, path: &str) -> Operation {
         }
         ("GET", "/v1/peers/{name}") => says("Show a peer, without its password"),
         ("PUT", "/v1/peers/{name}") => {
-            says("Describe a peer anew; running mirrors connect anew, another database is refused")
+            says("Describe a peer anew; running mirrors connect anew, another database is refused unless it is a destination with their progress")
                 .body(|fields| drop(peers::read(fields, Some(""))))
         }
         ("DELETE", "/v1/peers/{name}") => says("Delete a peer that no mirror uses"),

@@ -28,6 +28,7 @@ pub(super) fn of_query(read: QueryReader) -> Vec<Value> {
 fn object(asked: &[Asked]) -> Value {
     let mut properties = Map::new();
     let mut required = Vec::new();
+    let mut alternatives = Vec::new();
     for field in asked {
         let mut schema = one(&field.kind);
         if field.required {
@@ -35,6 +36,11 @@ fn object(asked: &[Asked]) -> Value {
         } else {
             // Null counts as left out.
             schema = nullable(schema);
+        }
+        if let Some(other) = field.unless {
+            alternatives.push(json!({
+                "anyOf": [{ "required": [field.name] }, { "required": [other] }],
+            }));
         }
         properties.insert(field.name.to_owned(), schema);
     }
@@ -45,6 +51,9 @@ fn object(asked: &[Asked]) -> Value {
     });
     if !required.is_empty() {
         object["required"] = json!(required);
+    }
+    if !alternatives.is_empty() {
+        object["allOf"] = json!(alternatives);
     }
     object
 }

@@ -48,7 +48,11 @@ fn bodies_are_what_their_readers_ask_for() {
     let create = schema("/v1/mirrors", "post");
     assert_eq!(
         create["required"],
-        json!(["name", "source_peer", "destination_peer", "table_mappings"])
+        json!(["name", "destination_peer", "table_mappings"])
+    );
+    assert_eq!(
+        create["allOf"],
+        json!([{"anyOf": [{"required": ["source_peer"]}, {"required": ["source_mirror"]}]}])
     );
     let options: BTreeSet<String> = bunny_catalog::MirrorConfig::field_names()
         .into_iter()

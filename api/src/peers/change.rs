@@ -4,12 +4,17 @@
 //! with: their slot, their progress and their rows are there. The server's system identifier
 //! and the database's oid say so; they survive new hosts, ports, passwords, names and
 //! physical fail-over, and no other database has them.
+//!
+//! A destination that was restored from a dump is another database by that measure, and yet the
+//! one its mirrors go on in: their progress came back beside the rows it is about. So one that
+//! is only written to may become any database that holds the progress of all its mirrors.
 
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use bunny_catalog::Peer;
+use bunny_catalog::{Mirror, Peer};
+use uuid::Uuid;
 
 use super::{Stored, read, view};
 use crate::auth::Caller;
@@ -47,14 +52,21 @@ pub(crate) async fn replace(
             )));
         }
     }
-    if !users.is_empty() {
-        same_database(&present, wanted.identity.as_deref(), &users).await?;
-    }
-    let peer = api.catalog.update_peer(&wanted, &caller.username).await?;
-    let reconnect = if users.is_empty() {
-        String::new()
-    } else {
-        format!("; {} connect anew", users.join(", "))
+    let progress_of = match users.is_empty() {
+        true => Vec::new(),
+        false => other_progress(&api, &present, &described, wanted.identity.as_deref()).await?,
+    };
+    let peer = api
+        .catalog
+        .update_peer(&wanted, &progress_of, &caller.username)
+        .await?;
+    let reconnect = match (users.is_empty(), progress_of.is_empty()) {
+        (true, _) => String::new(),
+        (false, true) => format!("; {} connect anew", users.join(", ")),
+        (false, false) => format!(
+            "; it is another database than before, where {} go on from the progress in its schema _bunny",
+            users.join(", ")
+        ),
     };
     Ok(Json(Stored {
         message: format!("Peer '{name}' updated successfully{reconnect}"),
@@ -62,25 +74,84 @@ pub(crate) async fn replace(
     }))
 }
 
-async fn same_database(present: &Peer, found: Option<&str>, users: &[String]) -> Result<()> {
+/// The mirrors whose progress a database holds that is another than the one known; nothing if it
+/// is the same.
+///
+/// # Errors
+/// 422 unless the mirrors of the peer can go on there.
+async fn other_progress(
+    api: &Api,
+    present: &Peer,
+    described: &Peer,
+    found: Option<&str>,
+) -> Result<Vec<Uuid>> {
     let known = match &present.identity {
-        Some(known) => known.clone(),
-        None => identity_of(present).await.map_err(|error| {
-            Refusal::unprocessable(format!(
-                "peer '{}' is used by {} and it is not known which database it was, nor can it be asked as it was described before: {error}; nothing was changed",
-                present.name,
-                users.join(", ")
-            ))
-        })?,
+        Some(known) => Ok(known.clone()),
+        None => identity_of(present).await,
     };
-    if found == Some(known.as_str()) {
-        return Ok(());
+    if known.as_deref().ok() == found {
+        return Ok(Vec::new());
     }
-    Err(Refusal::unprocessable(format!(
-        "this is another database than the one that {} work with (system identifier and database oid {known} there, {} here); nothing was changed. Create a new peer and a new mirror for it",
-        users.join(", "),
-        found.unwrap_or("unknown")
-    )))
+    let progress_of = progress_at(described).await.map_err(|error| {
+        Refusal::unprocessable(format!(
+            "peer '{}' cannot be asked whose progress it holds: {error}; nothing was changed",
+            present.name
+        ))
+    })?;
+    let mirrors = api.catalog.list_mirrors().await?;
+    let peer = present.name.as_str();
+    let reading = named(&mirrors, |mirror| mirror.source_peer == peer);
+    let strangers = named(&mirrors, |mirror| {
+        mirror.destination_peer == peer && !progress_of.contains(&mirror.id)
+    });
+    let difference = match known {
+        Ok(known) => format!(
+            "this is another database than before (system identifier and database oid {known} there, {} here)",
+            found.unwrap_or("unknown")
+        ),
+        Err(error) => format!(
+            "it is not known which database this was, nor can it be asked as it was described before: {error}"
+        ),
+    };
+    if !reading.is_empty() {
+        return Err(Refusal::unprocessable(format!(
+            "{difference}, and {reading} reads from peer '{peer}': what was captured is of the former; nothing was changed. Create a new peer and a new mirror for it"
+        )));
+    }
+    if !strangers.is_empty() {
+        return Err(Refusal::unprocessable(format!(
+            "{difference}, and its schema _bunny does not hold the progress of {strangers}; nothing was changed. Restore a backup of the destination together with its schema _bunny, or create a new peer and a new mirror for it"
+        )));
+    }
+    Ok(progress_of)
+}
+
+fn named(mirrors: &[Mirror], is_meant: impl Fn(&&Mirror) -> bool) -> String {
+    let meant = mirrors.iter().filter(is_meant);
+    let names: Vec<String> = meant
+        .map(|mirror| format!("mirror \"{}\"", mirror.name))
+        .collect();
+    names.join(", ")
+}
+
+/// The mirrors that have applied something there. A worker that met an empty database has left
+/// its mark as the owner, but no progress.
+async fn progress_at(peer: &Peer) -> bunny_postgres::Result<Vec<Uuid>> {
+    let session = open(peer).await?;
+    let is_absent = session
+        .query_one("SELECT to_regclass('_bunny.progress') IS NULL", &[])
+        .await?
+        .get(0);
+    if is_absent {
+        return Ok(Vec::new());
+    }
+    let rows = session
+        .query(
+            "SELECT mirror_id FROM _bunny.owner JOIN _bunny.progress USING (mirror_id)",
+            &[],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 async fn identity_of(peer: &Peer) -> bunny_postgres::Result<String> {

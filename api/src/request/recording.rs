@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub(crate) struct Asked {
     pub(crate) name: &'static str,
     pub(crate) required: bool,
+    /// It is required unless this other one is there.
+    pub(crate) unless: Option<&'static str>,
     pub(crate) kind: AskedKind,
 }
 
@@ -50,9 +52,18 @@ impl Recording {
             let note = Asked {
                 name,
                 required,
+                unless: None,
                 kind,
             };
             asked.push(note);
+        }
+    }
+
+    /// What is noted of `name` is required unless `other` is there.
+    pub(super) fn unless(&self, name: &'static str, other: &'static str) {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(note) = asked.iter_mut().find(|known| known.name == name) {
+            note.unless = Some(other);
         }
     }
 

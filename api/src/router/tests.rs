@@ -235,6 +235,22 @@ async fn bad_bodies_are_refused_in_json() {
 }
 
 #[tokio::test]
+async fn parameters_that_nobody_reads_are_refused_by_name() {
+    let app = app();
+    let login = "{\"username\":\"a\",\"password\":\"b\"}";
+    let path = "/v1/auth/login?limit=1";
+    let (status, _, body) = call(&app, Method::POST, path, None, login).await;
+    assert_eq!(status, 400, "{body}");
+    let message = body["error"].as_str().unwrap();
+    assert!(
+        message.contains("limit: is not a known parameter"),
+        "{message}"
+    );
+    let (status, _, _) = call(&app, Method::GET, "/health?from=probe", None, "").await;
+    assert_eq!(status, 200);
+}
+
+#[tokio::test]
 async fn readiness_names_what_is_away_and_health_does_not_depend_on_it() {
     let app = app();
     let (status, _, _) = call(&app, Method::GET, "/health", None, "").await;

@@ -1,7 +1,10 @@
 use super::*;
 use crate::commands::CommandState;
+use crate::mirrors::MirrorTable;
 use crate::mirrors::tests::mirror;
+use crate::replay::{Replay, RetainedSync, Until};
 use crate::reports::{ApplyReport, CaptureReport, Failure, SyncProgress};
+use crate::tables::AwaitedTable;
 use bunny_postgres::TableName;
 use chrono::TimeDelta;
 use uuid::Uuid;
@@ -258,4 +261,78 @@ fn a_resync_by_swap_is_a_phase_of_its_own() {
     resync.args = json!({ "strategy": "swap" });
     resync.state = CommandState::Done;
     assert_eq!(shown(&resync), ("RUNNING", "CDC"));
+}
+
+#[test]
+fn a_paused_mirror_says_what_waits_for_it_to_be_resumed() {
+    let mut mirror = mirror("m");
+    let reports = reports("LIVE");
+    let resync = command(RESYNC, json!({ "strategy": "truncate" }), &reports);
+    let said = |mirror: &Mirror, reports: &Reports, commands: &[Command]| {
+        derive(mirror, reports, commands, reports.read_at).messages
+    };
+    let commands = std::slice::from_ref(&resync);
+    assert!(said(&mirror, &reports, commands).is_empty());
+    mirror.desired = Desired::Paused;
+    let waiting = said(&mirror, &reports, commands);
+    assert_eq!(waiting.len(), 1);
+    assert!(
+        waiting[0].contains("resync that ann has asked for")
+            && waiting[0].contains("/v1/mirrors/m/resume"),
+        "{waiting:?}"
+    );
+    assert!(said(&mirror, &reports, &[]).is_empty());
+}
+
+#[test]
+fn a_mirror_that_stands_where_a_replay_ended_says_so() {
+    let mut mirror = mirror("m");
+    mirror.desired = Desired::Paused;
+    let mut reports = reports("CATCHING_UP");
+    let request_id = Uuid::from_u128(5);
+    let mut replay = Replay {
+        request_id,
+        of: RetainedSync {
+            sync: Uuid::from_u128(4),
+            attempt: 1,
+            lsn: Lsn(1),
+            changes_offset: 0,
+            rows: 1,
+            bytes: 1,
+        },
+        until: Some(Until::Lsn(Lsn(0x14))),
+        beside: false,
+    };
+    mirror.tables[0].replay = Some(replay.clone());
+    let said = |mirror: &Mirror, reports: &Reports, commands: &[Command]| {
+        derive(mirror, reports, commands, reports.read_at).messages
+    };
+    let expected = "all tables stand where the replay was to end, before LSN 0/14: POST /v1/mirrors/m/resume lets them go on from there";
+    assert_eq!(said(&mirror, &reports, &[]), [expected]);
+    // While it is on its way there, somebody has paused the mirror.
+    let awaited = [AwaitedTable {
+        table: table(),
+        request_id: Some(request_id),
+    }];
+    let open = command(REPLAY, json!({ "awaited": awaited }), &reports);
+    let on_the_way = said(&mirror, &reports, std::slice::from_ref(&open));
+    assert!(
+        on_the_way.len() == 1 && on_the_way[0].starts_with("the replay that ann"),
+        "{on_the_way:?}"
+    );
+    let second = MirrorTable {
+        source: TableName::new("public", "u"),
+        replay: None,
+        ..mirror.tables[0].clone()
+    };
+    mirror.tables.push(second);
+    let named = said(&mirror, &reports, &[]);
+    assert!(named[0].starts_with("table public.t stands where"));
+    if let Some(report) = reports.apply.report.as_mut() {
+        report.tables[0].state = "ERRORED".into();
+    }
+    assert!(said(&mirror, &reports, &[]).is_empty());
+    replay.until = None;
+    mirror.tables[0].replay = Some(replay);
+    assert!(said(&mirror, &reports, &[]).is_empty());
 }

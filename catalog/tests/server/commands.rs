@@ -1,7 +1,8 @@
 //! Commands that get in each other's way, and what they leave behind.
 
 use bunny_catalog::{
-    NewReplay, RESYNC, ResyncStrategy, SYNC_SCHEMA, SourceDefinitions, UntrackedChange,
+    MirrorChange, NewReplay, PauseScope, RESYNC, ResyncStrategy, SYNC_SCHEMA, SourceDefinitions,
+    UntrackedChange,
 };
 use bunny_postgres::Lsn;
 use uuid::Uuid;
@@ -81,6 +82,41 @@ async fn a_schema_sync_keeps_copies_waiting_and_leaves_nothing() {
         matches!(refused, Err(Error::Conflict { .. })),
         "{refused:?}"
     );
+    database.drop().await;
+}
+
+#[tokio::test]
+#[ignore = "needs a server"]
+async fn what_is_asked_of_a_mirror_stands_in_its_log_once() {
+    let database = Database::new().await;
+    let catalog = database.migrated().await;
+    let made = catalog.create_mirror(&mirror("m", "t")).await.unwrap();
+    let first = catalog.request_pause("m", PauseScope::Apply, "ann").await;
+    let again = catalog.request_pause("m", PauseScope::Apply, "ann").await;
+    assert_eq!(first.unwrap(), again.unwrap());
+    catalog.request_resume("m", "ann").await.unwrap();
+    let change = MirrorChange {
+        max_batch_size: Some(7),
+        ..MirrorChange::default()
+    };
+    catalog.request_update("m", &change, "bob").await.unwrap();
+    let query = LogQuery {
+        limit: 9,
+        ..LogQuery::default()
+    };
+    let (mut log, _) = catalog.list_logs(made.id, &query).await.unwrap();
+    log.reverse();
+    let messages: Vec<&str> = log.iter().map(|line| line.message.as_str()).collect();
+    assert_eq!(
+        messages,
+        [
+            "pause was asked for by ann",
+            "resume was asked for by ann",
+            "update was asked for by bob"
+        ]
+    );
+    assert_eq!(log[0].details["args"], json!({"scope": "apply"}));
+    assert_eq!(log[2].details["args"]["options"]["max_batch_size"], 7);
     database.drop().await;
 }
 

@@ -236,6 +236,9 @@ async fn options_and_peers_change_under_a_running_mirror() -> Result<()> {
         assert!(std::time::Instant::now() < deadline, "{command}");
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
+    let unknown = format!("{path}/commands?limit=1");
+    let unknown = api.get(&unknown).await?.expect(400)?;
+    assert!(error_of(&unknown).contains("limit"), "{unknown}");
     let config = mirror.get().await?["config"].clone();
     assert_eq!(
         (

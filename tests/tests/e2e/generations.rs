@@ -103,6 +103,10 @@ async fn a_lost_history_begins_anew() -> Result<()> {
     scene.apply.restart_to_crash(APPLY_GENERATION[0].0, 1)?;
     scene.capture.kill9();
     let accepted = scene.resync().await?;
+    // What is cured by it is over once it is accepted, whoever is there to act on it.
+    let shown = scene.mirror.get().await?;
+    let status = (&shown["status"], &shown["failures"]);
+    assert_eq!(status, (&json!("SETUP"), &json!({})), "{shown}");
     assert_eq!(accepted["command_id"], scene.resync().await?["command_id"]);
     for point in ["capture::slot_created", "capture::generation_recorded"] {
         scene.capture.restart_to_crash(point, 1)?;

@@ -217,6 +217,18 @@ async fn a_paused_mirror_captures_on_and_resumes_where_it_was() -> Result<()> {
     scene.wait_paused().await?;
     assert_eq!(scene.standing().await?, before);
 
+    // What only apply can do is taken, and waits.
+    let resync = "/v1/mirrors/mirror/resync/public.accounts";
+    let accepted = scene.api.post(resync, json!({})).await?.expect(202)?;
+    let said = accepted["message"].as_str().unwrap_or_default();
+    assert!(
+        said.contains("will be emptied") && said.contains("is resumed"),
+        "{said}"
+    );
+    let shown = scene.mirror.get().await?;
+    let id = accepted["command_id"].as_str().unwrap_or("no id");
+    assert!(shown["messages"].to_string().contains(id), "{shown}");
+
     let resume = scene.ask("resume", json!({})).await?;
     assert_eq!(resume, scene.ask("resume", json!({})).await?);
     let done = scene.wait_done(&resume).await?;

@@ -338,6 +338,13 @@ async fn the_destination_as_it_was_at_a_moment() -> Result<()> {
         mirror
             .wait_until("PAUSED", CONVERGE, |mirror, _| mirror["status"] == "PAUSED")
             .await?;
+        let shown = mirror.get().await?;
+        let said = shown["messages"].to_string();
+        assert!(
+            said.contains("all tables stand where the replay was to end")
+                && said.contains("resume"),
+            "{shown}"
+        );
         // Capture goes on, and changes nothing there.
         source
             .run("INSERT INTO t SELECT max(id) + 1, 'later' FROM t")
@@ -378,7 +385,18 @@ async fn the_destination_as_it_was_at_a_moment() -> Result<()> {
             .await?;
         let found = contents(&destination).await?;
         assert_eq!((&found[0], &found[1]), (&at.contents[0], &before[1]));
+        let said = mirror.get().await?["messages"].to_string();
+        let words = format!(
+            "table public.t stands where the replay was to end, before LSN {}",
+            at.lsn
+        );
+        assert!(said.contains(&words), "{said}");
     }
+    let log = api
+        .get("/v1/mirrors/mirror/logs?search=replay%20has%20reached")
+        .await?
+        .expect(200)?;
+    assert_eq!(log["total"], 6, "{log}");
     api.post("/v1/mirrors/mirror/resume", json!({}))
         .await?
         .expect(202)?;

@@ -256,6 +256,45 @@ async fn syncs_begin_while_the_topics_are_trimmed() -> Result<()> {
     Ok(())
 }
 
+/// A restored database is another one by its oid. With the progress of its mirror it is taken
+/// under another password; one without is not, however fresh.
+#[cfg(feature = "full")]
+async fn described_anew(stage: &Stage, api: &Api) -> Result<()> {
+    let url = &stage.destination;
+    let user = format!("{}_new", stage.name);
+    let server = url.connect().await?;
+    server
+        .run(&format!(
+            "CREATE ROLE \"{user}\" SUPERUSER LOGIN PASSWORD 'n3w secret'"
+        ))
+        .await?;
+    let put = async |database: &str| {
+        let described = json!({"host": url.host, "port": url.port, "user": user,
+            "password": "n3w secret", "database": database, "ssl_mode": "disable"});
+        api.request(Method::PUT, "/v1/peers/destination", Some(described))
+            .await
+    };
+    let refused = put("postgres").await?.expect(422)?;
+    let said = refused["error"].as_str().unwrap_or_default();
+    ensure!(
+        said.contains("_bunny does not hold the progress of mirror \"mirror\""),
+        "{said}"
+    );
+    let taken = put(&url.database).await?.expect(200)?;
+    let said = taken["message"].as_str().unwrap_or_default();
+    ensure!(said.contains("go on from the progress"), "{said}");
+    // From now on it is the known one.
+    let again = put(&url.database).await?.expect(200)?;
+    let said = again["message"].as_str().unwrap_or_default();
+    ensure!(said.contains("connect anew"), "{said}");
+    let sessions = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE usename = '{user}' AND application_name LIKE 'bunny %'"
+    );
+    wait_number(&server, &sessions, |count| count > 0)
+        .await
+        .map(drop)
+}
+
 /// A destination that is put back to an older backup goes on from its own progress, as long
 /// as the log reaches back to it; else it says so, and what cures it.
 #[cfg(feature = "full")]
@@ -298,6 +337,11 @@ async fn a_destination_restored_from_a_backup_goes_on() -> Result<()> {
     wait_number(&restored, &has_copy, |count| count == 1).await?;
     drop(restored);
     let pairs = load::pairs();
+    stage.assert_converges(&mirror, &pairs).await?;
+    described_anew(&stage, &api).await?;
+    source
+        .run("UPDATE accounts SET balance = balance + 1")
+        .await?;
     stage.assert_converges(&mirror, &pairs).await?;
 
     // What it would need is gone, and so is the topic, later on.

@@ -62,6 +62,7 @@ pub(crate) fn status() -> StatusView {
         health: Health::Ok,
         error_message: None,
         error_count: 0,
+        messages: Vec::new(),
     }
 }
 
@@ -218,4 +219,37 @@ fn a_mirror_nobody_has_reported_on_is_shown_too() {
     assert_eq!(shown["tables"][0]["snapshot"]["chunks_done"], 0);
     assert_eq!(shown["last_lsn"], Value::Null);
     assert_eq!(shown["failures"], json!({}));
+}
+
+#[test]
+fn what_is_not_known_of_a_copy_is_null() {
+    let mut reports = reporting();
+    let mut shown_of = |change: &dyn Fn(&mut SyncProgress)| {
+        let mut sync = SyncProgress::new(Uuid::nil(), TableName::new("public", "users"));
+        change(&mut sync);
+        if let Some(report) = reports.capture.report.as_mut() {
+            report.syncs = vec![sync];
+        }
+        json!(full(&mirror(), &reports, &status()))["tables"][0]["snapshot"].clone()
+    };
+    let not_planned = shown_of(&|_| {});
+    assert_eq!(not_planned["rows_estimate"], Value::Null);
+    assert_eq!(not_planned["chunks_captured"], 0);
+    // As after a replay, or a restart of capture.
+    let of_before = shown_of(&|sync| {
+        sync.finished = true;
+        sync.rows_done = 5;
+        sync.rows_estimate = 5;
+    });
+    assert_eq!(of_before["chunks_captured"], Value::Null);
+    assert_eq!(
+        (&of_before["rows_captured"], &of_before["rows_estimate"]),
+        (&json!(5), &json!(5))
+    );
+    let copied = shown_of(&|sync| {
+        sync.finished = true;
+        sync.chunks_total = Some(2);
+        sync.chunks_done = 2;
+    });
+    assert_eq!(copied["chunks_captured"], 2);
 }
