@@ -391,7 +391,7 @@ pub(crate) async fn run(
                 continue;
             }
             let context = SnapshotContext {
-                source: run.peer.clone(),
+                source: run.peer()?,
                 application_name: run.application_name.clone(),
                 kafka: run.options.kafka.clone(),
                 topics: run.options.topics.clone(),
