@@ -162,7 +162,7 @@ async fn capture(run: &Run, source: Session) -> Result<Finished> {
     let recorder = SyncRecorder::new(sync_sender);
     tokio::select! {
         ended = stream.run(&source, &registry, run.context.cancel.clone()) => ended?,
-        ended = rounds::run(run, rounds, recorder, passed_seen) => ended?,
+        ended = rounds::run(run, rounds, &registry, recorder, passed_seen) => ended?,
         ended = Box::pin(definitions::run(run, exclusions, passed_by)) => ended?,
         ended = report::run(run, &report_session, reporting) => ended?,
         ended = watch.run(run, &watch_session, syncs, passed_looks, finding_sender, view) => ended?,
