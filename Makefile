@@ -40,9 +40,8 @@ services: deps ## Start only Postgres (source, destination, catalog) and Kafka
 	@scripts/stack env
 	@cat .local/env
 
-services-down: ## Stop them
-	@scripts/services stop .local/services
-	@rm -f .local/env
+services-down: ## Stop them; refused while bunny runs on them
+	@scripts/stack services-down
 
 # Some crates have tests of their own against a server, ignored where none is in the environment.
 test: deps ## Unit, property and end-to-end tests on real servers

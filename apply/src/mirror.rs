@@ -141,7 +141,7 @@ async fn wait_for_generation(mirror: Mirror, context: &MirrorContext) -> Arc<Mir
 /// Makes this process the owner at the destination.
 async fn begin(shared: &Shared, mirror: Arc<Mirror>, context: &MirrorContext) -> Result<MirrorRun> {
     let registry = shared.registry().await?;
-    let destination = context.destination.connect_options();
+    let destination = context.destination.connect_options()?;
     let session = connect_to_take_over(&mirror, context).await?;
     bookkeeping::install(&session).await?;
     let epoch = bookkeeping::take_over(&session, &mirror).await?;
@@ -190,7 +190,7 @@ pub(crate) async fn connect_to_take_over(
     context: &MirrorContext,
 ) -> Result<Session> {
     let name = format!("{}takes over", application_name_prefix(mirror.id));
-    Ok(Session::connect(&context.destination.connect_options(), &name).await?)
+    Ok(Session::connect(&context.destination.connect_options()?, &name).await?)
 }
 
 /// Follows the stream, and beside it loads tables and lets them catch up. The first time,

@@ -188,7 +188,7 @@ async fn reading(
         kafka: shared.kafka.clone(),
         topics: shared.topics.clone(),
         registry: shared.registry().await?,
-        destination: context.destination.connect_options(),
+        destination: context.destination.connect_options()?,
         epoch: standing.epoch,
         ledger: mirror.id,
         cancel: context.cancel.clone(),

@@ -4,6 +4,7 @@
 mod cli;
 mod config;
 mod exit;
+mod keys;
 mod roles;
 mod tail;
 mod telemetry;
@@ -81,7 +82,8 @@ async fn supervised(task: Task, tail: Option<tail::Options>, layers: &Layers) ->
         }
         match task {
             Task::Migrate => roles::migrate(layers, cancel.clone()).await,
-            Task::RotateKey => roles::rotate_key(layers, cancel.clone()).await,
+            Task::RotateKey => keys::rotate(layers, cancel.clone()).await,
+            Task::LoseKey => keys::lose(layers, cancel.clone()).await,
             task => Box::pin(roles::run(task, layers, cancel.clone())).await,
         }
     };

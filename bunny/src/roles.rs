@@ -108,24 +108,6 @@ pub(crate) async fn migrate(layers: &Layers, cancel: CancellationToken) -> Resul
     Ok(())
 }
 
-/// Seals the catalog's secrets with another key, waiting for the database. Running processes
-/// go on with the mirrors they have, and need the new key when they start again.
-pub(crate) async fn rotate_key(layers: &Layers, cancel: CancellationToken) -> Result<(), Exit> {
-    let location = config::catalog(layers)?;
-    let (present, new) = config::rotation(layers)?;
-    let catalog = Catalog::open(&location, present).map_err(Exit::setting)?;
-    let rotated = wait_for("the catalog", &cancel, || async {
-        sort_catalog(catalog.rotate_key(&new).await)
-    });
-    let Some(sealed) = rotated.await? else {
-        return Err(Exit::failed("stopped before the key was changed"));
-    };
-    println!(
-        "{sealed} secrets are sealed with the new key: start every process with it as BUNNY_ENCRYPTION_KEY"
-    );
-    Ok(())
-}
-
 async fn capture(process: Process, cancel: CancellationToken) -> Result<(), Exit> {
     if !ready_to_work(&process, &cancel).await? {
         return Ok(());
@@ -280,7 +262,7 @@ async fn ready_to_work(process: &Process, cancel: &CancellationToken) -> Result<
 }
 
 /// Why something cannot be had now.
-enum Trouble {
+pub(crate) enum Trouble {
     /// It may come.
     Away(String),
     /// It will not: a setting is wrong.
@@ -289,7 +271,7 @@ enum Trouble {
     Broken(String),
 }
 
-fn sort_catalog<T>(result: bunny_catalog::Result<T>) -> Result<T, Trouble> {
+pub(crate) fn sort_catalog<T>(result: bunny_catalog::Result<T>) -> Result<T, Trouble> {
     result.map_err(|error| match error {
         bunny_catalog::Error::Invalid(why) => Trouble::Wrong(why),
         error if error.is_transient() => Trouble::Away(error.to_string()),
@@ -299,7 +281,7 @@ fn sort_catalog<T>(result: bunny_catalog::Result<T>) -> Result<T, Trouble> {
 
 /// Asks again and again, with growing pauses, until there is an answer. `None`:
 /// cancelled meanwhile.
-async fn wait_for<T, F, Fut>(
+pub(crate) async fn wait_for<T, F, Fut>(
     what: &str,
     cancel: &CancellationToken,
     ask: F,

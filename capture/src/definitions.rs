@@ -128,7 +128,7 @@ async fn read_all(
     exclusions: &watch::Receiver<Exclusions>,
     give_up_at: Instant,
 ) -> Result<(Lsn, SourceTables)> {
-    let session = Session::connect(&run.peer, &run.application_name).await?;
+    let session = Session::connect(&run.peer()?, &run.application_name).await?;
     loop {
         let error = match read_once(run, exclusions, &session).await {
             Ok(Some(found)) => return Ok(found),

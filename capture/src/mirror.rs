@@ -41,7 +41,7 @@ pub(crate) async fn run(
     if desired == Desired::Deleted {
         return removal::run(&run).await;
     }
-    let source = Session::connect(&run.peer, &run.application_name).await?;
+    let source = Session::connect(&run.peer()?, &run.application_name).await?;
     end_former_sessions(&run, &source).await?;
     if desired == Desired::Paused {
         return paused::stand_by(&run, source).await;
@@ -80,7 +80,7 @@ async fn capture(run: &Run, source: Session) -> Result<Finished> {
     let taken_out = run.options.catalog.tables_taken_out(mirror.id).await?;
     let watch = Watch::begin(&source, mirror, &positions.tables, &pending, taken_out).await?;
     let mut replication = Replication::connect(
-        &run.peer,
+        &run.peer()?,
         &run.application_name,
         &mirror.slot_name,
         &publication::names(mirror),
@@ -156,13 +156,13 @@ async fn capture(run: &Run, source: Session) -> Result<Finished> {
         changes_bytes: held_seen,
     };
     // A session of its own: what the report asks must not queue behind the stream's look-ups.
-    let report_session = Session::connect(&run.peer, &run.application_name).await?;
-    let watch_session = Session::connect(&run.peer, &run.application_name).await?;
+    let report_session = Session::connect(&run.peer()?, &run.application_name).await?;
+    let watch_session = Session::connect(&run.peer()?, &run.application_name).await?;
 
     let recorder = SyncRecorder::new(sync_sender);
     tokio::select! {
         ended = stream.run(&source, &registry, run.context.cancel.clone()) => ended?,
-        ended = rounds::run(run, rounds, recorder, passed_seen) => ended?,
+        ended = rounds::run(run, rounds, &registry, recorder, passed_seen) => ended?,
         ended = Box::pin(definitions::run(run, exclusions, passed_by)) => ended?,
         ended = report::run(run, &report_session, reporting) => ended?,
         ended = watch.run(run, &watch_session, syncs, passed_looks, finding_sender, view) => ended?,

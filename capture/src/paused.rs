@@ -103,7 +103,7 @@ async fn look(
 ) -> Result<(Session, SlotView, Known)> {
     let session = match session.filter(|session| !session.is_closed()) {
         Some(session) => session,
-        None => Session::connect(&run.peer, &run.application_name).await?,
+        None => Session::connect(&run.peer()?, &run.application_name).await?,
     };
     let known = match known {
         Some(known) => known,

@@ -217,7 +217,7 @@ async fn clean_topics(run: &Run, names: &[String]) -> Result<()> {
 
 async fn clean_source(run: &Run) -> Result<()> {
     let mirror = &run.mirror;
-    let source = Session::connect(&run.peer, &run.application_name).await?;
+    let source = Session::connect(&run.peer()?, &run.application_name).await?;
     end_former_sessions(run, &source).await?;
     slot::drop_slot(&source, mirror).await?;
     publication::drop_own(&source, mirror).await

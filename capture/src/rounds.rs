@@ -10,6 +10,7 @@ use std::time::Duration;
 use bunny_catalog::{LogLevel, Mirror, MirrorTable, SyncProgress, SyncRefusal};
 use bunny_postgres::TableName;
 use bunny_schemas::control::{SyncRecord, SyncState};
+use bunny_schemas::registry::Registry;
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
@@ -383,6 +384,7 @@ impl SyncView {
 pub(crate) async fn run(
     run: &Run,
     mut rounds: Rounds,
+    registry: &Registry,
     recorder: SyncRecorder,
     passed: watch::Receiver<Passed>,
 ) -> Result<()> {
@@ -408,11 +410,11 @@ pub(crate) async fn run(
                 continue;
             }
             let context = SnapshotContext {
-                source: run.peer.clone(),
+                source: run.peer()?,
                 application_name: run.application_name.clone(),
                 kafka: run.options.kafka.clone(),
                 topics: run.options.topics.clone(),
-                schema_ids: run.options.schema_ids.clone(),
+                registry: registry.clone(),
                 slug: run.mirror.slug.clone(),
                 slot_name: run.mirror.slot_name.clone(),
                 mirror: Arc::clone(&run.mirror),

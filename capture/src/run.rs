@@ -9,6 +9,7 @@ use bunny_schemas::kafka::KafkaConfig;
 use bunny_schemas::registry::Authority;
 use bunny_schemas::topics::Topics;
 
+use crate::error::Result;
 use crate::snapshot::UnderWay;
 
 /// What a capture process is given.
@@ -34,7 +35,6 @@ pub(crate) struct Run {
     /// What copies may have under way, shared by the process.
     pub(crate) under_way: UnderWay,
     pub(crate) context: MirrorContext,
-    pub(crate) peer: ConnectOptions,
     /// `bunny capture <12-hex mirror id> <epoch>`: what a later owner looks for.
     pub(crate) application_name: String,
 }
@@ -47,13 +47,17 @@ impl Run {
         under_way: UnderWay,
     ) -> Run {
         Run {
-            peer: context.source.connect_options(),
             application_name: format!("{} {}", session_prefix(&mirror), context.lease_epoch),
             mirror: Arc::new(mirror),
             options,
             under_way,
             context,
         }
+    }
+
+    /// What is needed to connect to the source.
+    pub(crate) fn peer(&self) -> Result<ConnectOptions> {
+        Ok(self.context.source.connect_options()?)
     }
 
     /// What all sessions of all captures of this mirror are named after.

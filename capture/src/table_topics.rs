@@ -100,7 +100,7 @@ impl TopicPerTable {
             slug: slug.clone(),
             origin: Origin {
                 name: topics.table_prefix(slug).into(),
-                database: run.peer.database.as_str().into(),
+                database: run.context.source.database.as_str().into(),
             },
         })
     }

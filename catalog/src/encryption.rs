@@ -100,7 +100,7 @@ impl EncryptionKey {
         }
         if sealed[1..=KEY_ID_BYTES] != self.id() {
             return Err(Error::Invalid(format!(
-                "the {what} of {name} was encrypted with another key: BUNNY_ENCRYPTION_KEY must be the one this catalog was set up with, or last rotated to"
+                "the {what} \"{name}\" was sealed with another key than this process was started with: start it again with the BUNNY_ENCRYPTION_KEY that this catalog was set up with, or last rotated to"
             )));
         }
         let nonce = <[u8; NONCE_BYTES]>::try_from(&sealed[1 + KEY_ID_BYTES..HEADER_BYTES])
@@ -116,6 +116,11 @@ impl EncryptionKey {
             .map_err(|_| damaged())?;
         let text = String::from_utf8(plain).map_err(|_| damaged())?;
         Ok(SecretString::from(text))
+    }
+
+    /// Whether both are the same key.
+    pub(crate) fn is(&self, other: &EncryptionKey) -> bool {
+        self.id() == other.id()
     }
 
     /// Whether this key sealed it.

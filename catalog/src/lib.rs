@@ -55,6 +55,7 @@ pub use reports::{
     ApplyReport, Behind, CaptureReport, Failure, Point, ReplayProgress, ReplayableFrom, Report,
     Reports, RoleState, SyncProgress, SyncRefusal, TABLE_STATES, TableReport,
 };
+pub use rotation::Rotated;
 pub use schema_sync::{HELD, READ, SYNC_SCHEMA, SourceDefinitions, sync_mode};
 pub use status::{Health, Phase, Status, StatusView, derive};
 pub use supervise::{

@@ -14,6 +14,9 @@ use crate::{Catalog, Error, Result, audit};
 /// What the sealed password is, for [`crate::EncryptionKey`].
 pub(crate) const PASSWORD: &str = "password of peer";
 
+/// Stands in place of a sealed password that nobody can open any more. Nothing sealed is empty.
+pub(crate) const LOST: &[u8] = b"";
+
 /// A database as a user described it. `Debug` hides the password.
 #[derive(Debug, Clone)]
 pub struct Peer {
@@ -25,8 +28,8 @@ pub struct Peer {
     pub port: u16,
     /// User.
     pub user: String,
-    /// Password.
-    pub password: SecretString,
+    /// Password; `None` once it was lost with the key that sealed it.
+    pub password: Option<SecretString>,
     /// Database.
     pub database: String,
     /// How TLS is used.
@@ -42,17 +45,23 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// What is needed to connect to it.
-    pub fn connect_options(&self) -> ConnectOptions {
-        ConnectOptions {
+    /// What is needed to connect to it. [`Error::Invalid`] if its password is lost.
+    pub fn connect_options(&self) -> Result<ConnectOptions> {
+        let password = self.password.clone().ok_or_else(|| {
+            Error::Invalid(format!(
+                "the password of peer \"{0}\" was lost with the encryption key: give it again with PUT /v1/peers/{0}",
+                self.name
+            ))
+        })?;
+        Ok(ConnectOptions {
             host: self.host.clone(),
             port: self.port,
             user: self.user.clone(),
-            password: self.password.clone(),
+            password,
             database: self.database.clone(),
             ssl_mode: self.ssl_mode,
             ssl_root_cert: self.ssl_root_cert.clone(),
-        }
+        })
     }
 }
 
@@ -270,10 +279,13 @@ impl Catalog {
     }
 
     /// Another key is a fault of how this process was started, not of who asks for a peer.
-    fn open_password(&self, name: &str, sealed: &[u8]) -> Result<SecretString> {
+    fn open_password(&self, name: &str, sealed: &[u8]) -> Result<Option<SecretString>> {
+        if sealed == LOST {
+            return Ok(None);
+        }
         match self.key().open(PASSWORD, name, sealed) {
             Err(Error::Invalid(why)) => Err(Error::internal("reading a peer", why)),
-            opened => opened,
+            opened => opened.map(Some),
         }
     }
 

@@ -12,6 +12,8 @@ use crate::{Catalog, Error, Result};
 pub(crate) const SETTING: &str = "setting";
 const JWT_SECRET: &str = "jwt_secret";
 pub(crate) const KEY_CHECK: &str = "key_check";
+/// What [`KEY_CHECK`] holds when it is opened.
+pub(crate) const KNOWN: &str = "bunny";
 
 impl Catalog {
     /// The secret that signs tokens: the given one, else one that is generated
@@ -29,11 +31,11 @@ impl Catalog {
     /// Fails with [`Error::Invalid`] if this process has another encryption key
     /// than the one the catalog was set up with.
     pub async fn check_key(&self) -> Result<()> {
-        let known = SecretString::from("bunny");
+        let known = SecretString::from(KNOWN);
         match self.setting_or(KEY_CHECK, &known).await {
             Ok(_) => Ok(()),
             Err(Error::Invalid(_)) => Err(Error::Invalid(
-                "BUNNY_ENCRYPTION_KEY is not the key that this catalog was set up with, or last rotated to".into(),
+                "BUNNY_ENCRYPTION_KEY is not the key that this catalog was set up with, or last rotated to. If that one is lost for good, \"bunny rotate-key --lost\" sets another; the peers' passwords are lost with it, and are given again".into(),
             )),
             Err(error) => Err(error),
         }

@@ -20,6 +20,7 @@ import time
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.schema_registry import SchemaRegistryClient
+from confluent_kafka.schema_registry.error import SchemaRegistryError
 from confluent_kafka.schema_registry.avro import AvroDeserializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 
@@ -42,6 +43,10 @@ def copy_cell(cell):
     if cell == rb"\N":
         return None
     return re.sub(rb"\\(.)", lambda found: ESCAPES.get(found[1], found[1]), cell, flags=re.S).decode()
+
+
+class Refused(Exception):
+    """Nothing that a traceback would explain."""
 
 
 class Subscriber:
@@ -82,11 +87,18 @@ class Subscriber:
         return consumer
 
     def first_offsets(self, topic):
+        return {partition: first for partition, (first, _) in self.watermarks(topic).items()}
+
+    def watermarks(self, topic):
+        """The first and the next offset of each partition."""
         consumer = self.consumer([])
-        partitions = consumer.list_topics(topic).topics[topic].partitions
-        first = {p: consumer.get_watermark_offsets(TopicPartition(topic, p))[0] for p in partitions}
-        consumer.close()
-        return first
+        try:
+            partitions = consumer.list_topics(topic, timeout=30).topics[topic].partitions
+            if not partitions:
+                raise Refused(f"there is no topic {topic}: is --topics right, as in bunny.shop?")
+            return {p: consumer.get_watermark_offsets(TopicPartition(topic, p)) for p in partitions}
+        finally:
+            consumer.close()
 
     def read_to_end(self, topic, starts):
         consumer = self.consumer([(topic, partition, offset) for partition, offset in starts.items()])
@@ -190,17 +202,42 @@ class Subscriber:
 
     # --- changes --------------------------------------------------------------------------------
 
+    def waiting(self):
+        """The tables that wait for a copy."""
+        return {table for table, (offset, _, _) in self.tables.items() if offset is None}
+
     def run(self, stop_at_end):
+        told = set()
+        self.forget_what_is_gone()
         while not self.stopping:
-            waiting = [table for table, (offset, _, _) in self.tables.items() if offset is None]
-            loaded = [self.load(table) for table in waiting]
+            missing = {table for table in self.waiting() if not self.load(table)}
+            for table in sorted(missing - told):
+                print(f"{table}: waits for a copy in {self.snapshot}", file=sys.stderr, flush=True)
+            told = missing
             starts = [offset for offset, _, _ in self.tables.values() if offset is not None]
             if starts:
-                self.follow(min(starts), stop_at_end and all(loaded))
-                if stop_at_end and not any(offset is None for offset, _, _ in self.tables.values()):
-                    return
-            elif not self.stopping:
+                self.follow(min(starts), stop_at_end)
+            elif not stop_at_end:
                 time.sleep(LOOK_SECONDS)
+            # What is not missing began to wait meanwhile: its copy has not been looked for.
+            if stop_at_end and self.waiting() <= missing and not self.stopping:
+                if missing:
+                    raise Refused(
+                        f"{self.snapshot} has no copy that {', '.join(sorted(missing))} could begin with:"
+                        " is that a table of the mirror? POST .../checkpoint makes a new copy"
+                    )
+                return
+
+    def forget_what_is_gone(self):
+        """Offsets that the topic has not, or no more, are no place to go on from: it was trimmed,
+        or is another topic of that name. The newest copy is."""
+        first, end = self.watermarks(self.changes)[0]
+        gone = [table for table, (offset, _, _) in self.tables.items() if offset is not None and not first <= offset <= end]
+        for table in gone:
+            print(f"{table}: begins anew, its place in {self.changes} is gone", file=sys.stderr, flush=True)
+            self.store.void(table, None, -1)
+        self.store.commit()
+        self.tables = self.store.tables()
 
     def follow(self, start, stop_at_end):
         """Applies changes until told to stop, or until a copy of some table should be looked for."""
@@ -211,6 +248,10 @@ class Subscriber:
             while not self.stopping:
                 message = consumer.poll(0 if events else 0.2)
                 at_end = message is not None and message.error() is not None
+                if at_end and message.error().code() == KafkaError._AUTO_OFFSET_RESET:
+                    self.store.rollback()
+                    self.forget_what_is_gone()
+                    return
                 if at_end and message.error().code() != KafkaError._PARTITION_EOF:
                     raise KafkaException(message.error())
                 if message is not None and not at_end:
@@ -223,8 +264,7 @@ class Subscriber:
                     events = 0
                     if at_end and stop_at_end:
                         return
-                    waits = any(offset is None for offset, _, _ in self.tables.values())
-                    if waits and time.monotonic() - looked > LOOK_SECONDS:
+                    if self.waiting() and not stop_at_end and time.monotonic() - looked > LOOK_SECONDS:
                         return
                 elif message is None:
                     events = 0  # The rest of a transaction comes later: wait for it.
@@ -265,12 +305,15 @@ class Subscriber:
     def concerns(self, table, source, offset):
         """Whether this event is after what the table holds already."""
         next_offset, generation, lsn = self.tables.get(table, (None, None, 0))
-        return (
-            next_offset is not None
-            and offset >= next_offset
-            and generation == str(source["generation"])
-            and unsigned(source["commit_lsn"]) >= lsn
-        )
+        if next_offset is None or offset < next_offset:
+            return False
+        if generation != str(source["generation"]):
+            # It began unseen, in a topic that is another one than it was.
+            print(f"{table}: waits for a copy of another generation", file=sys.stderr, flush=True)
+            self.store.void(table, str(source["generation"]), -1)
+            self.tables = self.store.tables()
+            return False
+        return unsigned(source["commit_lsn"]) >= lsn
 
     def change(self, table, schema_id, schema, event):
         fields = self.row_fields(schema)
@@ -332,7 +375,10 @@ def main():
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    subscriber.run(options.stop_at_end)
+    try:
+        subscriber.run(options.stop_at_end)
+    except (Refused, KafkaException, SchemaRegistryError) as error:
+        sys.exit(f"subscriber: {error}")
 
 
 if __name__ == "__main__":

@@ -19,9 +19,11 @@ const LIMITS: &str = "SET lock_timeout = '10s'; SET statement_timeout = '60s'";
 /// A session for questions about a peer.
 ///
 /// # Errors
-/// When the peer cannot be reached or refuses the login.
+/// When the peer cannot be reached or refuses the login, or when its password is lost.
 pub(crate) async fn open(peer: &Peer) -> bunny_postgres::Result<Session> {
-    let session = Session::connect(&peer.connect_options(), APPLICATION_NAME).await?;
+    let options = peer.connect_options();
+    let options = options.map_err(|error| bunny_postgres::Error::Invalid(error.to_string()))?;
+    let session = Session::connect(&options, APPLICATION_NAME).await?;
     session.batch(LIMITS).await?;
     Ok(session)
 }

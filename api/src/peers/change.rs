@@ -30,14 +30,14 @@ pub(crate) async fn replace(
     caller: Caller,
     Body(fields): Body,
 ) -> Result<Json<Stored>> {
-    let present = api.catalog.get_peer(&name).await?;
+    let mut present = api.catalog.get_peer(&name).await?;
     let mut wanted = read(fields, Some(&name))?;
     let users = api.catalog.mirrors_of_peer(&name).await?;
     let mut described = present.clone();
     described.host = wanted.host.clone();
     described.port = wanted.port;
     described.user = wanted.user.clone();
-    described.password = wanted.password.clone();
+    described.password = Some(wanted.password.clone());
     described.database = wanted.database.clone();
     described.ssl_mode = wanted.ssl_mode;
     described.ssl_root_cert = wanted.ssl_root_cert.clone();
@@ -51,6 +51,11 @@ pub(crate) async fn replace(
                 users.join(", ")
             )));
         }
+    }
+    if present.password.is_none() {
+        // Where it was can only be asked with what is given now.
+        present.user = described.user.clone();
+        present.password = described.password.clone();
     }
     let progress_of = match users.is_empty() {
         true => Vec::new(),

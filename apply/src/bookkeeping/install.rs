@@ -48,9 +48,10 @@ pub async fn install(session: &Session) -> Result<()> {
     if is_up_to_date(session).await? {
         return Ok(());
     }
+    // What is there is said by the server with a notice each, and is as it should be.
     session
         .batch_execute(&format!(
-            "BEGIN; SELECT pg_advisory_xact_lock({INSTALL_LOCK}); {INSTALL_SQL} COMMIT"
+            "BEGIN; SET LOCAL client_min_messages = warning; SELECT pg_advisory_xact_lock({INSTALL_LOCK}); {INSTALL_SQL} COMMIT"
         ))
         .await
         .map_err(Error::sql(

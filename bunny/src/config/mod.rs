@@ -20,7 +20,7 @@ use bunny_schemas::topics::Topics;
 use secrecy::SecretString;
 
 pub(crate) use layers::{Layers, Problem, Problems};
-pub(crate) use settings::{SETTINGS, Setting};
+pub(crate) use settings::{Group, SETTINGS, Setting};
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,21 +158,25 @@ pub(crate) fn encryption_key(layers: &Layers) -> Result<Option<EncryptionKey>, P
     key_of(layers, &settings::ENCRYPTION_KEY)
 }
 
+/// The key that takes the place of the present one.
+pub(crate) fn new_encryption_key(layers: &Layers) -> Result<EncryptionKey, Problem> {
+    needed_key(layers, &settings::NEW_ENCRYPTION_KEY)
+}
+
 /// Both keys of a rotation: the present one and the one that takes its place.
 pub(crate) fn rotation(layers: &Layers) -> Result<(EncryptionKey, EncryptionKey), Problems> {
     let mut problems = Problems::default();
-    let mut needed = |setting| {
-        let key = key_of(layers, setting).and_then(|key| {
-            key.ok_or_else(|| Problem::missing(setting, ": \"bunny keygen\" makes one"))
-        });
-        problems.take(key)
-    };
-    let present = needed(&settings::ENCRYPTION_KEY);
-    let new = needed(&settings::NEW_ENCRYPTION_KEY);
+    let present = problems.take(needed_key(layers, &settings::ENCRYPTION_KEY));
+    let new = problems.take(new_encryption_key(layers));
     match (present, new) {
         (Some(present), Some(new)) => Ok((present, new)),
         _ => Err(problems),
     }
+}
+
+fn needed_key(layers: &Layers, setting: &'static Setting) -> Result<EncryptionKey, Problem> {
+    let key = key_of(layers, setting)?;
+    key.ok_or_else(|| Problem::missing(setting, ": \"bunny keygen\" makes one"))
 }
 
 fn key_of(layers: &Layers, setting: &'static Setting) -> Result<Option<EncryptionKey>, Problem> {

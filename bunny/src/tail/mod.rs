@@ -72,8 +72,8 @@ async fn show(
         .iter()
         .filter_map(|name| topics.slug_of_changes(name))
         .collect();
-    let slug =
-        slug_of(&options.mirror, &found).ok_or_else(|| unknown(&options, &topics, &found))?;
+    let slug = slug_of(&options.mirror, &topics, &found)
+        .ok_or_else(|| unknown(&options, &topics, &found))?;
     if !names.contains(&topics.schemas()) {
         return Err(Exit::setting(format!(
             "there is no topic {}, without which no event can be decoded",
@@ -100,8 +100,15 @@ async fn show(
     }
 }
 
-/// The slug under which a mirror of this name, or slug, has its topics. Pure.
-fn slug_of<'f>(mirror: &str, found: &[&'f str]) -> Option<&'f str> {
+/// The slug under which a mirror of this name, or slug, has its topics; their names, whole or up
+/// to the last dot, will do too. Pure.
+fn slug_of<'f>(mirror: &str, topics: &Topics, found: &[&'f str]) -> Option<&'f str> {
+    // No mirror has a dot in its name.
+    if mirror.contains('.') {
+        let is_meant =
+            |slug: &&&str| mirror == topics.changes(slug) || mirror == topics.table_prefix(slug);
+        return found.iter().find(is_meant).copied();
+    }
     let slugs = bunny_catalog::slugs(mirror);
     slugs
         .iter()
@@ -116,7 +123,7 @@ fn unknown(options: &Options, topics: &Topics, found: &[&str]) -> Exit {
         format!("there are {}", found.join(", "))
     };
     Exit::setting(format!(
-        "no mirror \"{mirror}\" has topics with the prefix \"{prefix}\": {there}"
+        "no mirror \"{mirror}\" has topics with the prefix \"{prefix}\": {there}. The events of a mirror with a source_mirror are in the topics of that one"
     ))
 }
 
@@ -236,6 +243,8 @@ mod tests {
         let [hashed, plain] = bunny_catalog::slugs("Prod-to_Staging");
         assert_eq!(plain, "prod_to_staging");
         let found = ["other", plain.as_str(), hashed.as_str()];
+        let topics = Topics::new("my.bunny");
+        let slug_of = |mirror: &str, found| slug_of(mirror, &topics, found);
         assert_eq!(
             slug_of("prod_to_staging", &found[..2]),
             Some("prod_to_staging")
@@ -247,5 +256,11 @@ mod tests {
         assert_eq!(slug_of("Prod-to_Staging", &found), Some(hashed.as_str()));
         assert_eq!(slug_of(&hashed, &found), Some(hashed.as_str()));
         assert_eq!(slug_of("prod", &found), None);
+        for topic in ["my.bunny.other.changes", "my.bunny.other"] {
+            assert_eq!(slug_of(topic, &found), Some("other"));
+        }
+        for topic in ["bunny.other.changes", "my.bunny.othe", "my.bunny"] {
+            assert_eq!(slug_of(topic, &found), None);
+        }
     }
 }

@@ -86,7 +86,7 @@ pub(crate) fn arguments(command: Command) -> Command {
             Arg::new("mirror")
                 .required(true)
                 .value_name("MIRROR")
-                .help("Name of the mirror, or the part of its topics' names that stands for it"),
+                .help("Name of the mirror, or of its topics: <slug>, <prefix>.<slug> or <prefix>.<slug>.changes"),
         )
         .arg(
             Arg::new("from")

@@ -24,7 +24,7 @@ use bunny_schemas::registry::Registry;
 use bunny_schemas::topics::Topics;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::producer::{BaseRecord, Producer};
 
 pub(crate) use describe::describe;
 pub(crate) use tables::{Captured, Expected, Published, Tables};
@@ -110,10 +110,19 @@ impl Publisher {
         registry: &Registry,
         slug: &str,
     ) -> Result<Self> {
-        let position_schema_id = registry.register_control(SchemaKind::Position).await?;
-        let sync_schema_id = registry.register_control(SchemaKind::Sync).await?;
-        let table_schema_id = registry.register_control(SchemaKind::Table).await?;
-        let wish_schema_id = registry.register_control(SchemaKind::Wish).await?;
+        let [
+            position_schema_id,
+            sync_schema_id,
+            table_schema_id,
+            wish_schema_id,
+        ] = registry
+            .register_controls([
+                SchemaKind::Position,
+                SchemaKind::Sync,
+                SchemaKind::Table,
+                SchemaKind::Wish,
+            ])
+            .await?;
         let id = topics.capture_transactional_id(slug);
         let producer =
             TransactionalProducer::create(kafka.transactional_producer(&id)).map_err(|error| {
@@ -298,7 +307,7 @@ impl Publisher {
         crash_point(BEFORE_KAFKA_COMMIT);
         let began = Instant::now();
         self.blocking("committing a transaction", |producer| {
-            commit_transaction(producer, KAFKA_PATIENCE)
+            commit_transaction(&**producer, KAFKA_PATIENCE)
         })
         .await?;
         self.open = None;
@@ -325,7 +334,7 @@ impl Publisher {
     async fn blocking(
         &self,
         doing: &'static str,
-        call: impl FnOnce(&BaseProducer) -> rdkafka::error::KafkaResult<()> + Send + 'static,
+        call: impl FnOnce(&TransactionalProducer) -> rdkafka::error::KafkaResult<()> + Send + 'static,
     ) -> Result<()> {
         let producer = Arc::clone(&self.producer);
         tokio::task::spawn_blocking(move || call(&producer))
@@ -338,7 +347,7 @@ impl Publisher {
 /// Hands a message over to librdkafka, inside the open transaction; one that names no topic goes
 /// to `topic`.
 async fn send(
-    producer: &BaseProducer,
+    producer: &TransactionalProducer,
     topic: &str,
     message: Message<'_>,
     header: Option<(&str, &[u8])>,

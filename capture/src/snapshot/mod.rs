@@ -43,7 +43,7 @@ use bunny_catalog::Mirror;
 use bunny_postgres::{ConnectOptions, TableName};
 use bunny_schemas::control::SchemaKind;
 use bunny_schemas::kafka::KafkaConfig;
-use bunny_schemas::registry::{Authority, Registry};
+use bunny_schemas::registry::Registry;
 use bunny_schemas::topics::Topics;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -87,7 +87,8 @@ pub(crate) struct SnapshotContext {
     pub kafka: KafkaConfig,
     pub topics: Topics,
     /// Who chooses schema ids.
-    pub schema_ids: Authority,
+    /// The stream's own: two that give ids would fence each other off.
+    pub registry: Registry,
     /// Of the mirror, for topic names.
     pub slug: String,
     /// The mirror's slot; the temporary one is named after it.
@@ -165,16 +166,18 @@ async fn round(context: SnapshotContext) -> Result<()> {
 }
 
 async fn open(context: SnapshotContext) -> Result<Round> {
-    let schema_ids = context.schema_ids.clone();
-    let registry = Registry::open_with(context.kafka.clone(), &context.topics, schema_ids).await?;
+    let [started, chunk, finished] = context
+        .registry
+        .register_controls([
+            SchemaKind::TableSyncStarted,
+            SchemaKind::SnapshotChunk,
+            SchemaKind::TableSyncFinished,
+        ])
+        .await?;
     let ids = SchemaIds {
-        started: registry
-            .register_control(SchemaKind::TableSyncStarted)
-            .await?,
-        chunk: registry.register_control(SchemaKind::SnapshotChunk).await?,
-        finished: registry
-            .register_control(SchemaKind::TableSyncFinished)
-            .await?,
+        started,
+        chunk,
+        finished,
     };
     let topic = context.topics.snapshot(&context.slug);
     let partitions =

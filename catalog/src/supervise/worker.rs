@@ -182,6 +182,18 @@ where
             held.end(Err(failure), Instant::now());
             return;
         };
+        let own = match self.role {
+            Role::Capture => source,
+            Role::Apply => destination,
+        };
+        // Before anything is done for the mirror. One that is deleted is, though, with what
+        // cannot be reached left behind if so asked.
+        if mirror.desired_of(self.role) != Desired::Deleted
+            && let Err(error) = own.connect_options()
+        {
+            held.end(Err(TaskFailure::fatal(error)), Instant::now());
+            return;
+        }
         let reporter = Reporter::new(id, self.role, held.entry.epoch);
         let cancel = CancellationToken::new();
         let context = MirrorContext {
@@ -248,11 +260,11 @@ where
             (None, Some(since)) => {
                 self.away_since = None;
                 let away_seconds = since.elapsed().as_secs();
-                tracing::info!(role = %self.role, away_seconds, "the catalog answers again");
+                tracing::info!(role = %self.role, away_seconds, "the catalog can be used again");
             }
             (Some(error), None) => {
                 self.away_since = Some(Instant::now());
-                tracing::warn!(role = %self.role, %error, "the catalog does not answer, running mirrors go on");
+                tracing::warn!(role = %self.role, %error, "the catalog cannot be used, running mirrors go on");
             }
         }
     }

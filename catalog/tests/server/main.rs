@@ -25,6 +25,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 mod commands;
+mod keys;
 mod supervision;
 mod wishes;
 
@@ -195,7 +196,7 @@ async fn peers_are_sealed_and_kept_while_in_use() {
         .unwrap_err();
     assert!(matches!(again, Error::Conflict { .. }), "{again}");
     let read = catalog.get_peer("source").await.unwrap();
-    assert_eq!(read.password.expose_secret(), "hunter2");
+    assert_eq!(read.password.unwrap().expose_secret(), "hunter2");
     assert_eq!(read.ssl_mode, SslMode::VerifyFull);
     catalog.create_mirror(&mirror("m", "t")).await.unwrap();
     let used = catalog.delete_peer("source", "admin").await.unwrap_err();

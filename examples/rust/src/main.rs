@@ -60,6 +60,10 @@ fn main() -> Result<()> {
             state.table = load(&mut log, &options.table, &state)?;
         }
         match &state.table {
+            None if options.stop_at_end => bail!(
+                "there is no copy that {} could begin with: is that a table of the mirror? POST …/checkpoint makes a new copy",
+                options.table
+            ),
             None => std::thread::sleep(LOOK),
             Some(_) => {
                 // At the start of each round memory and file are the same.

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 pub use closing::Closing;
 pub use config::KafkaConfig;
-pub use producer::TransactionalProducer;
+pub use producer::{FencingIsUsual, TransactionalProducer};
 pub use topic::TopicKind;
 pub use transaction::commit_transaction;
 

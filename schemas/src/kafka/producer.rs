@@ -6,15 +6,46 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::producer::BaseProducer;
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::{BaseProducer, DefaultProducerContext, ProducerContext};
+use rdkafka::{ClientConfig, ClientContext};
 
 /// How often events are looked for.
 const EVERY: Duration = Duration::from_millis(100);
 
 /// How many of them are taken then. One event holds the reports of many messages.
 const EVENTS_MAX: usize = 16;
+
+/// Whoever is fenced off learns it from the call that fails, and says what becomes of it: a fact of
+/// the protocol, which librdkafka reports as an error of the process.
+pub struct FencingIsUsual;
+
+impl ClientContext for FencingIsUsual {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        if is_of_fencing(message) {
+            tracing::debug!(target: "librdkafka", facility, "{message}");
+        } else {
+            DefaultProducerContext.log(level, facility, message);
+        }
+    }
+}
+
+impl ProducerContext for FencingIsUsual {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
+}
+
+/// librdkafka's own text and the broker's for one and the same. Pure.
+fn is_of_fencing(message: &str) -> bool {
+    let texts = [
+        "fenced by a newer instance",
+        "Producer attempted an operation with an old epoch",
+    ];
+    texts.iter().any(|text| message.contains(text))
+}
 
 /// A producer of which only trouble is heard: that messages were delivered, the commit says.
 ///
@@ -23,7 +54,7 @@ const EVENTS_MAX: usize = 16;
 /// whole milliseconds, and spins through what is left of the last one: measured on 0.39, ten
 /// times as much CPU for a producer at rest.
 pub struct TransactionalProducer {
-    producer: Arc<BaseProducer>,
+    producer: Arc<BaseProducer<FencingIsUsual>>,
     /// Dropped, it ends the thread.
     goes_on: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -35,7 +66,8 @@ impl TransactionalProducer {
     /// # Errors
     /// A setting that librdkafka does not take, or no thread.
     pub fn create(mut config: ClientConfig) -> KafkaResult<TransactionalProducer> {
-        let producer: BaseProducer = config.set("delivery.report.only.error", "true").create()?;
+        config.set("delivery.report.only.error", "true");
+        let producer: BaseProducer<FencingIsUsual> = config.create_with_context(FencingIsUsual)?;
         let producer = Arc::new(producer);
         let (goes_on, ended) = mpsc::channel::<()>();
         let heard = Arc::clone(&producer);
@@ -59,9 +91,9 @@ impl TransactionalProducer {
 }
 
 impl Deref for TransactionalProducer {
-    type Target = BaseProducer;
+    type Target = BaseProducer<FencingIsUsual>;
 
-    fn deref(&self) -> &BaseProducer {
+    fn deref(&self) -> &BaseProducer<FencingIsUsual> {
         &self.producer
     }
 }
@@ -73,6 +105,31 @@ impl Drop for TransactionalProducer {
         if let Some(thread) = self.thread.take() {
             // It polls, which does not panic; if it did, the panic was told.
             let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_of_fencing;
+
+    #[test]
+    fn fencing_is_told_from_other_trouble() {
+        for (message, expected) in [
+            (
+                "TxnCoordinator/1: Failed to add partition \"bunny.schemas\" [0] to transaction: Broker: Producer attempted an operation with an old epoch",
+                true,
+            ),
+            (
+                "Fatal transaction error: Failed to add partitions to transaction: Local: This instance has been fenced by a newer instance (_FENCED)",
+                true,
+            ),
+            (
+                "TxnCoordinator/1: Failed to add partition \"bunny.schemas\" [0] to transaction: Local: Timed out",
+                false,
+            ),
+        ] {
+            assert_eq!(is_of_fencing(message), expected, "{message}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::producer::{BaseRecord, Producer};
 
 use super::Shared;
 use super::state::Registered;
@@ -91,7 +91,7 @@ fn initialise(shared: &Shared) -> Result<Closing<TransactionalProducer>> {
 }
 
 /// Writes records in one transaction.
-fn write(producer: &BaseProducer, shared: &Shared, records: &[Registered]) -> Result<()> {
+fn write(producer: &TransactionalProducer, shared: &Shared, records: &[Registered]) -> Result<()> {
     let doing = || format!("write {} schemas to {}", records.len(), shared.topic);
     producer
         .begin_transaction()
@@ -105,7 +105,7 @@ fn write(producer: &BaseProducer, shared: &Shared, records: &[Registered]) -> Re
 }
 
 fn send_and_commit(
-    producer: &BaseProducer,
+    producer: &TransactionalProducer,
     shared: &Shared,
     records: &[Registered],
     doing: impl Fn() -> String,
@@ -124,8 +124,8 @@ fn send_and_commit(
                 source,
             })?;
     }
-    commit_transaction(producer, CALL_TIMEOUT).map_err(Error::kafka(doing()))?;
-    tracing::info!(
+    commit_transaction(&**producer, CALL_TIMEOUT).map_err(Error::kafka(doing()))?;
+    tracing::debug!(
         topic = shared.topic,
         schemas = records.len(),
         "wrote schemas"

@@ -211,10 +211,24 @@ impl Registry {
 
     /// Id of a fixed record's schema.
     pub async fn register_control(&self, kind: SchemaKind) -> Result<u32> {
-        let (Some(subject), Some(json)) = (kind.subject(), kind.avro_json()) else {
-            return Err(Error::Invalid(format!("{kind:?} has no schema of its own")));
-        };
-        self.register(subject, &json).await
+        let [id] = self.register_controls([kind]).await?;
+        Ok(id)
+    }
+
+    /// Ids of several fixed records' schemas, in the same order.
+    pub async fn register_controls<const N: usize>(
+        &self,
+        kinds: [SchemaKind; N],
+    ) -> Result<[u32; N]> {
+        let mut wanted = Vec::with_capacity(N);
+        for kind in kinds {
+            let (Some(subject), Some(json)) = (kind.subject(), kind.avro_json()) else {
+                return Err(Error::Invalid(format!("{kind:?} has no schema of its own")));
+            };
+            wanted.push((subject.to_owned(), json));
+        }
+        let ids = self.register_all(&wanted).await?;
+        ids.try_into().map_err(|_| wrong_count())
     }
 
     /// Schema with this id; the topic is read on when it is not known yet.

@@ -108,7 +108,7 @@ pub const APPLY_OBJECTS: [(&str, u32); 1] = [("apply::foreign_key_step", 1)];
 pub const SCHEMA_REGISTRY: [(&str, u32); 3] = [
     ("schemas::schema_registered", 1),
     ("schemas::schema_registered", 2),
-    ("schemas::schema_registered", 4),
+    ("schemas::schema_registered", 3),
 ];
 
 /// While tables that were set aside are brought back; see `lifecycle`.

@@ -228,3 +228,31 @@ async fn sigterm_drains_and_exits_cleanly() -> Result<()> {
         .assert_holds(&mirror, &[TablePair::same("public.t")])
         .await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_mirror_logs_no_trouble() -> Result<()> {
+    let scene = Scene::new("calm").await?;
+    let tables = ["public.a", "public.b", "public.c"];
+    for table in tables {
+        let create = format!(
+            "CREATE TABLE {table} (id int PRIMARY KEY); INSERT INTO {table} SELECT generate_series(1, 100)"
+        );
+        scene.source.run(&create).await?;
+    }
+    let mirror = scene.running_mirror(&tables, json!({})).await?;
+    // Rows too have schemas, which are written after those of the copies.
+    for table in tables {
+        scene
+            .source
+            .run(&format!("INSERT INTO {table} VALUES (101)"))
+            .await?;
+    }
+    let lsn = scene.source.current_lsn().await?;
+    mirror.wait_for_lsn(lsn).await?;
+    let log = scene.stage.log_of(Role::Up)?;
+    let is_calm = |line: &&str| !["ERROR", "NOTICE"].iter().any(|word| line.contains(word));
+    let trouble: Vec<&str> = log.lines().filter(|line| !is_calm(line)).collect();
+    assert!(trouble.is_empty(), "{}", trouble.join("\n"));
+    assert!(log.contains("streaming"), "{log}");
+    Ok(())
+}

@@ -4,8 +4,9 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use bunny_tests::backup;
+use bunny_tests::content::TablePair;
 use bunny_tests::load;
 use bunny_tests::stage::CONVERGE;
 use serde_json::{Value, json};
@@ -244,6 +245,88 @@ async fn a_lost_catalog_is_made_anew_from_what_is_left() -> Result<()> {
         .await?;
     drop(destination);
     scene.settle().await
+}
+
+/// The query of docs/operations.md that tells what the mappings were.
+fn query_for_mappings() -> Result<&'static str> {
+    let page = include_str!("../../../docs/operations.md");
+    let (before, _) = page
+        .split_once("AS exclude_columns")
+        .context("no query for exclude_columns")?;
+    let start = before.rfind("```sql").context("no begin of the query")? + "```sql".len();
+    let end = page[start..].find(';').context("no end of the query")?;
+    Ok(&page[start..start + end])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_destination_tells_which_columns_were_excluded() -> Result<()> {
+    let mut scene = crate::scene::Scene::new("lost_mappings").await?;
+    scene
+        .source
+        .run("CREATE TABLE t (id int PRIMARY KEY, secret text, kept text, twice int GENERATED ALWAYS AS (id * 2) STORED);
+              CREATE TABLE u (id int PRIMARY KEY); INSERT INTO t (id) VALUES (1)")
+        .await?;
+    let created = json!([
+        {"source_table": "public.t", "destination_table": "public.t", "exclude_columns": ["secret"]},
+        {"source_table": "public.u", "destination_table": "public.u"},
+    ]);
+    let mirror = scene
+        .stage
+        .create_mapped_mirror(&scene.api, "mirror", created, json!({}))
+        .await?;
+    mirror.wait_running().await?;
+    // A column that comes while the mirror runs is followed, and not one that was excluded.
+    scene
+        .source
+        .run("ALTER TABLE t ADD COLUMN later text; INSERT INTO t (id, later) VALUES (2, 'x')")
+        .await?;
+    mirror
+        .wait_for_lsn(scene.source.current_lsn().await?)
+        .await?;
+    let destination = scene.stage.destination.connect().await?;
+    let rows = destination.query(query_for_mappings()?, &[]).await?;
+    let mappings: Vec<Value> = rows
+        .iter()
+        .map(|row| {
+            let text = |column: &str| row.get::<_, String>(column);
+            json!({
+                "source_table": format!("{}.{}", text("source_schema"), text("source_table")),
+                "destination_table": format!("{}.{}", text("dest_schema"), text("dest_table")),
+                "exclude_columns": row.get::<_, Vec<String>>("exclude_columns"),
+            })
+        })
+        .collect();
+    let excluded = mappings.iter().map(|mapping| &mapping["exclude_columns"]);
+    assert_eq!(
+        excluded.collect::<Vec<_>>(),
+        [&json!(["secret"]), &json!([])]
+    );
+    let copies = destination.text(COPIES).await?;
+
+    // With these it goes on: nothing is copied again, and the later column is followed on.
+    scene.bunny.kill9();
+    backup::lose(&scene.stage.catalog).await?;
+    scene.stage.migrate()?;
+    scene.bunny.restart()?;
+    let api = scene.stage.api().await?;
+    scene.stage.create_peers(&api).await?;
+    let adopting = json!({"adopt": true});
+    let mirror = scene
+        .stage
+        .create_mapped_mirror(&api, "mirror", json!(mappings), adopting)
+        .await?;
+    mirror.wait_running().await?;
+    scene
+        .source
+        .run("INSERT INTO t (id, secret, later) VALUES (3, 'no', 'y')")
+        .await?;
+    let pairs = [
+        TablePair::same("public.t").without(&["secret"]),
+        TablePair::same("public.u"),
+    ];
+    scene.stage.assert_converges(&mirror, &pairs).await?;
+    assert_eq!(destination.text(COPIES).await?, copies);
+    Ok(())
 }
 
 #[cfg(feature = "full")]

@@ -185,6 +185,7 @@ async fn the_key_is_changed_under_running_mirrors() -> Result<()> {
             told.contains("secrets are sealed with the new key"),
             "{told}"
         );
+        ensure!(told.contains("already") == (attempt == "again"), "{told}");
     }
     // The mirror goes on; what would be sealed with the old key is refused.
     source
@@ -218,6 +219,91 @@ async fn the_key_is_changed_under_running_mirrors() -> Result<()> {
     // Tokens outlive the change: the secret that signs them was only sealed anew.
     api.get("/v1/peers").await?.expect(200)?;
     renewed.post("/v1/peers", late).await?.expect(201)?;
+    stage.assert_converges(&mirror, &pair).await?;
+    stage.assert_topics_hold(&mirror, &pair).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mirrors_outlive_the_loss_of_the_key() -> Result<()> {
+    let stage = Stage::new("lost_key").await?;
+    stage.migrate()?;
+    let mut bunny = stage.start(Role::Up)?;
+    let api = stage.api().await?;
+    stage.create_peers(&api).await?;
+    let source = stage.source.connect().await?;
+    source
+        .run(
+            "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 100);
+              CREATE TABLE u (id int PRIMARY KEY)",
+        )
+        .await?;
+    let tables = ["public.t"];
+    let mirror = stage
+        .create_mirror(&api, "mirror", &tables, json!({}))
+        .await?;
+    let other = stage
+        .create_mirror(&api, "other", &["public.u"], json!({}))
+        .await?;
+    mirror.wait_running().await?;
+    other.wait_running().await?;
+    bunny.kill9();
+    drop(bunny);
+
+    // With another key nothing starts, and the way out is named. It has to be asked for.
+    let new = [("BUNNY_ENCRYPTION_KEY", NEW_KEY)];
+    let refused = stage.run(&["migrate"], &new).unwrap_err().to_string();
+    ensure!(refused.contains("rotate-key --lost"), "{refused}");
+    let set = [("BUNNY_NEW_ENCRYPTION_KEY", NEW_KEY)];
+    let kept = stage.run(&["rotate-key", "--lost"], &set).unwrap_err();
+    ensure!(kept.to_string().contains("without --lost"), "{kept}");
+    let both = [new[0], set[0]];
+    let told = stage.run(&["rotate-key", "--lost"], &both)?;
+    ensure!(told.contains("destination, source"), "{told}");
+
+    let _bunny = stage.start_with(Role::Up, &new)?;
+    let api = stage.api().await?;
+    let mirror = stage.mirror(&api, "mirror");
+    mirror
+        .wait_until("FAILED for want of passwords", CONVERGE, |mirror, _| {
+            let said = mirror["error_message"].as_str().unwrap_or_default();
+            mirror["status"] == "FAILED" && said.contains("PUT /v1/peers/")
+        })
+        .await?;
+    let tested = api
+        .post("/v1/peers/source/test", json!({}))
+        .await?
+        .expect(200)?;
+    ensure!(
+        tested.to_string().contains("PUT /v1/peers/source"),
+        "{tested}"
+    );
+    // Who has no password for them any more can still be rid of a mirror.
+    let path = "/v1/mirrors/other?force=true";
+    api.delete(path).await?.expect(202)?;
+    let deadline = std::time::Instant::now() + CONVERGE;
+    while api.get("/v1/mirrors/other").await?.status != 404 {
+        ensure!(
+            std::time::Instant::now() < deadline,
+            "{:?}",
+            other.get().await
+        );
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    source
+        .run("INSERT INTO t SELECT generate_series(101, 200)")
+        .await?;
+    for (name, url) in [
+        ("source", &stage.source),
+        ("destination", &stage.destination),
+    ] {
+        let peer = json!({"host": url.host, "port": url.port, "user": url.user, "password": url.password,
+            "database": url.database, "ssl_mode": "disable"});
+        let path = format!("/v1/peers/{name}");
+        api.put(&path, peer).await?.expect(200)?;
+    }
+    mirror.wait_running().await?;
+    let pair = [TablePair::same("public.t")];
     stage.assert_converges(&mirror, &pair).await?;
     stage.assert_topics_hold(&mirror, &pair).await?;
     Ok(())

@@ -134,6 +134,55 @@ impl Example {
     }
 }
 
+/// Offsets of another topic, which was there before Kafka was lost: beyond its end, or in the middle
+/// of a generation that is not the one that was followed.
+fn begins_anew_without_its_offsets(example: &Example, stage: &Stage, registry: &str) -> Result<()> {
+    let python = example.python.as_ref().context("not in Python")?;
+    for change in [
+        "UPDATE _tables SET next_offset = 1000000000",
+        "UPDATE _tables SET generation = 'another', next_offset = next_offset - 20",
+    ] {
+        let code = "import sqlite3, sys; sqlite3.connect(sys.argv[1], isolation_level=None).execute(sys.argv[2])";
+        output_of(
+            Command::new(python)
+                .args(["-c", code])
+                .arg(&example.state)
+                .arg(change),
+        )?;
+        output_of(example.command(stage, registry)?.arg("--stop-at-end"))?;
+    }
+    Ok(())
+}
+
+/// What cannot be had is said by name, without a traceback, and not waited for.
+fn ends_with_a_reason(example: &Example, stage: &Stage, registry: &str) -> Result<()> {
+    let mut wrong = Example {
+        name: format!("{}.wrong", example.name),
+        python: example.python.clone(),
+        tables: vec![("public.nosuch", "")],
+        state: stage.directory().join(format!("{}.wrong", example.name)),
+        running: None,
+    };
+    let mut commands = vec![(wrong.command(stage, registry)?, "public.nosuch")];
+    if wrong.python.is_some() {
+        wrong.tables = example.tables.clone();
+        let mut elsewhere = wrong.command(stage, registry)?;
+        // The last one given counts.
+        elsewhere.args(["--topics", "no.such"]);
+        commands.push((elsewhere, "no.such.changes"));
+    }
+    for (mut command, named) in commands {
+        let output = command.arg("--stop-at-end").output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(!output.status.success(), "{said}");
+        ensure!(
+            said.contains(named) && !said.contains("Traceback"),
+            "{said}"
+        );
+    }
+    Ok(())
+}
+
 /// The rows in the state file of the Python example.
 pub fn sqlite_rows(python: &Path, state: &Path, table: &str, columns: &str) -> Result<Vec<String>> {
     let printed = output_of(
@@ -291,6 +340,12 @@ async fn subscribers_hold_what_the_source_holds() -> Result<()> {
     for example in &examples {
         output_of(example.command(&stage, &registry)?.arg("--stop-at-end"))?;
         example.assert_holds(&source).await?;
+    }
+
+    begins_anew_without_its_offsets(&examples[0], &stage, &registry)?;
+    examples[0].assert_holds(&source).await?;
+    for example in &examples[..2] {
+        ends_with_a_reason(example, &stage, &registry)?;
     }
 
     let topic = format!("{}.{}.changes", stage.name, mirror.slug());

@@ -110,13 +110,16 @@ async fn tail_shows_what_is_committed_from_where_it_is_asked() -> Result<()> {
     assert_eq!(of_notes, [&all[0..1], &all[3..4], &all[6..7]].concat());
     let lines = output_of(&mut stage.reader(&["tail", "MIRROR", "--no-follow"])?)?;
     assert_eq!(lines.lines().count(), 7, "{lines}");
+    let topic = format!("{}.mirror.changes", stage.name);
+    let of_topic = output_of(&mut stage.reader(&["tail", &topic, "--no-follow"])?)?;
+    assert_eq!(of_topic, lines);
     assert!(lines.contains("name='two\\nlines'"), "{lines}");
 
     // Wrong settings: code 2, and what would be right.
     let tail = ["tail", "mirror", "--no-follow"];
     let (code, said) = refusal(&mut stage.reader(&["tail", "nothere"])?)?;
     assert!(
-        code == Some(2) && said.contains("there are mirror"),
+        code == Some(2) && said.contains("there are mirror") && said.contains("source_mirror"),
         "{said}"
     );
     let (code, said) = refusal(stage.reader(&tail)?.env("BUNNY_TOPIC_PREFIX", "nothere"))?;
