@@ -70,14 +70,16 @@ async fn what_a_lost_key_sealed_is_given_up_and_given_again() {
             "{refused}"
         );
     }
-    let refused = catalog.update_peer(&peer("source"), "admin").await;
+    let refused = catalog.update_peer(&peer("source"), &[], "admin").await;
     assert!(
         matches!(refused, Err(Error::Conflict { .. })),
         "{refused:?}"
     );
 
     // A rotation leaves alone what is lost; what is given again is like any other.
-    anew.update_peer(&peer("source"), "admin").await.unwrap();
+    anew.update_peer(&peer("source"), &[], "admin")
+        .await
+        .unwrap();
     let third = EncryptionKey::generate();
     let rotated = anew.rotate_key(&third).await.unwrap();
     assert_eq!((rotated.sealed, rotated.before), (3, 0));
