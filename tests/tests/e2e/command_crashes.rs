@@ -12,7 +12,7 @@ use bunny_tests::stage::CONVERGE;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::crashes::{IN_CDC, Scene, crash_in_turn, scene, scene_of};
+use crate::crashes::{Scene, crash_in_turn, scene, scene_of};
 use crate::lifecycle::{mappings, wait_status};
 
 type Points<'a> = &'a [(&'static str, u32)];
@@ -21,6 +21,9 @@ const MIRROR: &str = "/v1/mirrors/mirror";
 pub const TABLES: &str = "/v1/mirrors/mirror/tables";
 pub const KEPT: [&str; 2] = ["public.accounts", "public.journal"];
 pub const ADDED: [&str; 2] = ["public.documents", "public.measurements"];
+
+/// Changes are followed all the while; a swap may be wanted of a table that leaves.
+const PHASES: [&str; 2] = ["CDC", "SWAP"];
 
 /// On the way of tables that are added.
 pub const CAPTURE_ADDING: [(&str, u32); 4] = [
@@ -70,8 +73,8 @@ impl Scene {
     async fn workers_die(&mut self, capture: Points<'_>, apply: Points<'_>) -> Result<()> {
         let mirror = &self.mirror;
         tokio::try_join!(
-            crash_in_turn(&mut self.capture, mirror, capture, false, &IN_CDC),
-            crash_in_turn(&mut self.apply, mirror, apply, false, &IN_CDC),
+            crash_in_turn(&mut self.capture, mirror, capture, false, &PHASES),
+            crash_in_turn(&mut self.apply, mirror, apply, false, &PHASES),
         )?;
         Ok(())
     }
@@ -85,11 +88,11 @@ impl Scene {
         let mirror = &self.mirror;
         tokio::try_join!(
             async {
-                crash_in_turn(&mut self.capture, mirror, capture, false, &IN_CDC).await?;
+                crash_in_turn(&mut self.capture, mirror, capture, false, &PHASES).await?;
                 self.capture.restart()
             },
             async {
-                crash_in_turn(&mut self.apply, mirror, apply, false, &IN_CDC).await?;
+                crash_in_turn(&mut self.apply, mirror, apply, false, &PHASES).await?;
                 self.apply.restart()
             },
         )?;
