@@ -15,6 +15,7 @@ use bunny_schemas::control::SyncRecord;
 use uuid::Uuid;
 
 use crate::bookkeeping::{self, Progress, TableState};
+use crate::crash_points::{self, reached};
 use crate::error::{Error, Result};
 use crate::last_wish;
 use crate::mirror::{Shared, connect_to_take_over};
@@ -54,6 +55,7 @@ pub(crate) async fn read_destination(
     let wishes: Vec<Uuid> = log.wish.into_iter().chain(here).collect();
     let outcome = found.outcome(&mirror.tables, &tables);
     tracing::info!(mirror = %mirror.name, outcome, "adopting what the destination holds");
+    reached(crash_points::COPIES_FOUND);
     catalog
         .finish_adopt(
             mirror.id,

@@ -7,6 +7,7 @@ use bunny_catalog::{AwaitedTable, Command, Mirror, SYNC_SCHEMA};
 
 use crate::bookkeeping::{State, TableState};
 use crate::context::MirrorRun;
+use crate::crash_points::{self, reached};
 use crate::error::Result;
 use crate::schema_sync;
 
@@ -73,7 +74,11 @@ impl Commands {
                 }
                 continue;
             }
-            match end(&awaited, tables) {
+            let end = end(&awaited, tables);
+            if end != End::Open {
+                reached(crash_points::TABLES_SETTLED);
+            }
+            match end {
                 End::Open => still_open.push((command, awaited)),
                 End::Done => run.catalog.finish_command(command.id).await?,
                 End::Failed(why) => run.catalog.fail_command(command.id, &why).await?,

@@ -4,6 +4,14 @@
 //! passes, is said by the `FAILPOINTS` variable, for example
 //! `FAILPOINTS="apply::before_commit=3*off->return"`.
 
+/// The destination remembers what is asked for, nobody has acted on it.
+pub const WISH_REMEMBERED: &str = "apply::wish_remembered";
+/// Table states are as the catalog wants them; nothing is loaded or caught up for that yet.
+pub const TABLES_RECONCILED: &str = "apply::tables_reconciled";
+/// Every table that a command waits for has settled; the command does not say so yet.
+pub const TABLES_SETTLED: &str = "apply::tables_settled";
+/// It is known which copies of the destination are to be adopted, the catalog does not know.
+pub const COPIES_FOUND: &str = "apply::copies_found";
 /// Before a batch's destination transaction begins.
 pub const BEFORE_BEGIN: &str = "apply::before_begin";
 /// The destination transaction is open and fenced, nothing is written yet.
@@ -94,6 +102,10 @@ pub const SCHEMA_SYNC_TOLD: &str = "apply::schema_sync_told";
 
 /// Every crash point of this crate, for tests that walk through them.
 pub const ALL: &[&str] = &[
+    WISH_REMEMBERED,
+    TABLES_RECONCILED,
+    TABLES_SETTLED,
+    COPIES_FOUND,
     BEFORE_BEGIN,
     AFTER_BEGIN,
     PREPARED_AHEAD,

@@ -11,6 +11,7 @@ use bunny_schemas::reader::{self, Positions};
 use uuid::Uuid;
 
 use crate::bookkeeping::{self, Epoch};
+use crate::crash_points::{self, reached};
 use crate::error::{Error, Result};
 use crate::mirror::Shared;
 
@@ -42,6 +43,7 @@ pub(crate) async fn check(
     };
     if let Some(wish) = now.filter(|wish| here != Some(*wish)) {
         bookkeeping::set_last_wish(session, mirror.id, epoch, wish).await?;
+        reached(crash_points::WISH_REMEMBERED);
     }
     shared.known.put(mirror, [in_log, here, now]);
     Ok(())

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::bookkeeping::{self, Progress, State, TableState};
 use crate::context::MirrorRun;
+use crate::crash_points::{self, reached};
 use crate::error::{Error, Result};
 use crate::{reader, replay, swap};
 
@@ -205,7 +206,11 @@ pub(crate) async fn reconcile(run: &MirrorRun, session: &Session) -> Result<()> 
     for source in &changes.remove {
         bookkeeping::remove_table(client, mirror_id, source).await?;
     }
-    commit(client).await
+    commit(client).await?;
+    if changes != Changes::default() {
+        reached(crash_points::TABLES_RECONCILED);
+    }
+    Ok(())
 }
 
 /// Whether nothing of the generation has been applied: then main waits until every table

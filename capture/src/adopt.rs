@@ -3,6 +3,7 @@
 
 use bunny_catalog::{Command, Finished, FoundLog};
 
+use crate::crash_points::{LOG_TOLD, crash_point};
 use crate::error::{Error, Result};
 use crate::last_wish;
 use crate::run::Run;
@@ -23,6 +24,7 @@ pub(crate) async fn read_log(run: &Run, command: &Command) -> Result<Finished> {
         wish: positions.wish,
     };
     catalog.adopt_log(command.id, found).await?;
+    crash_point(LOG_TOLD);
     tracing::info!(mirror = %run.mirror.name, generation = %record.generation, "found a log to adopt");
     Ok(Finished::Idle)
 }

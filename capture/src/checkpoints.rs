@@ -13,6 +13,7 @@ use bunny_schemas::reader::read_positions;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
+use crate::crash_points::{CHECKPOINT_COPIED, crash_point};
 use crate::error::Result;
 use crate::rounds::SyncView;
 use crate::run::Run;
@@ -90,6 +91,7 @@ async fn settle(run: &Run, view: &SyncView, given_up: &GivenUp) -> Result<bool> 
             .filter_map(|(request, table)| Some(format!("{table}: {}", given_up.get(*request)?)))
             .collect();
         if failures.is_empty() {
+            crash_point(CHECKPOINT_COPIED);
             catalog.finish_command(command.id).await?;
         } else {
             catalog

@@ -49,6 +49,13 @@ pub const DEFINITIONS_READ: &str = "capture::definitions_read";
 /// Apply has them.
 pub const DEFINITIONS_HANDED_OVER: &str = "capture::definitions_handed_over";
 
+/// The log remembers what is asked for, nobody has acted on it.
+pub const WISH_REMEMBERED: &str = "capture::wish_remembered";
+/// Every copy of a checkpoint is in the topics, its command does not say so.
+pub const CHECKPOINT_COPIED: &str = "capture::checkpoint_copied";
+/// The catalog knows which log is to be adopted; apply has not told of the destination.
+pub const LOG_TOLD: &str = "capture::log_told";
+
 /// Ends the process here when a test has armed `name`; nothing otherwise.
 pub(crate) fn crash_point(name: &'static str) {
     fail::fail_point!(name, |_| crash(name));

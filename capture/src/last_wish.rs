@@ -5,6 +5,7 @@ use bunny_schemas::control::WishRecord;
 use bunny_schemas::reader::{self, Positions};
 use uuid::Uuid;
 
+use crate::crash_points::{WISH_REMEMBERED, crash_point};
 use crate::error::Result;
 use crate::publisher::Publisher;
 use crate::run::Run;
@@ -31,7 +32,11 @@ pub(crate) async fn remember(
 ) -> Result<()> {
     let wish = run.options.catalog.last_wish(run.mirror.id).await?;
     match wish.filter(|wish| Some(*wish) != known) {
-        Some(command_id) => publisher.remember(WishRecord { command_id }).await,
+        Some(command_id) => {
+            publisher.remember(WishRecord { command_id }).await?;
+            crash_point(WISH_REMEMBERED);
+            Ok(())
+        }
         None => Ok(()),
     }
 }

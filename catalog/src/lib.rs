@@ -11,6 +11,7 @@ mod audit;
 mod catalog;
 mod checkpoints;
 mod commands;
+pub mod crash_points;
 mod encryption;
 mod error;
 mod lag;

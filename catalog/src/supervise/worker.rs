@@ -18,6 +18,7 @@ use uuid::Uuid;
 use super::entry::{Action, Entry, Stand, Trouble};
 use super::task::{MirrorContext, Outcome, Reporter, TaskFailure};
 use super::{Finished, SuperviseOptions};
+use crate::crash_points::{ROLE_STARTED, crash_point};
 use crate::leases::Role;
 use crate::logs::LogLevel;
 use crate::mirrors::{Desired, Mirror};
@@ -395,6 +396,7 @@ where
                 }
             }
             if let Some(start) = held.unsaved_start {
+                crash_point(ROLE_STARTED);
                 self.catalog
                     .note_restarted(*id, self.role, start.version)
                     .await?;

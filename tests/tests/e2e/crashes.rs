@@ -290,6 +290,11 @@ fn every_crash_point_is_in_a_suite() -> Result<()> {
         &crate::parked::APPLY_PARKED,
         &crate::untracked::CAPTURE_UNTRACKED,
         &SCHEMA_REGISTRY,
+        &crate::command_crashes::CAPTURE_ADDING,
+        &crate::command_crashes::APPLY_ADDING,
+        &crate::command_crashes::CAPTURE_CHECKPOINT,
+        &crate::command_crashes::STARTED,
+        &crate::recovery::ADOPTION,
     ];
     let covered: BTreeSet<&str> = suites
         .concat()
@@ -297,7 +302,7 @@ fn every_crash_point_is_in_a_suite() -> Result<()> {
         .map(|(point, _)| point)
         .collect();
     let mut defined = BTreeSet::new();
-    for role in ["capture", "apply", "schemas"] {
+    for role in ["capture", "apply", "schemas", "catalog"] {
         let path = repository().join(role).join("src/crash_points.rs");
         let text = std::fs::read_to_string(path)?;
         let quoted = text.split('"').filter(|part| {

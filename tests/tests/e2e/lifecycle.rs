@@ -54,6 +54,7 @@ async fn tables_set_aside_come_back_from_the_log() -> Result<()> {
         (&json!("RUNNING"), &json!("DEGRADED"))
     );
     assert_eq!(status(&mirror, "public.documents"), "LIVE");
+    wait_behind(&scene, &["public.accounts", "public.measurements"]).await?;
 
     // One is brought back while its cause is still there, and is set aside again.
     let retry = |table: &str| {
@@ -98,7 +99,36 @@ async fn tables_set_aside_come_back_from_the_log() -> Result<()> {
     wait_status(&scene.mirror, "public.accounts", "LIVE").await?;
     wait_status(&scene.mirror, "public.measurements", "LIVE").await?;
     assert_eq!(scene.ended(&command).await?["state"], "done");
+    wait_behind(&scene, &[]).await?;
     scene.settle().await
+}
+
+/// Waits until the list of tables shows that these lack changes, and no others.
+async fn wait_behind(scene: &Scene, wanted: &[&str]) -> Result<()> {
+    let lacks = |behind: &Value| {
+        ["lag_events", "lag_bytes", "lag_seconds"]
+            .iter()
+            .all(|lag| behind[*lag].as_f64() > Some(0.0))
+    };
+    let deadline = Instant::now() + CONVERGE;
+    loop {
+        let tables = scene.api.get(TABLES).await?.expect(200)?;
+        let is_so = tables.as_array().into_iter().flatten().all(|table| {
+            let behind = &table["behind"];
+            match wanted.iter().any(|name| table["source_table"] == *name) {
+                true => lacks(behind),
+                false => behind.is_null(),
+            }
+        });
+        if is_so {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "not {wanted:?} lack changes: {tables}"
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 const TABLES: &str = "/v1/mirrors/mirror/tables";

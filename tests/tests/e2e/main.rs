@@ -6,6 +6,7 @@
 #![cfg_attr(not(feature = "full"), allow(dead_code, unused_imports))]
 
 mod answers;
+mod command_crashes;
 mod control;
 mod crashes;
 mod deletion;
@@ -58,6 +59,8 @@ mod subscribers;
 mod swap;
 mod swap_kinds;
 mod table_list;
+#[cfg(feature = "full")]
+mod table_list_points;
 mod table_topics;
 mod tables;
 mod tail;

@@ -22,6 +22,9 @@ const GENERATION: &str = "SELECT string_agg(generation::text, ',') FROM bunny.mi
 /// What would change if a table were loaded again.
 const COPIES: &str = "SELECT string_agg(concat_ws(' ', source_table, request_id, attempt, generation), ', ' ORDER BY source_table) FROM _bunny.tables";
 
+/// Passed by an adoption: the log is read, then the destination.
+pub const ADOPTION: [(&str, u32); 2] = [("capture::log_told", 1), ("apply::copies_found", 1)];
+
 impl Scene {
     fn dump_file(&self) -> PathBuf {
         std::env::temp_dir().join(format!("{}.dump", self.stage.name))
@@ -234,7 +237,21 @@ async fn a_lost_catalog_is_made_anew_from_what_is_left() -> Result<()> {
     assert_eq!(scene.slot().await?, slot);
     assert_eq!(destination.text(COPIES).await?, copies);
 
+    // Both roles die before the catalog has all of it.
+    let [(log_told, _), (copies_found, _)] = ADOPTION;
+    scene.capture.restart_to_crash(log_told, 1)?;
+    scene.apply.restart_to_crash(copies_found, 1)?;
     create(json!({"adopt": true})).await?.expect(201)?;
+    for (process, point) in [
+        (&mut scene.capture, log_told),
+        (&mut scene.apply, copies_found),
+    ] {
+        process.wait_crash_point(point, CONVERGE).await?;
+    }
+    let open = "SELECT count(*) FROM bunny.commands WHERE kind = 'adopt' AND state IN ('pending', 'running')";
+    assert_eq!(scene.stage.catalog_text(open).await?, "1");
+    scene.capture.restart()?;
+    scene.apply.restart()?;
     scene.mirror.wait_running().await?;
     scene.follows().await?;
     assert_eq!(destination.text(COPIES).await?, copies);
