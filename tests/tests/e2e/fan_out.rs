@@ -118,7 +118,9 @@ impl FanOut {
     /// goes on.
     pub(crate) async fn settle(&mut self, attached: &[&Attached]) -> Result<()> {
         if let Some(load) = self.load.take() {
-            ensure!(load.stop().await > 0, "there was no load");
+            // It may have begun only just now.
+            load.advance(1).await;
+            load.stop().await;
         }
         self.stage
             .assert_converges(&self.owner, &load::pairs())
