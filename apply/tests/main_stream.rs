@@ -92,6 +92,8 @@ impl Stage {
             .unwrap();
         let producer: FutureProducer = kafka
             .transactional_producer(&topics.capture_transactional_id(&slug))
+            // rdkafka's own commit, which is used here, has nothing sent before its time.
+            .set("linger.ms", "2")
             .create()
             .unwrap();
         producer.init_transactions(KAFKA_TIMEOUT).unwrap();

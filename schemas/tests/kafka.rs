@@ -41,8 +41,10 @@ fn topics() -> Topics {
 }
 
 fn producer(kafka: &KafkaConfig, id: &str) -> TransactionalProducer {
-    let producer =
-        TransactionalProducer::create(kafka.transactional_producer(id)).expect("create a producer");
+    let mut config = kafka.transactional_producer(id);
+    // Some tests look at what is delivered before the commit has it sent.
+    config.set("linger.ms", "2");
+    let producer = TransactionalProducer::create(config).expect("create a producer");
     producer
         .init_transactions(TIMEOUT)
         .expect("initialise transactions");

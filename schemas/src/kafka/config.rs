@@ -63,15 +63,25 @@ const CLIENT: [(&str, &str); 5] = [
 ];
 
 /// Defaults that an override may change, of producers.
-const PRODUCER: [(&str, &str); 6] = [
+const PRODUCER: [(&str, &str); 4] = [
     ("compression.codec", "lz4"),
-    // Batches fill by size; under low load nobody waits.
-    ("linger.ms", "2"),
-    ("batch.size", "1048576"),
     // Must hold one message of the largest size, and bounds the memory.
     ("queue.buffering.max.kbytes", "98304"),
     ("queue.buffering.max.messages", "500000"),
     ("message.timeout.ms", "60000"),
+];
+
+/// The same, of those without transactions: batches fill by size; under low load nobody waits.
+const PLAIN: [(&str, &str); 2] = [("linger.ms", "2"), ("batch.size", "1048576")];
+
+/// The same, of those with transactions: a batch is sent when it is full, or by the commit, which
+/// makes it visible and has it sent at once (docs/adr/0049). librdkafka has one batch of a partition
+/// on its way at a time, and spins while messages that have lingered long enough wait behind it:
+/// so few batches, and none that waits for its time.
+const TRANSACTIONAL: [(&str, &str); 3] = [
+    ("linger.ms", "1000"),
+    ("batch.size", "4194304"),
+    ("batch.num.messages", "100000"),
 ];
 
 /// Defaults that an override may change, of consumers.
@@ -131,14 +141,14 @@ impl KafkaConfig {
     /// Settings of a transactional producer. Whoever calls `init_transactions`
     /// last under an id fences the others.
     pub fn transactional_producer(&self, transactional_id: &str) -> ClientConfig {
-        let mut config = self.producer();
+        let mut config = self.producer(&TRANSACTIONAL);
         config.set("transactional.id", transactional_id);
         config
     }
 
     /// Settings of an idempotent producer without transactions.
     pub fn idempotent_producer(&self) -> ClientConfig {
-        self.producer()
+        self.producer(&PLAIN)
     }
 
     /// Settings of a consumer that sees committed messages only, signals the end
@@ -161,10 +171,10 @@ impl KafkaConfig {
         )
     }
 
-    fn producer(&self) -> ClientConfig {
+    fn producer(&self, defaults: &[(&str, &str)]) -> ClientConfig {
         let message_bytes_max = MESSAGE_BYTES_MAX.to_string();
         self.build(
-            &PRODUCER,
+            &[&PRODUCER, defaults].concat(),
             &[
                 ("enable.idempotence", "true"),
                 ("acks", "all"),
