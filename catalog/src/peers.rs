@@ -155,20 +155,24 @@ impl Catalog {
         let sealed = self.key().seal(PASSWORD, &peer.name, &peer.password)?;
         let mut transaction = self.pool().begin().await.map_err(failed)?;
         self.check_key_is_current(&mut transaction).await?;
+        let known: Option<String> =
+            sqlx::query_scalar("SELECT identity FROM bunny.peers WHERE name = $1 FOR UPDATE")
+                .bind(&peer.name)
+                .fetch_optional(&mut *transaction)
+                .await
+                .map_err(failed)?
+                .ok_or_else(|| Error::not_found("peer", &peer.name))?;
+        // Asked once the lock is there: a mirror that was created meanwhile is among them.
         let row = sqlx::query(
-            "SELECT identity,
-                    EXISTS (SELECT FROM bunny.mirrors m WHERE $1 IN (m.source_peer, m.destination_peer)) AS used,
+            "SELECT EXISTS (SELECT FROM bunny.mirrors m WHERE $1 IN (m.source_peer, m.destination_peer)) AS used,
                     EXISTS (SELECT FROM bunny.mirrors m
-                            WHERE m.source_peer = $1 OR (m.destination_peer = $1 AND m.id <> ALL ($2))) AS bound
-             FROM bunny.peers WHERE name = $1 FOR UPDATE",
+                            WHERE m.source_peer = $1 OR (m.destination_peer = $1 AND m.id <> ALL ($2))) AS bound",
         )
         .bind(&peer.name)
         .bind(progress_of)
-        .fetch_optional(&mut *transaction)
+        .fetch_one(&mut *transaction)
         .await
-        .map_err(failed)?
-        .ok_or_else(|| Error::not_found("peer", &peer.name))?;
-        let known: Option<String> = row.try_get("identity").map_err(failed)?;
+        .map_err(failed)?;
         let used: bool = row.try_get("used").map_err(failed)?;
         let bound: bool = row.try_get("bound").map_err(failed)?;
         let is_other = known.is_some() && known != peer.identity;

@@ -246,7 +246,7 @@ impl Catalog {
             let mirror = self
                 .lock_mirror(&mut transaction, &command.mirror_name)
                 .await?;
-            if ended.rows_affected() == 1 {
+            if ended.rows_affected() == 1 && absent.is_empty() {
                 log_end(&mut transaction, &command, mirror_id).await?;
             }
             if ended.rows_affected() == 1 && mirror.desired == Desired::Running {

@@ -115,7 +115,8 @@ impl Error {
         )
     }
 
-    /// Whether there is no such topic.
+    /// Whether there seems to be no such topic. A partition without a leader can look the same:
+    /// [`KafkaConfig::partitions`](crate::kafka::KafkaConfig::partitions) knows.
     pub fn is_gone(&self) -> bool {
         matches!(
             self.kafka_code(),
@@ -166,7 +167,6 @@ fn is_transient_kafka(error: &KafkaError) -> bool {
                 | Code::UnsupportedSASLMechanism
                 | Code::UnknownTopicOrPartition
                 | Code::UnknownTopic
-                | Code::UnknownPartition
                 | Code::InvalidTopic
                 | Code::InvalidConfig
                 | Code::InvalidReplicationFactor

@@ -180,6 +180,28 @@ async fn topics_are_created_and_checked() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs a broker"]
+async fn a_commit_has_sent_what_would_linger() {
+    let (kafka, topics) = (kafka(), topics());
+    let changes = topics.changes(SLUG);
+    kafka
+        .ensure_topic(&changes, TopicKind::Changes)
+        .await
+        .unwrap();
+    let mut config = kafka.transactional_producer("lingering");
+    // Longer than the commit is given: without a flush it fails.
+    config.set("linger.ms", "55000");
+    let writer = TransactionalProducer::create(config).expect("create a producer");
+    writer.init_transactions(TIMEOUT).expect("initialise");
+    for _ in 0..2 {
+        writer.begin_transaction().unwrap();
+        send(&writer, &changes, None, b"x");
+        commit_transaction(&*writer, Duration::from_secs(25)).unwrap();
+    }
+    assert_eq!(kafka.watermarks(&changes, 0).await.unwrap(), (0, 4));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a broker"]
 async fn largest_messages_pass() {
     let (kafka, topics) = (kafka(), topics());
     let changes = topics.changes(SLUG);

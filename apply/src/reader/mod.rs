@@ -144,7 +144,7 @@ pub(crate) async fn open(
 ) -> Result<Arc<Closing<StreamConsumer>>> {
     let topic = run.topics.changes(run.mirror.topics_slug());
     let (low, end) = match run.kafka.watermarks(&topic, PARTITION).await {
-        Err(error) if is_gone(&error) => {
+        Err(error) if error.is_gone() && run.kafka.partitions(&topic).await?.is_none() => {
             return Err(Error::History(format!(
                 "the change topic {topic} is gone: it was deleted by something else; resync the mirror to start a new generation"
             )));
@@ -166,18 +166,6 @@ pub(crate) async fn open(
         )));
     }
     assign(run, &topic, next_offset)
-}
-
-/// Whether Kafka says that there is no such topic.
-fn is_gone(error: &bunny_schemas::Error) -> bool {
-    use RDKafkaErrorCode as Code;
-    let bunny_schemas::Error::Kafka { source, .. } = error else {
-        return false;
-    };
-    matches!(
-        source.rdkafka_error_code(),
-        Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition)
-    )
 }
 
 fn assign(run: &MirrorRun, topic: &str, offset: i64) -> Result<Arc<Closing<StreamConsumer>>> {

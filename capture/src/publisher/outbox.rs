@@ -1,10 +1,9 @@
 //! Messages on their way to librdkafka. No I/O.
 //!
-//! librdkafka sends what it has after `linger.ms`, however little that is. Handed over many at
-//! a time, events travel in few and large batches, which cost the broker, the compression and
-//! the threads in between a fraction, and nothing is visible before the commit anyway.
+//! Handed over many at a time, events wake librdkafka's threads seldom; nothing is visible before
+//! the commit anyway.
 
-/// What is handed over at a time: about one full batch.
+/// What is handed over at a time.
 const BYTES_MAX: usize = 1 << 20;
 const MESSAGES_MAX: usize = 5_000;
 

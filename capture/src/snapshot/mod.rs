@@ -86,8 +86,7 @@ pub(crate) struct SnapshotContext {
     pub application_name: String,
     pub kafka: KafkaConfig,
     pub topics: Topics,
-    /// Who chooses schema ids.
-    /// The stream's own: two that give ids would fence each other off.
+    /// Who chooses schema ids. The stream's own: two that give ids would fence each other off.
     pub registry: Registry,
     /// Of the mirror, for topic names.
     pub slug: String,

@@ -28,6 +28,11 @@ impl<T: Send + 'static> Default for Kept<T> {
 }
 
 impl<T: Send + 'static> Kept<T> {
+    /// The client, if there is one.
+    pub(super) fn present(&self) -> Option<Arc<Closing<T>>> {
+        self.lock().clone()
+    }
+
     /// The client, which `make` makes if there is none.
     pub(super) fn get(&self, make: impl FnOnce() -> Result<T>) -> Result<Arc<Closing<T>>> {
         let mut kept = self.lock();
@@ -63,9 +68,11 @@ mod tests {
         let kept: Kept<u32> = Kept::default();
         let no_client = |()| Err(Error::Invalid("no client".to_owned()));
         assert!(kept.get(|| no_client(())).is_err());
+        assert!(kept.present().is_none());
         let first = kept.get(|| Ok(1)).unwrap();
         let same = kept.get(|| Ok(2)).unwrap();
         assert!(Arc::ptr_eq(&first, &same));
+        assert!(Arc::ptr_eq(&first, &kept.present().unwrap()));
         kept.forget(&first);
         let second = kept.get(|| Ok(3)).unwrap();
         assert_eq!(**second, 3);

@@ -16,6 +16,9 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::{CALL_TIMEOUT, KafkaConfig};
 use crate::{Error, Result};
 
+/// Longest wait for an answer through a client that was there before: its leader may be gone.
+const KEPT_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// What a topic is for; decides its settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TopicKind {
@@ -160,9 +163,9 @@ impl KafkaConfig {
     pub async fn partitions(&self, name: &str) -> Result<Option<i32>> {
         let doing = format!("read metadata of topic {name}");
         let name = name.to_owned();
-        self.with_consumer(move |consumer| {
+        self.with_consumer(move |consumer, longest| {
             let metadata = consumer
-                .fetch_metadata(Some(&name), CALL_TIMEOUT)
+                .fetch_metadata(Some(&name), longest)
                 .map_err(Error::kafka(doing.clone()))?;
             let Some(topic) = metadata.topics().iter().find(|topic| topic.name() == name) else {
                 return Ok(None);
@@ -173,7 +176,7 @@ impl KafkaConfig {
                 Some(
                     RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic,
                 ) => Ok(None),
-                Some(code) => Err(Error::kafka_code_error(doing, code)),
+                Some(code) => Err(Error::kafka_code_error(doing.clone(), code)),
             }
         })
         .await
@@ -181,9 +184,9 @@ impl KafkaConfig {
 
     /// Names of all topics, sorted.
     pub async fn topic_names(&self) -> Result<Vec<String>> {
-        self.with_consumer(|consumer| {
+        self.with_consumer(|consumer, longest| {
             let metadata = consumer
-                .fetch_metadata(None, CALL_TIMEOUT)
+                .fetch_metadata(None, longest)
                 .map_err(Error::kafka("list the topics"))?;
             let mut names: Vec<String> = metadata
                 .topics()
@@ -246,18 +249,22 @@ impl KafkaConfig {
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(topic, partition, Offset::Offset(offset))
             .map_err(Error::kafka(doing.clone()))?;
-        let result = self
-            .with_admin(doing.clone(), async |admin| {
-                admin.delete_records(&list, &options()).await
+        let low = self
+            .with_admin(doing, async |admin| {
+                let result = admin.delete_records(&list, &options()).await?;
+                let Some(element) = result.find_partition(topic, partition) else {
+                    return Ok(None);
+                };
+                element.error()?;
+                Ok(Some(element.offset()))
             })
             .await?;
-        let element = result
-            .find_partition(topic, partition)
-            .ok_or_else(|| Error::Corrupt(format!("{doing}: no answer for the partition")))?;
-        element.error().map_err(Error::kafka(doing))?;
-        match element.offset() {
-            Offset::Offset(low) => Ok(low),
-            _ => Ok(offset),
+        match low {
+            Some(Offset::Offset(low)) => Ok(low),
+            Some(_) => Ok(offset),
+            None => Err(Error::Corrupt(format!(
+                "no answer for {topic}/{partition}, whose records were to be deleted"
+            ))),
         }
     }
 
@@ -266,10 +273,10 @@ impl KafkaConfig {
     pub async fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64)> {
         let doing = format!("read first and last offset of {topic}/{partition}");
         let topic = topic.to_owned();
-        self.with_consumer(move |consumer| {
+        self.with_consumer(move |consumer, longest| {
             consumer
-                .fetch_watermarks(&topic, partition, CALL_TIMEOUT)
-                .map_err(Error::kafka(doing))
+                .fetch_watermarks(&topic, partition, longest)
+                .map_err(Error::kafka(doing.clone()))
         })
         .await
     }
@@ -282,13 +289,13 @@ impl KafkaConfig {
     pub async fn offset_at(&self, topic: &str, partition: i32, timestamp_ms: i64) -> Result<i64> {
         let doing = format!("find the offset of a time in {topic}/{partition}");
         let topic = topic.to_owned();
-        self.with_consumer(move |consumer| {
+        self.with_consumer(move |consumer, longest| {
             let mut times = TopicPartitionList::new();
             times
                 .add_partition_offset(&topic, partition, Offset::Offset(timestamp_ms))
                 .map_err(Error::kafka(doing.clone()))?;
             let found = consumer
-                .offsets_for_times(times, CALL_TIMEOUT)
+                .offsets_for_times(times, longest)
                 .map_err(Error::kafka(doing.clone()))?;
             let found = found
                 .find_partition(&topic, partition)
@@ -299,9 +306,9 @@ impl KafkaConfig {
             match found.offset() {
                 Offset::Offset(offset) => Ok(offset),
                 Offset::End => consumer
-                    .fetch_watermarks(&topic, partition, CALL_TIMEOUT)
+                    .fetch_watermarks(&topic, partition, longest)
                     .map(|(_, end)| end)
-                    .map_err(Error::kafka(doing)),
+                    .map_err(Error::kafka(doing.clone())),
                 other => Err(Error::Corrupt(format!("{doing}: the answer is {other:?}"))),
             }
         })
@@ -364,10 +371,10 @@ impl KafkaConfig {
         let doing = format!("read {SETTING} of a broker");
         let brokers_doing = doing.clone();
         let broker = self
-            .with_consumer(move |consumer| {
+            .with_consumer(move |consumer, longest| {
                 let metadata = consumer
-                    .fetch_metadata(None, CALL_TIMEOUT)
-                    .map_err(Error::kafka(brokers_doing))?;
+                    .fetch_metadata(None, longest)
+                    .map_err(Error::kafka(brokers_doing.clone()))?;
                 Ok(metadata.brokers().first().map(|broker| broker.id()))
             })
             .await?;
@@ -386,11 +393,11 @@ impl KafkaConfig {
     /// Ok when a broker answers within `timeout`.
     pub async fn broker_reachable(&self, timeout: Duration) -> Result<()> {
         let doing = format!("reach Kafka at {}", self.brokers());
-        self.with_consumer(move |consumer| {
+        self.with_consumer(move |consumer, longest| {
             consumer
-                .fetch_metadata(None, timeout)
+                .fetch_metadata(None, longest.min(timeout))
                 .map(|_| ())
-                .map_err(Error::kafka(doing))
+                .map_err(Error::kafka(doing.clone()))
         })
         .await
     }
@@ -485,23 +492,30 @@ impl KafkaConfig {
         answer.map_err(Error::kafka(doing))
     }
 
-    /// Runs `work` with the kept consumer where blocking is allowed.
+    /// What `ask` hears, within a time, from the kept consumer, where blocking is allowed. One that
+    /// was there before may know leaders that are gone: if it fails, a new one is asked.
     async fn with_consumer<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&BaseConsumer) -> Result<T> + Send + 'static,
+        ask: impl Fn(&BaseConsumer, Duration) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let config = self.clone();
         crate::tail::blocking(move || {
             let kept = &config.kept.reader;
+            if let Some(consumer) = kept.present() {
+                // Nothing is read by it: what comes is news of lost connections, which would pile up.
+                while consumer.poll(Duration::ZERO).is_some() {}
+                match ask(&consumer, KEPT_TIMEOUT) {
+                    Ok(answer) => return Ok(answer),
+                    Err(_) => kept.forget(&consumer),
+                }
+            }
             let consumer = kept.get(|| {
                 config
                     .read_committed_consumer("bunny-metadata")
                     .create()
                     .map_err(Error::kafka("create a Kafka consumer"))
             })?;
-            // Nothing is read by it: what comes is news of lost connections, which would pile up.
-            while consumer.poll(Duration::ZERO).is_some() {}
-            let answer = work(&consumer);
+            let answer = ask(&consumer, CALL_TIMEOUT);
             if answer.is_err() {
                 kept.forget(&consumer);
             }

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use bunny_tests::api::Api;
 use bunny_tests::content::TablePair;
 use bunny_tests::load;
@@ -113,7 +113,9 @@ async fn wait_behind(scene: &Scene, wanted: &[&str]) -> Result<()> {
     let deadline = Instant::now() + CONVERGE;
     loop {
         let tables = scene.api.get(TABLES).await?.expect(200)?;
-        let is_so = tables.as_array().into_iter().flatten().all(|table| {
+        let tables = tables.as_array().context("tables are a list")?;
+        ensure!(tables.len() >= wanted.len(), "tables are missing");
+        let is_so = tables.iter().all(|table| {
             let behind = &table["behind"];
             match wanted.iter().any(|name| table["source_table"] == *name) {
                 true => lacks(behind),
@@ -125,7 +127,7 @@ async fn wait_behind(scene: &Scene, wanted: &[&str]) -> Result<()> {
         }
         ensure!(
             Instant::now() < deadline,
-            "not {wanted:?} lack changes: {tables}"
+            "not {wanted:?} lack changes: {tables:?}"
         );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
