@@ -167,6 +167,7 @@ fn is_transient_kafka(error: &KafkaError) -> bool {
                 | Code::UnsupportedSASLMechanism
                 | Code::UnknownTopicOrPartition
                 | Code::UnknownTopic
+                | Code::UnknownPartition
                 | Code::InvalidTopic
                 | Code::InvalidConfig
                 | Code::InvalidReplicationFactor
