@@ -191,6 +191,7 @@ async fn rows_of_every_kind_of_table_are_exchanged() -> Result<()> {
     source
         .run("UPDATE parent SET quiet = 'said' WHERE id = 1")
         .await?;
+    stage.assert_converges(&mirror, &pairs).await?;
     let accepted = api.post(path, json!({})).await?.expect(202)?;
     assert_eq!(ended(&api, &accepted).await?["state"], "done");
 
