@@ -12,6 +12,8 @@ pub const SLOT_CREATED: &str = "capture::slot_created";
 pub const GENERATION_RECORDED: &str = "capture::generation_recorded";
 /// All events of a Kafka transaction are produced, its outcome is open.
 pub const BEFORE_KAFKA_COMMIT: &str = "capture::before_kafka_commit";
+/// While a Kafka transaction commits, an event of the next one is taken.
+pub const READ_ON: &str = "capture::read_on";
 /// The Kafka transaction is committed, the slot is not confirmed.
 pub const AFTER_KAFKA_COMMIT: &str = "capture::after_kafka_commit";
 /// The slot has been confirmed up to what Kafka committed.

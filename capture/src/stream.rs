@@ -48,6 +48,16 @@ struct Held {
     position: Position,
 }
 
+/// A commit that Kafka has not answered: what is true once it has.
+struct Commit {
+    record: PositionRecord,
+    syncs: Vec<SyncRequest>,
+    /// Events in it.
+    sent: u64,
+    /// It ends in the middle of a source transaction.
+    is_part: bool,
+}
+
 pub(crate) struct Stream {
     wal: WalStream,
     publisher: Publisher,
@@ -64,12 +74,16 @@ pub(crate) struct Stream {
     /// What the last commit recorded.
     recorded: PositionRecord,
     recorded_at: Instant,
+    committing: Option<Commit>,
+    /// Commit time of the oldest source transaction that no commit holds whole, not even the one
+    /// under way.
+    oldest_open_commit_us: Option<i64>,
     sync_requests: mpsc::Receiver<SyncRequest>,
     syncs_waiting: Vec<SyncRequest>,
     findings: mpsc::Receiver<Finding>,
     /// What the log has to hold once the stream has come so far.
     finding: Option<Finding>,
-    /// Events sent since the last commit.
+    /// Events sent since the last commit began.
     sent: u64,
     passed: watch::Sender<Passed>,
     status: watch::Sender<Status>,
@@ -121,6 +135,8 @@ impl Stream {
             described: None,
             recorded: parts.record,
             recorded_at: Instant::now(),
+            committing: None,
+            oldest_open_commit_us: None,
             sync_requests: parts.sync_requests,
             syncs_waiting: Vec::new(),
             findings: parts.findings,
@@ -148,10 +164,14 @@ impl Stream {
                 () = cancel.cancelled() => break,
                 Some(request) = self.sync_requests.recv() => {
                     self.syncs_waiting.push(request);
-                    self.commit().await?;
+                    self.begin_commit(&[]).await?;
                 }
                 Some(finding) = self.findings.recv(), if self.finding.is_none() => {
                     self.finding = Some(finding);
+                }
+                answer = self.publisher.answered(), if self.committing.is_some() => {
+                    answer?;
+                    self.committed();
                 }
                 event = self.wal.next() => {
                     self.take_all(event?, source, registry).await?;
@@ -159,10 +179,10 @@ impl Stream {
                 // The source has nothing more to give. The other tasks had their turn first,
                 // so an event that was only waiting to be handed over is not overlooked.
                 () = quiet_until(quiet_commit_at), if quiet_commit_at.is_some() => {
-                    self.commit().await?;
+                    self.begin_commit(&[]).await?;
                 }
                 () = tokio::time::sleep_until(idle_record_at.into()), if self.moved() => {
-                    self.commit().await?;
+                    self.begin_commit(&[]).await?;
                 }
             }
             self.settle(source, registry).await?;
@@ -172,8 +192,12 @@ impl Stream {
         Ok(())
     }
 
-    /// When to commit what is open if nothing comes until then.
+    /// When to commit what is open if nothing comes until then; `None` also while a commit is
+    /// under way.
     fn quiet_commit_at(&self) -> Option<Instant> {
+        if self.committing.is_some() {
+            return None;
+        }
         let quiet = self.publisher.quiet_commit_at()?;
         let Some(flows_until) = self.wal.flows_until() else {
             return Some(quiet);
@@ -192,8 +216,11 @@ impl Stream {
         let mut event = first;
         for _ in 0..TAKEN_AT_ONCE {
             self.take(event, source, registry).await?;
-            if self.publisher.is_due() {
-                self.commit().await?;
+            if !self.publisher.is_committing() {
+                self.committed();
+                if self.publisher.is_due() {
+                    self.begin_commit(&[]).await?;
+                }
             }
             self.settle(source, registry).await?;
             event = match self.wal.next_buffered()? {
@@ -206,8 +233,11 @@ impl Stream {
         self.settle(source, registry).await
     }
 
+    /// Whether a commit would record more than the last one does.
     fn moved(&self) -> bool {
-        self.reached.record().confirm_lsn > self.recorded.confirm_lsn
+        let commit = self.committing.as_ref();
+        let last = commit.map_or(&self.recorded, |commit| &commit.record);
+        self.reached.record().confirm_lsn > last.confirm_lsn
     }
 
     async fn take(&mut self, event: WalEvent, source: &Session, registry: &Registry) -> Result<()> {
@@ -218,6 +248,7 @@ impl Stream {
                 xid,
             } => {
                 self.sequencer.begin(final_lsn, commit_ts_us, xid)?;
+                self.oldest_open_commit_us.get_or_insert(commit_ts_us);
                 self.status.send_if_modified(|status| {
                     let first = status.oldest_open_commit_us.is_none();
                     status.oldest_open_commit_us.get_or_insert(commit_ts_us);
@@ -252,7 +283,7 @@ impl Stream {
                 self.quiet_up_to(wal_end);
                 // A source that shuts down waits until everything it sent is confirmed.
                 if reply_requested && self.moved() && self.sequencer.open().is_none() {
-                    self.commit().await?;
+                    self.begin_commit(&[]).await?;
                 }
             }
         }
@@ -284,13 +315,14 @@ impl Stream {
 
     /// Everything committed before `lsn` has been received.
     fn quiet_up_to(&mut self, lsn: Lsn) {
-        let is_published = !self.publisher.has_open();
+        let is_published = !self.publisher.has_open() && self.committing.is_none();
         let is_quiet = self.reached.quiet_up_to(lsn, &self.sequencer, is_published);
         if !is_quiet {
             return;
         }
         self.passed
             .send_modify(|passed| passed.lsn = passed.lsn.max(lsn));
+        self.oldest_open_commit_us = None;
         self.status
             .send_modify(|status| status.oldest_open_commit_us = None);
     }
@@ -455,7 +487,8 @@ impl Stream {
             };
             self.send(Held { event, position }).await?;
         }
-        self.commit_with(&finding.records).await?;
+        self.begin_commit(&finding.records).await?;
+        self.end_commit().await?;
         // A watch that no longer waits has ended with its run.
         let _ = finding.done.send(());
         Ok(())
@@ -484,32 +517,54 @@ impl Stream {
     /// who read what is committed, until the broker ends it as if another capture had come.
     async fn commit_open(&mut self) -> Result<()> {
         if self.publisher.has_open() {
-            self.commit().await?;
+            self.begin_commit(&[]).await?;
         }
+        self.end_commit().await
+    }
+
+    /// Has Kafka commit what is sent, with what is known of tables from then on. The slot is
+    /// confirmed after the answer, never before; events are taken meanwhile.
+    async fn begin_commit(&mut self, tables: &[(TableName, Option<TableRecord>)]) -> Result<()> {
+        self.end_commit().await?;
+        let syncs = std::mem::take(&mut self.syncs_waiting);
+        let sync_records: Vec<SyncRecord> =
+            syncs.iter().map(|(record, _)| record.clone()).collect();
+        let tables = self.tables.records(tables);
+        let record = self.reached.record().clone();
+        self.publisher
+            .begin_commit(&record, &sync_records, &tables)
+            .await?;
+        let open = self.sequencer.open();
+        // What is sent now is the beginning of the open one, and all before it.
+        self.oldest_open_commit_us = open.map(|open| open.commit_ts_us);
+        self.committing = Some(Commit {
+            is_part: open.is_some_and(|open| open.commit_lsn == record.commit_lsn),
+            record,
+            syncs,
+            sent: std::mem::take(&mut self.sent),
+        });
         Ok(())
     }
 
-    /// Commits to Kafka, then confirms to the slot, in this order only.
-    async fn commit(&mut self) -> Result<()> {
-        self.commit_with(&[]).await
+    /// Waits for Kafka's answer to a commit under way.
+    async fn end_commit(&mut self) -> Result<()> {
+        self.publisher.answered().await?;
+        self.committed();
+        Ok(())
     }
 
-    /// The same, with what is known of tables from then on.
-    async fn commit_with(&mut self, tables: &[(TableName, Option<TableRecord>)]) -> Result<()> {
-        let syncs: Vec<SyncRecord> = self
-            .syncs_waiting
-            .iter()
-            .map(|(record, _)| record.clone())
-            .collect();
-        let tables = self.tables.records(tables);
-        self.publisher
-            .commit(self.reached.record(), &syncs, &tables)
-            .await?;
-        self.recorded = self.reached.record().clone();
-        self.wal.confirm(self.recorded.confirm_lsn);
+    /// Kafka has committed what was under way, if anything was: confirms it to the slot and tells
+    /// who waits.
+    fn committed(&mut self) {
+        let Some(commit) = self.committing.take() else {
+            return;
+        };
+        let confirmed = commit.record.confirm_lsn;
+        self.recorded = commit.record;
+        self.wal.confirm(confirmed);
         crash_point(AFTER_CONFIRM);
         self.recorded_at = Instant::now();
-        for (_, done) in self.syncs_waiting.drain(..) {
+        for (_, done) in commit.syncs {
             // A sync that no longer waits has been given up by its round.
             let _ = done.send(());
         }
@@ -517,25 +572,18 @@ impl Stream {
             commit_lsn: self.recorded.commit_lsn,
             seq: self.recorded.seq,
         };
-        let confirmed = self.recorded.confirm_lsn;
         self.passed.send_modify(|passed| {
             passed.published = published;
             // Holds also inside a source transaction: those before it are published whole.
             passed.lsn = passed.lsn.max(confirmed);
         });
-        let sent = std::mem::take(&mut self.sent);
-        self.status
-            .send_modify(|status| status.events_published += sent);
-        if let Some(open) = self.sequencer.open() {
-            if open.commit_lsn == self.recorded.commit_lsn {
-                crash_point(MID_TRANSACTION);
-            }
-            // What is published now is the beginning of this one, and all before it.
-            let since = open.commit_ts_us;
-            self.status
-                .send_modify(|status| status.oldest_open_commit_us = Some(since));
+        self.status.send_modify(|status| {
+            status.events_published += commit.sent;
+            status.oldest_open_commit_us = self.oldest_open_commit_us;
+        });
+        if commit.is_part {
+            crash_point(MID_TRANSACTION);
         }
-        self.quiet_up_to(self.recorded.confirm_lsn);
-        Ok(())
+        self.quiet_up_to(confirmed);
     }
 }

@@ -22,9 +22,10 @@ use bunny_schemas::control::{PositionRecord, SchemaKind, SyncRecord, TableRecord
 use bunny_schemas::kafka::{Closing, KafkaConfig, TransactionalProducer, commit_transaction};
 use bunny_schemas::registry::Registry;
 use bunny_schemas::topics::Topics;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer};
+use tokio::task::JoinHandle;
 
 pub(crate) use describe::describe;
 pub(crate) use tables::{Captured, Expected, Published, Tables};
@@ -32,7 +33,7 @@ pub(crate) use visibility::{Given, Visibility};
 
 use self::outbox::{Message, Outbox};
 use crate::crash_points::{
-    AFTER_KAFKA_COMMIT, BEFORE_KAFKA_COMMIT, MID_TRANSACTION, crash_point, is_armed,
+    AFTER_KAFKA_COMMIT, BEFORE_KAFKA_COMMIT, MID_TRANSACTION, READ_ON, crash_point, is_armed,
 };
 use crate::error::{Error, Result};
 use crate::size::Sent;
@@ -57,10 +58,19 @@ const KAFKA_PATIENCE: Duration = Duration::from_secs(30);
 /// How long to wait for room in librdkafka's queue before looking again.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(2);
 
+/// What the next commit will hold. Kafka's transaction begins when something is handed over,
+/// which is after the end of the one before.
 struct OpenTransaction {
     bytes: usize,
     events: usize,
     since: Instant,
+    is_begun: bool,
+}
+
+/// A commit that Kafka has not answered.
+struct Commit {
+    began: Instant,
+    answer: JoinHandle<KafkaResult<()>>,
 }
 
 /// How long a commit takes, and when the last one ended.
@@ -79,7 +89,8 @@ impl Pace {
         if since.saturating_duration_since(self.ended) > self.took {
             since
         } else {
-            since + self.took.min(QUIET_MAX)
+            // What came during the commit counts from its end.
+            since.max(self.ended) + self.took.min(QUIET_MAX)
         }
     }
 }
@@ -94,6 +105,7 @@ pub(crate) struct Publisher {
     table_schema_id: u32,
     wish_schema_id: u32,
     open: Option<OpenTransaction>,
+    committing: Option<Commit>,
     /// Events of the open transaction that librdkafka does not have yet.
     outbox: Outbox,
     events_max: usize,
@@ -140,6 +152,7 @@ impl Publisher {
             table_schema_id,
             wish_schema_id,
             open: None,
+            committing: None,
             outbox: Outbox::default(),
             events_max: match is_armed(MID_TRANSACTION) {
                 true => TRANSACTION_EVENTS_ARMED,
@@ -151,11 +164,8 @@ impl Publisher {
             },
             sent: Sent::default(),
         };
-        publisher
-            .blocking("fencing the former capture", |producer| {
-                producer.init_transactions(KAFKA_PATIENCE)
-            })
-            .await?;
+        let fenced = publisher.blocking(|producer| producer.init_transactions(KAFKA_PATIENCE));
+        answered("fencing the former capture", fenced.await)?;
         Ok(publisher)
     }
 
@@ -164,9 +174,14 @@ impl Publisher {
         self.sent.clone()
     }
 
-    /// True when something was sent that no commit covers yet.
+    /// True when something was sent that no commit covers yet, not even one under way.
     pub(crate) fn has_open(&self) -> bool {
         self.open.is_some()
+    }
+
+    /// True while Kafka has not answered the latest commit.
+    pub(crate) fn is_committing(&self) -> bool {
+        self.committing.is_some()
     }
 
     /// True when the open transaction should be committed before more is sent.
@@ -193,7 +208,7 @@ impl Publisher {
     /// Appends one event to the change topic, inside the open transaction.
     pub(crate) async fn send_event(&mut self, key: Option<&[u8]>, value: &[u8]) -> Result<()> {
         let bytes = value.len() + key.map_or(0, <[u8]>::len);
-        self.count(bytes)?;
+        self.count(bytes);
         self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
         let message = Message {
             topic: None,
@@ -208,7 +223,7 @@ impl Publisher {
     pub(crate) async fn send_records(&mut self, records: &Records) -> Result<()> {
         for record in records.iter() {
             let bytes = record.bytes();
-            self.count(bytes)?;
+            self.count(bytes);
             let message = Message {
                 topic: Some(record.topic),
                 key: record.key,
@@ -226,10 +241,14 @@ impl Publisher {
         Ok(())
     }
 
+    /// While Kafka commits, what comes waits here, but no more than is handed over at a time.
     async fn put(&mut self, message: Message<'_>, bytes: usize) -> Result<()> {
         if outbox::is_large(bytes) {
             self.hand_over().await?;
             return send(&self.producer, &self.changes_topic, message, None).await;
+        }
+        if self.is_committing() {
+            crash_point(READ_ON);
         }
         self.outbox.push(message);
         if self.outbox.is_full() {
@@ -238,8 +257,18 @@ impl Publisher {
         Ok(())
     }
 
-    /// Gives librdkafka what waits for it.
+    /// Gives librdkafka what waits for it, in a transaction of its own: the one before ends first.
     async fn hand_over(&mut self) -> Result<()> {
+        self.answered().await?;
+        if let Some(open) = self.open.as_mut().filter(|open| !open.is_begun) {
+            self.producer
+                .begin_transaction()
+                .map_err(|error| Error::Kafka {
+                    doing: "beginning a transaction",
+                    error,
+                })?;
+            open.is_begun = true;
+        }
         for message in self.outbox.iter() {
             send(&self.producer, &self.changes_topic, message, None).await?;
         }
@@ -247,27 +276,16 @@ impl Publisher {
         Ok(())
     }
 
-    /// Counts a message into the open transaction, or begins one with it.
-    fn count(&mut self, bytes: usize) -> Result<()> {
-        let open = match &mut self.open {
-            Some(open) => open,
-            None => {
-                self.producer
-                    .begin_transaction()
-                    .map_err(|error| Error::Kafka {
-                        doing: "beginning a transaction",
-                        error,
-                    })?;
-                self.open.insert(OpenTransaction {
-                    bytes: 0,
-                    events: 0,
-                    since: Instant::now(),
-                })
-            }
-        };
+    /// Counts a message into the open transaction, or opens one with it.
+    fn count(&mut self, bytes: usize) {
+        let open = self.open.get_or_insert_with(|| OpenTransaction {
+            bytes: 0,
+            events: 0,
+            since: Instant::now(),
+            is_begun: false,
+        });
         open.bytes += bytes;
         open.events += 1;
-        Ok(())
     }
 
     /// Commits what was sent, together with the position it reaches, the table syncs it
@@ -279,7 +297,18 @@ impl Publisher {
         syncs: &[SyncRecord],
         tables: &[(TableName, Option<TableRecord>)],
     ) -> Result<()> {
-        self.hand_over().await?;
+        self.begin_commit(position, syncs, tables).await?;
+        self.answered().await
+    }
+
+    /// The same without waiting for the answer, which [`Publisher::answered`] gives. What is sent
+    /// meanwhile belongs to the next commit.
+    pub(crate) async fn begin_commit(
+        &mut self,
+        position: &PositionRecord,
+        syncs: &[SyncRecord],
+        tables: &[(TableName, Option<TableRecord>)],
+    ) -> Result<()> {
         let record = position.encode(self.position_schema_id);
         self.record(PositionRecord::KEY, Some(&record)).await?;
         for sync in syncs {
@@ -293,26 +322,40 @@ impl Publisher {
             let key = TableRecord::key_of(table);
             self.record(key.as_bytes(), record.as_deref()).await?;
         }
-        self.end_transaction().await
+        self.end_transaction();
+        Ok(())
     }
 
     /// Records the wish that is acted on from now on; returns once Kafka has answered.
     pub(crate) async fn remember(&mut self, wish: WishRecord) -> Result<()> {
         let record = wish.encode(self.wish_schema_id);
         self.record(WishRecord::KEY, Some(&record)).await?;
-        self.end_transaction().await
+        self.end_transaction();
+        self.answered().await
     }
 
-    async fn end_transaction(&mut self) -> Result<()> {
+    /// Has Kafka commit all that was handed over.
+    fn end_transaction(&mut self) {
         crash_point(BEFORE_KAFKA_COMMIT);
-        let began = Instant::now();
-        self.blocking("committing a transaction", |producer| {
-            commit_transaction(&**producer, KAFKA_PATIENCE)
-        })
-        .await?;
         self.open = None;
+        self.committing = Some(Commit {
+            began: Instant::now(),
+            answer: self.blocking(|producer| commit_transaction(&**producer, KAFKA_PATIENCE)),
+        });
+    }
+
+    /// Returns once Kafka has answered the commit under way, at once if none is. Can be dropped
+    /// and asked again.
+    pub(crate) async fn answered(&mut self) -> Result<()> {
+        let Some(commit) = &mut self.committing else {
+            return Ok(());
+        };
+        let answer = (&mut commit.answer).await;
+        let took = commit.began.elapsed();
+        self.committing = None;
+        answered("committing a transaction", answer)?;
         self.pace = Pace {
-            took: began.elapsed(),
+            took,
             ended: Instant::now(),
         };
         crash_point(AFTER_KAFKA_COMMIT);
@@ -321,7 +364,8 @@ impl Publisher {
 
     /// Appends to the position topic, inside the open transaction.
     async fn record(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<()> {
-        self.count(key.len() + value.map_or(0, <[u8]>::len))?;
+        self.count(key.len() + value.map_or(0, <[u8]>::len));
+        self.hand_over().await?;
         let message = Message {
             topic: None,
             key: Some(key),
@@ -331,17 +375,23 @@ impl Publisher {
     }
 
     /// Runs one of librdkafka's blocking calls away from the async threads.
-    async fn blocking(
+    fn blocking(
         &self,
-        doing: &'static str,
-        call: impl FnOnce(&TransactionalProducer) -> rdkafka::error::KafkaResult<()> + Send + 'static,
-    ) -> Result<()> {
+        call: impl FnOnce(&TransactionalProducer) -> KafkaResult<()> + Send + 'static,
+    ) -> JoinHandle<KafkaResult<()>> {
         let producer = Arc::clone(&self.producer);
         tokio::task::spawn_blocking(move || call(&producer))
-            .await
-            .map_err(|error| Error::transient(format!("{doing}: {error}")))?
-            .map_err(|error| Error::Kafka { doing, error })
     }
+}
+
+/// What a blocking call said.
+fn answered(
+    doing: &'static str,
+    answer: std::result::Result<KafkaResult<()>, tokio::task::JoinError>,
+) -> Result<()> {
+    answer
+        .map_err(|error| Error::transient(format!("{doing}: {error}")))?
+        .map_err(|error| Error::Kafka { doing, error })
 }
 
 /// Hands a message over to librdkafka, inside the open transaction; one that names no topic goes

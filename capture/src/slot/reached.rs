@@ -10,12 +10,17 @@ use super::Sequencer;
 #[derive(Debug)]
 pub(crate) struct Reached {
     record: PositionRecord,
+    /// Everything committed before this has been received, published or not.
+    received: Lsn,
 }
 
 impl Reached {
     /// Where a run starts.
     pub(crate) fn new(record: PositionRecord) -> Self {
-        Self { record }
+        Self {
+            received: record.confirm_lsn,
+            record,
+        }
     }
 
     pub(crate) fn record(&self) -> &PositionRecord {
@@ -34,20 +39,24 @@ impl Reached {
     }
 
     /// Everything committed before `lsn` has been received. It is published too, and so may be
-    /// confirmed, if no source transaction is open and no Kafka transaction either
-    /// (`is_published`); says whether it is. A keepalive may come within a transaction: what of
-    /// it is still to come would be lost.
+    /// confirmed, if no source transaction is open and all that was sent is committed to Kafka
+    /// (`is_published`); says whether it is. If only the latter is missing, it may be once that
+    /// has come. A keepalive within a transaction says nothing: what of it is still to come would
+    /// be lost.
     pub(crate) fn quiet_up_to(
         &mut self,
         lsn: Lsn,
         sequencer: &Sequencer,
         is_published: bool,
     ) -> bool {
-        let is_quiet = sequencer.open().is_none() && is_published;
-        if is_quiet {
-            self.record.confirm_lsn = self.record.confirm_lsn.max(lsn);
+        if sequencer.open().is_some() {
+            return false;
         }
-        is_quiet
+        self.received = self.received.max(lsn);
+        if is_published {
+            self.record.confirm_lsn = self.record.confirm_lsn.max(self.received);
+        }
+        is_published
     }
 }
 
@@ -59,11 +68,15 @@ mod tests {
 
     use super::*;
 
-    /// A stream without its I/O: every change is sent at once, `has_open` until a commit.
+    /// A stream without its I/O: every change is sent at once.
     struct Played {
         sequencer: Sequencer,
         reached: Reached,
-        has_open: bool,
+        /// Commit LSNs of the events sent since the latest Kafka commit began.
+        open: Vec<Lsn>,
+        /// The Kafka commit under way: its events', and what may be confirmed after it.
+        committing: Option<(Vec<Lsn>, Lsn)>,
+        confirmed: Lsn,
     }
 
     impl Played {
@@ -79,8 +92,37 @@ mod tests {
             Played {
                 sequencer: Sequencer::new(Position::default()),
                 reached: Reached::new(record),
-                has_open: false,
+                open: Vec::new(),
+                committing: None,
+                confirmed: Lsn(0),
             }
+        }
+
+        fn quiet_up_to(&mut self, lsn: Lsn) {
+            let is_published = self.open.is_empty() && self.committing.is_none();
+            self.reached
+                .quiet_up_to(lsn, &self.sequencer, is_published);
+        }
+
+        /// As `Stream::begin_commit` does.
+        fn begin_commit(&mut self) {
+            self.end_commit();
+            self.committing = Some((std::mem::take(&mut self.open), self.confirmable()));
+        }
+
+        /// As `Stream::committed` does.
+        fn end_commit(&mut self) {
+            if let Some((_, confirmable)) = self.committing.take() {
+                self.confirmed = confirmable;
+                self.quiet_up_to(confirmable);
+            }
+        }
+
+        /// The first source transaction of which Kafka has not committed all that is known.
+        fn first_missing(&self) -> Option<Lsn> {
+            let committing = self.committing.iter().flat_map(|(events, _)| events);
+            let open = self.sequencer.open().map(|open| open.commit_lsn);
+            committing.chain(&self.open).copied().chain(open).min()
         }
 
         /// As `Stream::take` does.
@@ -90,7 +132,7 @@ mod tests {
                 Change { .. } => {
                     if let Some(position) = self.sequencer.row().unwrap() {
                         self.reached.sent(position);
-                        self.has_open = true;
+                        self.open.push(position.commit_lsn);
                     }
                 }
                 Commit {
@@ -100,11 +142,9 @@ mod tests {
                 } => {
                     self.sequencer.commit(commit_lsn).unwrap();
                     self.reached.transaction_sent(end_lsn);
+                    self.quiet_up_to(end_lsn);
                 }
-                Keepalive { wal_end, .. } => {
-                    self.reached
-                        .quiet_up_to(wal_end, &self.sequencer, !self.has_open);
-                }
+                Keepalive { wal_end, .. } => self.quiet_up_to(wal_end),
             }
         }
 
@@ -153,7 +193,8 @@ mod tests {
             assert_eq!(played.confirmable(), Lsn(20), "{event:?}");
         }
         // Not even when all that came of it is committed to Kafka.
-        played.has_open = false;
+        played.begin_commit();
+        played.end_commit();
         played.take(&keepalive(501));
         assert_eq!(played.confirmable(), Lsn(20));
         played.take(&change(31));
@@ -162,43 +203,51 @@ mod tests {
         // What was sent of it may still be lost.
         played.take(&keepalive(600));
         assert_eq!(played.confirmable(), Lsn(95));
-        played.has_open = false;
-        played.take(&keepalive(600));
-        assert_eq!(played.confirmable(), Lsn(600));
+        played.begin_commit();
+        played.take(&keepalive(700));
+        assert_eq!((played.confirmable(), played.confirmed), (Lsn(95), Lsn(20)));
+        // A keepalive that came during the commit is not forgotten: no other may come for long.
+        played.end_commit();
+        assert_eq!((played.confirmable(), played.confirmed), (Lsn(700), Lsn(95)));
     }
 
     proptest! {
-        /// Transactions of some changes with keepalives and Kafka commits anywhere between: what a
-        /// Kafka commit lets be confirmed holds no transaction that it does not hold whole (I1).
+        /// Transactions of some changes, with keepalives, Kafka commits and their answers anywhere
+        /// between: what is confirmed holds no transaction that Kafka does not hold whole (I1).
         #[test]
         fn nothing_is_confirmed_that_is_not_published(
-            transactions in prop::collection::vec((0usize..4, any::<u8>(), any::<u8>()), 1..8),
+            transactions in prop::collection::vec(prop::collection::vec(0u8..5, 0..12), 1..8),
         ) {
             let mut played = Played::new();
             let mut lsn = 100;
-            for (changes, keepalives, commits) in transactions {
+            for steps in transactions {
                 let commit_lsn = lsn + 50;
-                played.take(&begin(commit_lsn));
-                for at in 0..=changes {
-                    if keepalives & (1 << at) != 0 {
-                        // The server may have read far ahead of what it has sent.
-                        played.take(&keepalive(commit_lsn + 1_000));
+                let mut is_open = false;
+                for (at, step) in (lsn..).zip(steps) {
+                    match step {
+                        0 if !is_open => {
+                            played.take(&begin(commit_lsn));
+                            is_open = true;
+                        }
+                        0 | 1 if is_open => played.take(&change(at)),
+                        2 => played.begin_commit(),
+                        3 => played.end_commit(),
+                        // Within a transaction the server may have read far ahead of what it sent.
+                        _ if is_open => played.take(&keepalive(commit_lsn + 1_000)),
+                        _ => played.take(&keepalive(at)),
                     }
-                    if commits & (1 << at) != 0 {
-                        played.has_open = false;
-                    }
-                    prop_assert!(played.confirmable() <= Lsn(commit_lsn));
-                    if at < changes {
-                        played.take(&change(lsn + at as u64));
-                    }
+                    let missing = played.first_missing().unwrap_or(Lsn(u64::MAX));
+                    prop_assert!(played.confirmed <= missing, "{} > {missing}", played.confirmed);
                 }
-                played.take(&commit(commit_lsn));
-                prop_assert_eq!(played.confirmable(), Lsn(commit_lsn + 5));
+                if is_open {
+                    played.take(&commit(commit_lsn));
+                }
                 lsn += 100;
-                played.take(&keepalive(lsn));
-                let is_quiet = !played.has_open;
-                prop_assert_eq!(played.confirmable() == Lsn(lsn), is_quiet);
             }
+            played.begin_commit();
+            played.end_commit();
+            played.take(&keepalive(lsn));
+            prop_assert_eq!(played.confirmable(), Lsn(lsn));
         }
     }
 }

@@ -30,12 +30,13 @@ const CAPTURE_SETUP_AND_SNAPSHOT: [(&str, u32); 9] = [
     // Others may be finished by now: the point before leaves one table for certain.
     ("capture::after_sync_finished", 1),
 ];
-const CAPTURE_STREAMING: [(&str, u32); 12] = [
+const CAPTURE_STREAMING: [(&str, u32); 14] = [
     ("capture::before_kafka_commit", 1),
     ("capture::after_kafka_commit", 1),
     ("capture::after_confirm", 1),
     ("capture::mid_transaction", 1),
     ("capture::after_kafka_commit", 4),
+    ("capture::read_on", 1),
     ("capture::before_kafka_commit", 3),
     ("capture::mid_transaction", 2),
     ("capture::after_confirm", 5),
@@ -43,6 +44,7 @@ const CAPTURE_STREAMING: [(&str, u32); 12] = [
     ("capture::mid_transaction", 3),
     ("capture::after_kafka_commit", 9),
     ("capture::after_confirm", 2),
+    ("capture::read_on", 500),
 ];
 /// Passed when a table at the source changes hands, see `source_changes`.
 pub const CAPTURE_WATCH: [(&str, u32); 1] = [("capture::table_moved", 1)];
