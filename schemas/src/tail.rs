@@ -6,7 +6,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::{Message, Offset, TopicPartitionList};
 
-use crate::kafka::{CALL_TIMEOUT, KafkaConfig};
+use crate::kafka::{CALL_TIMEOUT, Closing, KafkaConfig};
 use crate::{Error, Result};
 
 /// Longest wait for a broker to answer anything before a read gives up.
@@ -36,7 +36,8 @@ pub(crate) struct Record<'m> {
 
 /// A `read_committed` reader of one partition. Its calls block.
 pub(crate) struct Tail {
-    consumer: BaseConsumer,
+    /// Closing takes 100 ms as often as not, which nobody waits for.
+    consumer: Closing<BaseConsumer>,
     topic: String,
     partition: i32,
 }
@@ -44,14 +45,14 @@ pub(crate) struct Tail {
 impl Tail {
     /// Opens a reader; connects in the background.
     pub(crate) fn open(kafka: &KafkaConfig, topic: &str, partition: i32) -> Result<Tail> {
-        let consumer = kafka
+        let consumer: BaseConsumer = kafka
             .read_committed_consumer("bunny-reader")
             // The end is what is waited for.
             .set("fetch.wait.max.ms", "5")
             .create()
             .map_err(Error::kafka(format!("create a consumer for {topic}")))?;
         Ok(Tail {
-            consumer,
+            consumer: Closing::new(consumer),
             topic: topic.to_owned(),
             partition,
         })

@@ -52,11 +52,13 @@ fn is_secret(key: &str) -> bool {
 }
 
 /// Defaults that an override may change, of every client.
-const CLIENT: [(&str, &str); 5] = [
+const CLIENT: [(&str, &str); 6] = [
     ("client.id", "bunny"),
     ("socket.keepalive.enable", "true"),
     ("socket.nagle.disable", "true"),
-    // librdkafka waits up to 10 s by default before it tries a broker again.
+    // librdkafka waits up to 10 s by default before it tries a broker again. A new client connects to
+    // one broker in half of the first pause at most, which is 50 ms by default.
+    ("reconnect.backoff.ms", "20"),
     ("reconnect.backoff.max.ms", "2000"),
     // A new topic is known at once instead of up to 5 min later.
     ("topic.metadata.refresh.interval.ms", "60000"),
@@ -78,7 +80,10 @@ const PLAIN: [(&str, &str); 2] = [("linger.ms", "2"), ("batch.size", "1048576")]
 /// makes it visible and has it sent at once (docs/adr/0049). librdkafka has one batch of a partition
 /// on its way at a time, and spins while messages that have lingered long enough wait behind it:
 /// so few batches, and none that waits for its time.
-const TRANSACTIONAL: [(&str, &str); 3] = [
+const TRANSACTIONAL: [(&str, &str); 4] = [
+    // A coordinator that may not be connected to at once is asked 500 ms later: `init_transactions`
+    // took 510 ms in four of ten cases, and with this 6 to 16 ms.
+    ("enable.sparse.connections", "false"),
     ("linger.ms", "1000"),
     ("batch.size", "4194304"),
     ("batch.num.messages", "100000"),
