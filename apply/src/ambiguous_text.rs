@@ -1,8 +1,8 @@
 //! Values whose text a destination would read as something else, without a word.
 //!
-//! `"char"` holds one byte. PostgreSQL 16 and later print one above 127 as `\ooo` and read that
+//! `"char"` holds one byte. PostgreSQL 15 and later print one above 127 as `\ooo` and read that
 //! back; before, the byte itself was printed, and of any text only the first byte was read.
-//! A source in a one-byte encoding that is older than 16 prints a character, which is two
+//! A source in a one-byte encoding that is older than 15 prints a character, which is two
 //! bytes in UTF8. So what is not one ASCII byte may arrive changed, and is refused.
 //!
 //! `regclass` and its like print the name of what they point to, and the bare oid where that is gone.
@@ -34,7 +34,7 @@ WITH RECURSIVE part(name, typid, is_deep) AS (
         WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
     ) x(typid, is_deep)
 )
-SELECT p.name, bool_or(p.is_deep), current_setting('server_version_num')::int >= 160000, t.typname = 'char'
+SELECT p.name, bool_or(p.is_deep), current_setting('server_version_num')::int >= 150000, t.typname = 'char'
 FROM part p JOIN pg_type t ON t.oid = p.typid
 WHERE t.typnamespace = 'pg_catalog'::regnamespace
   AND t.typname IN ('char', 'regclass', 'regtype', 'regproc', 'regprocedure', 'regoper', 'regoperator',
@@ -145,7 +145,7 @@ impl AmbiguousText {
         Some(match kind {
             Kind::ByteChar => format!(
                 "column {name} holds a byte above 127 in a \"char\", which this destination would read as another; \
-                 PostgreSQL 16 and later at both ends, or a UTF8 source, keep it: put the column into exclude_columns, or \
+                 PostgreSQL 15 and later at both ends, or a UTF8 source, keep it: put the column into exclude_columns, or \
                  make it an int or a bytea"
             ),
             Kind::Name => format!(
