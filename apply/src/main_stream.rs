@@ -337,10 +337,14 @@ impl Applier<'_> {
         self.writer.commit(&progress, &live).await?;
         reached(crash_points::AFTER_COMMIT);
         self.writer.tell(self.run);
+        let is_news = !live.is_empty();
         for table in live {
             tracing::info!(mirror = %self.run.mirror.name, %table, "table is LIVE");
         }
         self.stats.applied(&progress, events);
+        if is_news {
+            self.stats.news();
+        }
         self.main_end.committed(progress);
         self.group.wanted = self.next_offset;
         self.group.commit_if_due();

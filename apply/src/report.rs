@@ -1,5 +1,5 @@
-//! Tells the catalog, about once a second, how far a mirror is applied. A cache for
-//! people to look at: the truth is in `_bunny`.
+//! Tells the catalog, about once a second and when something happens, how far a mirror is
+//! applied. A cache for people to look at: the truth is in `_bunny`.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -42,7 +42,7 @@ pub(crate) async fn report_forever(run: &MirrorRun, stats: &Stats, loads: &Loads
         // A report without tables would say that nothing has been copied yet: the former
         // one is nearer to the truth.
         let Some(known) = &known else {
-            tokio::time::sleep(EVERY).await;
+            stats.news_or(EVERY).await;
             continue;
         };
         if let Err(error) = settle(run, &mut commands, known.all()).await {
@@ -65,7 +65,7 @@ pub(crate) async fn report_forever(run: &MirrorRun, stats: &Stats, loads: &Loads
         pace.show(&run.mirror, &tables, &loading, &mut report, Instant::now());
         behind.show(run, known.tables(), &mut report).await;
         run.reporter.report(&report);
-        tokio::time::sleep(EVERY).await;
+        stats.news_or(EVERY).await;
     }
 }
 

@@ -1,8 +1,10 @@
 //! What a run knows about itself from moment to moment; the report reads it.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bunny_schemas::Position;
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::bookkeeping::Progress;
@@ -43,6 +45,7 @@ impl Moment {
 #[derive(Debug, Default)]
 pub struct Stats {
     moment: Mutex<Moment>,
+    news: Notify,
 }
 
 impl Stats {
@@ -52,6 +55,18 @@ impl Stats {
 
     pub fn phase(&self, phase: impl Into<String>) {
         self.lock().phase = phase.into();
+        self.news();
+    }
+
+    /// Something has changed that people wait for.
+    pub fn news(&self) {
+        self.news.notify_one();
+    }
+
+    /// Returns when there is news, and in any case after `longest`. For one task.
+    pub async fn news_or(&self, longest: Duration) {
+        // No news in that time is an answer too.
+        let _ = tokio::time::timeout(longest, self.news.notified()).await;
     }
 
     /// An event came from the log.
