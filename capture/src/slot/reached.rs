@@ -100,8 +100,7 @@ mod tests {
 
         fn quiet_up_to(&mut self, lsn: Lsn) {
             let is_published = self.open.is_empty() && self.committing.is_none();
-            self.reached
-                .quiet_up_to(lsn, &self.sequencer, is_published);
+            self.reached.quiet_up_to(lsn, &self.sequencer, is_published);
         }
 
         /// As `Stream::begin_commit` does.
@@ -208,7 +207,10 @@ mod tests {
         assert_eq!((played.confirmable(), played.confirmed), (Lsn(95), Lsn(20)));
         // A keepalive that came during the commit is not forgotten: no other may come for long.
         played.end_commit();
-        assert_eq!((played.confirmable(), played.confirmed), (Lsn(700), Lsn(95)));
+        assert_eq!(
+            (played.confirmable(), played.confirmed),
+            (Lsn(700), Lsn(95))
+        );
     }
 
     proptest! {
