@@ -22,6 +22,9 @@ use crate::table_sync::{Loads, TableProgress};
 
 const EVERY: Duration = Duration::from_secs(1);
 
+/// The shortest pause: many tables that come to life one after another are not a report each.
+const EVERY_MIN: Duration = Duration::from_millis(100);
+
 /// Reports until it is dropped. Trouble with the destination is the run's to tell.
 pub(crate) async fn report_forever(run: &MirrorRun, stats: &Stats, loads: &Loads, held: &Held) {
     let mut session: Option<Session> = None;
@@ -42,7 +45,7 @@ pub(crate) async fn report_forever(run: &MirrorRun, stats: &Stats, loads: &Loads
         // A report without tables would say that nothing has been copied yet: the former
         // one is nearer to the truth.
         let Some(known) = &known else {
-            stats.news_or(EVERY).await;
+            pause(stats).await;
             continue;
         };
         if let Err(error) = settle(run, &mut commands, known.all()).await {
@@ -65,8 +68,14 @@ pub(crate) async fn report_forever(run: &MirrorRun, stats: &Stats, loads: &Loads
         pace.show(&run.mirror, &tables, &loading, &mut report, Instant::now());
         behind.show(run, known.tables(), &mut report).await;
         run.reporter.report(&report);
-        stats.news_or(EVERY).await;
+        pause(stats).await;
     }
+}
+
+/// Until the next report.
+async fn pause(stats: &Stats) {
+    tokio::time::sleep(EVERY_MIN).await;
+    stats.news_or(EVERY - EVERY_MIN).await;
 }
 
 async fn settle(

@@ -316,12 +316,11 @@ impl Stream {
     /// Everything committed before `lsn` has been received.
     fn quiet_up_to(&mut self, lsn: Lsn) {
         let is_published = !self.publisher.has_open() && self.committing.is_none();
-        let is_quiet = self.reached.quiet_up_to(lsn, &self.sequencer, is_published);
-        if !is_quiet {
+        let Some(published) = self.reached.quiet_up_to(lsn, &self.sequencer, is_published) else {
             return;
-        }
+        };
         self.passed
-            .send_modify(|passed| passed.lsn = passed.lsn.max(lsn));
+            .send_modify(|passed| passed.lsn = passed.lsn.max(published));
         self.oldest_open_commit_us = None;
         self.status
             .send_modify(|status| status.oldest_open_commit_us = None);

@@ -288,27 +288,16 @@ impl Publisher {
         open.events += 1;
     }
 
-    /// Commits what was sent, together with the position it reaches, the table syncs it
-    /// records and what is known of tables (None forgets one). Returns once Kafka has
-    /// answered.
-    pub(crate) async fn commit(
-        &mut self,
-        position: &PositionRecord,
-        syncs: &[SyncRecord],
-        tables: &[(TableName, Option<TableRecord>)],
-    ) -> Result<()> {
-        self.begin_commit(position, syncs, tables).await?;
-        self.answered().await
-    }
-
-    /// The same without waiting for the answer, which [`Publisher::answered`] gives. What is sent
-    /// meanwhile belongs to the next commit.
+    /// Has Kafka commit what was sent, together with the position it reaches, the table syncs it
+    /// records and what is known of tables (None forgets one). The answer comes by
+    /// [`Publisher::answered`]; what is sent before it belongs to the next commit.
     pub(crate) async fn begin_commit(
         &mut self,
         position: &PositionRecord,
         syncs: &[SyncRecord],
         tables: &[(TableName, Option<TableRecord>)],
     ) -> Result<()> {
+        self.hand_over().await?;
         let record = position.encode(self.position_schema_id);
         self.record(PositionRecord::KEY, Some(&record)).await?;
         for sync in syncs {
@@ -459,5 +448,7 @@ mod tests {
         assert_eq!(pace(8 * MS, ended).quiet_commit_at(since), since + 8 * MS);
         let slow = pace(800 * MS, ended).quiet_commit_at(since);
         assert_eq!(slow, since + QUIET_MAX);
+        let during = pace(8 * MS, since).quiet_commit_at(ended);
+        assert_eq!(during, since + 8 * MS);
     }
 }

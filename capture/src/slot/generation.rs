@@ -211,7 +211,8 @@ async fn start_generation(
         .iter()
         .map(|record| (record.table.clone(), Some(record.clone())))
         .collect();
-    publisher.commit(&record, &[], &tables).await?;
+    publisher.begin_commit(&record, &[], &tables).await?;
+    publisher.answered().await?;
     tracing::info!(mirror = %mirror.name, generation = %mirror.generation, %start_lsn, "generation started");
     Ok(record)
 }

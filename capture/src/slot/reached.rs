@@ -40,23 +40,24 @@ impl Reached {
 
     /// Everything committed before `lsn` has been received. It is published too, and so may be
     /// confirmed, if no source transaction is open and all that was sent is committed to Kafka
-    /// (`is_published`); says whether it is. If only the latter is missing, it may be once that
-    /// has come. A keepalive within a transaction says nothing: what of it is still to come would
+    /// (`is_published`); then this says up to where. If only the latter is missing, it may be once
+    /// that has come. A keepalive within a transaction says nothing: what of it is still to come would
     /// be lost.
     pub(crate) fn quiet_up_to(
         &mut self,
         lsn: Lsn,
         sequencer: &Sequencer,
         is_published: bool,
-    ) -> bool {
+    ) -> Option<Lsn> {
         if sequencer.open().is_some() {
-            return false;
+            return None;
         }
         self.received = self.received.max(lsn);
-        if is_published {
-            self.record.confirm_lsn = self.record.confirm_lsn.max(self.received);
+        if !is_published {
+            return None;
         }
-        is_published
+        self.record.confirm_lsn = self.record.confirm_lsn.max(self.received);
+        Some(self.record.confirm_lsn)
     }
 }
 
@@ -77,6 +78,8 @@ mod tests {
         /// The Kafka commit under way: its events', and what may be confirmed after it.
         committing: Option<(Vec<Lsn>, Lsn)>,
         confirmed: Lsn,
+        /// Everything committed before this is published, as the stream says to who waits for it.
+        passed: Lsn,
     }
 
     impl Played {
@@ -95,12 +98,15 @@ mod tests {
                 open: Vec::new(),
                 committing: None,
                 confirmed: Lsn(0),
+                passed: Lsn(0),
             }
         }
 
         fn quiet_up_to(&mut self, lsn: Lsn) {
             let is_published = self.open.is_empty() && self.committing.is_none();
-            self.reached.quiet_up_to(lsn, &self.sequencer, is_published);
+            if let Some(passed) = self.reached.quiet_up_to(lsn, &self.sequencer, is_published) {
+                self.passed = passed;
+            }
         }
 
         /// As `Stream::begin_commit` does.
@@ -207,6 +213,7 @@ mod tests {
         assert_eq!((played.confirmable(), played.confirmed), (Lsn(95), Lsn(20)));
         // A keepalive that came during the commit is not forgotten: no other may come for long.
         played.end_commit();
+        assert_eq!(played.passed, Lsn(700));
         assert_eq!(
             (played.confirmable(), played.confirmed),
             (Lsn(700), Lsn(95))
@@ -240,6 +247,7 @@ mod tests {
                     }
                     let missing = played.first_missing().unwrap_or(Lsn(u64::MAX));
                     prop_assert!(played.confirmed <= missing, "{} > {missing}", played.confirmed);
+                    prop_assert!(played.passed <= missing, "{} > {missing}", played.passed);
                 }
                 if is_open {
                     played.take(&commit(commit_lsn));
