@@ -34,6 +34,12 @@ CREATE INDEX measurements_sensor ON measurements (sensor, value DESC);
 CREATE TABLE journal (writer int, n bigint, entry text, at timestamptz DEFAULT clock_timestamp());
 ";
 
+/// Runs `sql` in one transaction beside the load. Its transactions all begin with the journal, and
+/// so does this one: tables locked in another order would be a deadlock.
+pub async fn run_beside(source: &Session, sql: &str) -> anyhow::Result<()> {
+    source.run(&format!("LOCK TABLE journal; {sql}")).await
+}
+
 /// Creates the tables at the source and fills them: `rows` accounts and journal
 /// entries, a tenth of that in the others.
 pub async fn create_tables(source: &Session, rows: u32) -> anyhow::Result<()> {

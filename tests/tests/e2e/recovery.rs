@@ -359,11 +359,11 @@ async fn a_new_and_empty_kafka_is_filled_by_a_resync() -> Result<()> {
     scene.mirror.wait_running().await?;
     // Ids are given in another order by the next Kafka: what processes know of them is void.
     let source = scene.stage.source.connect().await?;
-    source
-        .run(
-            "ALTER TABLE accounts ADD COLUMN note text; ALTER TABLE documents ADD COLUMN note text",
-        )
-        .await?;
+    load::run_beside(
+        &source,
+        "ALTER TABLE accounts ADD COLUMN note text; ALTER TABLE documents ADD COLUMN note text",
+    )
+    .await?;
     scene.follows().await?;
     services.stop(Server::Kafka).await?;
     services.lose_kafka().await?;

@@ -141,18 +141,20 @@ async fn all_follows_every_change_under_load() -> Result<()> {
         assert_eq!(there, here, "{change}");
     }
     // The tables that the load writes to, in the midst of it.
-    scene
-        .source
-        .run("ALTER TABLE accounts ADD grade int DEFAULT 3; ALTER TABLE journal ADD mark text; ALTER TABLE measurements ADD unit text DEFAULT 'mm';
-              ALTER TABLE documents DROP COLUMN title, ADD words int;")
-        .await?;
+    load::run_beside(
+        &scene.source,
+        "ALTER TABLE accounts ADD grade int DEFAULT 3; ALTER TABLE journal ADD mark text; ALTER TABLE measurements ADD unit text DEFAULT 'mm';
+         ALTER TABLE documents DROP COLUMN title, ADD words int;",
+    )
+    .await?;
     load.advance(60).await;
     // What older rows hold in "unit" is not to be read any more once the table is rewritten.
     published(&mirror, &scene.source).await?;
-    scene
-        .source
-        .run("ALTER TABLE accounts RENAME owner TO holder; ALTER TABLE measurements ALTER value TYPE numeric;")
-        .await?;
+    load::run_beside(
+        &scene.source,
+        "ALTER TABLE accounts RENAME owner TO holder; ALTER TABLE measurements ALTER value TYPE numeric;",
+    )
+    .await?;
     load.advance(60).await;
     load.stop().await;
     scene

@@ -166,11 +166,12 @@ async fn a_schema_sync_brings_what_the_stream_does_not_carry() -> Result<()> {
         .run("ALTER TYPE mood ADD VALUE 'so so' BEFORE 'glad'")
         .await?;
     // Written to all the while: rows with the new columns are applied without them.
-    scene
-        .source
-        .run("ALTER TABLE accounts ADD grade int DEFAULT 3; ALTER TABLE documents ALTER title TYPE varchar(400);
-              ALTER TABLE measurements ADD CONSTRAINT sane CHECK (value > -1000000)")
-        .await?;
+    load::run_beside(
+        &scene.source,
+        "ALTER TABLE accounts ADD grade int DEFAULT 3; ALTER TABLE documents ALTER title TYPE varchar(400);
+         ALTER TABLE measurements ADD CONSTRAINT sane CHECK (value > -1000000)",
+    )
+    .await?;
     load.advance(40).await;
     let lsn = scene.source.current_lsn().await?;
     mirror.wait_for_lsn(lsn).await?;
