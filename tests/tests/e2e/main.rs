@@ -50,6 +50,7 @@ mod schema_registry;
 mod schema_sync;
 mod secrets;
 mod seed;
+mod settings;
 mod snapshots;
 #[cfg(feature = "full")]
 mod soak;
