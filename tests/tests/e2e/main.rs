@@ -51,6 +51,7 @@ mod schema_sync;
 mod secrets;
 mod seed;
 mod settings;
+mod shutdown;
 mod snapshots;
 #[cfg(feature = "full")]
 mod soak;
