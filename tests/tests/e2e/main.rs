@@ -39,6 +39,7 @@ mod pausing;
 mod pgbench;
 mod readers;
 mod recovery;
+mod refused_creation;
 mod replay;
 mod replay_swap;
 mod resync_columns;
