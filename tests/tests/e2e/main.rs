@@ -6,6 +6,7 @@
 #![cfg_attr(not(feature = "full"), allow(dead_code, unused_imports))]
 
 mod answers;
+mod api_deaths;
 mod command_crashes;
 mod control;
 mod crashes;
