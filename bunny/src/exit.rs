@@ -23,12 +23,17 @@ impl Exit {
     }
 
     pub(crate) fn setting(text: impl fmt::Display) -> Exit {
-        Exit::Setting(text.to_string())
+        Exit::Setting(one_line(&text.to_string()))
     }
 
     pub(crate) fn failed(text: impl fmt::Display) -> Exit {
         Exit::Failed(text.to_string())
     }
+}
+
+/// Whatever a library or a server had to say. Pure.
+pub(crate) fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 impl fmt::Display for Exit {

@@ -52,6 +52,8 @@ pub(crate) async fn run(
         return Err(problems.into());
     };
     let catalog = open_catalog(&common)?;
+    // Before anything is waited for: it would be refused later, by whoever needs it first.
+    config::check_kafka(&common.kafka)?;
     let process = Process {
         catalog,
         holder: holder(),
@@ -198,8 +200,10 @@ async fn serve(process: Process, api: config::Api, cancel: CancellationToken) ->
         never = gauges => match never {},
     };
     served.map_err(|error| match error {
-        bunny_api::Error::WeakSecret { .. } => Exit::setting(error),
-        error => Exit::failed(error),
+        bunny_api::Error::WeakSecret { .. } | bunny_api::Error::Listen { .. } => {
+            Exit::setting(error)
+        }
+        bunny_api::Error::Serve(_) => Exit::failed(error),
     })
 }
 

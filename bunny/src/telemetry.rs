@@ -62,8 +62,11 @@ pub(crate) fn log(logging: &Logging) -> Result<(), Exit> {
 pub(crate) fn metrics(
     address: SocketAddr,
 ) -> Result<impl Future<Output = Result<(), Exit>> + Send + 'static, Exit> {
-    let failed =
-        |error: BuildError| Exit::failed(format!("cannot serve metrics on {address}: {error}"));
+    let failed = |error: BuildError| {
+        Exit::setting(format!(
+            "cannot serve metrics on {address}: {error}; free the port or set BUNNY_METRICS_LISTEN to another address"
+        ))
+    };
     let (recorder, exporter) = PrometheusBuilder::new()
         .with_http_listener(address)
         .upkeep_timeout(Duration::from_secs(5))

@@ -2,6 +2,7 @@
 //! side until the first error.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bunny_catalog::{ADOPT, Desired, Finished, Mirror, MirrorContext, NAMES_CLAIMED, Role};
 use bunny_postgres::replication::Replication;
@@ -29,6 +30,10 @@ use crate::{adopt, definitions, last_wish, paused, publication, removal, size};
 /// Sync records and log lines under way between the tasks of one run.
 const SYNC_REQUESTS_MAX: usize = 16;
 
+/// How long a run that is told to stop may wait for others, so that the stream can commit what it
+/// has. Whatever is under way then is left as by a death.
+const LAST_COMMIT_MAX: Duration = Duration::from_secs(3);
+
 /// Captures `mirror` until cancelled, deleted, or the first error.
 pub(crate) async fn run(
     mirror: Mirror,
@@ -54,7 +59,18 @@ pub(crate) async fn run(
         claim_names(&run, &source).await?;
     }
     check_server(&source).await?;
-    Box::pin(capture(&run, source)).await
+    let cancel = run.context.cancel.clone();
+    let overdue = async {
+        cancel.cancelled().await;
+        tokio::time::sleep(LAST_COMMIT_MAX).await;
+    };
+    tokio::select! {
+        ended = Box::pin(capture(&run, source)) => ended,
+        () = overdue => {
+            tracing::info!("told to stop, and waits for Kafka or the source no longer");
+            Ok(Finished::Idle)
+        }
+    }
 }
 
 async fn capture(run: &Run, source: Session) -> Result<Finished> {

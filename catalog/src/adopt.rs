@@ -87,7 +87,7 @@ impl Catalog {
         }
         mirrors::raise_version(&mut transaction, mirror.id).await?;
         notify(&mut transaction).await?;
-        transaction.commit().await.map_err(failed)?;
+        commands::commit(transaction).await.map_err(failed)?;
         Ok(command_id)
     }
 

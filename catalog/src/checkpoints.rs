@@ -81,7 +81,7 @@ impl Catalog {
         .await?;
         ask_capture(&mut transaction, mirror.id).await?;
         notify(&mut transaction).await?;
-        transaction.commit().await.map_err(failed)?;
+        commands::commit(transaction).await.map_err(failed)?;
         Ok(command_id)
     }
 }

@@ -7,9 +7,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, PgExecutor, Row as _};
+use sqlx::{PgConnection, PgExecutor, Postgres, Row as _, Transaction};
 use uuid::Uuid;
 
+use crate::crash_points::{WISH_COMMITTED, WISH_WRITTEN, crash_point};
 use crate::leases::Role;
 use crate::logs::{self, LogLevel};
 use crate::tables::TABLES;
@@ -120,6 +121,14 @@ pub(crate) async fn insert(
         logs::insert(connection, mirror_id, LogLevel::Info, &message, details).await?;
     }
     Ok(id)
+}
+
+/// Ends the transaction of what was asked for, with its command in it.
+pub(crate) async fn commit(transaction: Transaction<'_, Postgres>) -> sqlx::Result<()> {
+    crash_point(WISH_WRITTEN);
+    transaction.commit().await?;
+    crash_point(WISH_COMMITTED);
+    Ok(())
 }
 
 /// The arguments without what only workers need.

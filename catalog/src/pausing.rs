@@ -116,7 +116,7 @@ impl Catalog {
         )
         .await?;
         notify(&mut transaction).await?;
-        transaction.commit().await.map_err(failed)?;
+        commands::commit(transaction).await.map_err(failed)?;
         Ok(command_id)
     }
 

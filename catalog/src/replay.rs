@@ -173,7 +173,7 @@ impl Catalog {
         .await?;
         wake_apply(&mut transaction, &mirror, replay).await?;
         notify(&mut transaction).await?;
-        transaction.commit().await.map_err(failed)?;
+        commands::commit(transaction).await.map_err(failed)?;
         Ok(command_id)
     }
 

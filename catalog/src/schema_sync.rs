@@ -102,7 +102,7 @@ impl Catalog {
         .await
         .map_err(failed)?;
         notify(&mut transaction).await?;
-        transaction.commit().await.map_err(failed)?;
+        commands::commit(transaction).await.map_err(failed)?;
         Ok(command_id)
     }
 

@@ -161,7 +161,7 @@ impl Catalog {
         .await?;
         mirrors::raise_version(&mut transaction, mirror.id).await?;
         notify(&mut transaction).await?;
-        transaction.commit().await.map_err(failed)?;
+        commands::commit(transaction).await.map_err(failed)?;
         Ok((changes, Some(command_id)))
     }
 
@@ -242,7 +242,7 @@ impl Catalog {
             mirrors::ask_capture(&mut transaction, owner.id).await?;
         }
         notify(&mut transaction).await?;
-        transaction.commit().await.map_err(failed)?;
+        commands::commit(transaction).await.map_err(failed)?;
         Ok(command_id)
     }
 

@@ -121,6 +121,18 @@ impl Bunny {
         self.spawn(&[("FAILPOINTS", &failpoints)])
     }
 
+    /// The same for the first `passes` of it only.
+    pub fn restart_slowed_at_first(
+        &mut self,
+        name: &str,
+        passes: u32,
+        each: Duration,
+    ) -> anyhow::Result<()> {
+        self.kill9();
+        let failpoints = format!("{name}={passes}*sleep({})->off", each.as_millis());
+        self.spawn(&[("FAILPOINTS", &failpoints)])
+    }
+
     /// `kill -9`; nothing if it does not run.
     pub fn kill9(&mut self) {
         if let Some(mut child) = self.child.take() {

@@ -120,6 +120,21 @@ impl Stage {
         bunny::run(arguments, &self.env_with(Role::Api, settings))
     }
 
+    /// A subcommand with this test's settings and some of its own, not started: for one that is
+    /// to end by itself. A setting of no text counts as not set.
+    pub fn command(
+        &self,
+        arguments: &[&str],
+        settings: &[(&str, &str)],
+    ) -> anyhow::Result<Command> {
+        let mut command = bunny::clean_command(&bunny::program()?);
+        command
+            .args(arguments)
+            .envs(self.env_with(Role::Up, settings))
+            .current_dir(&self.logs);
+        Ok(command)
+    }
+
     /// A subcommand that is told of Kafka and the topics' prefix only.
     pub fn reader(&self, arguments: &[&str]) -> anyhow::Result<Command> {
         let mut command = bunny::clean_command(&bunny::program()?);

@@ -14,8 +14,7 @@ pub(crate) struct Problem(String);
 
 impl Problem {
     pub(crate) fn new(text: impl Into<String>) -> Problem {
-        // One line, whatever a parser had to say.
-        Problem(text.into().split_whitespace().collect::<Vec<_>>().join(" "))
+        Problem(crate::exit::one_line(&text.into()))
     }
 
     pub(crate) fn missing(setting: &Setting, more: &str) -> Problem {

@@ -275,10 +275,20 @@ pub(crate) fn topics_only(layers: &Layers) -> Result<(KafkaConfig, Topics), Prob
     }
 }
 
+/// What librdkafka makes of the settings; clients are made for it, and no broker is asked.
+pub(crate) fn check_kafka(kafka: &KafkaConfig) -> Result<(), Problem> {
+    kafka
+        .check()
+        .map_err(|error| Problem::new(format!("Kafka cannot be used as configured: {error}")))
+}
+
 fn kafka(layers: &Layers) -> Result<KafkaConfig, Problem> {
     let brokers = layers
         .text(&settings::KAFKA_BROKERS)
         .ok_or_else(|| Problem::missing(&settings::KAFKA_BROKERS, " (host:port,...)"))?;
+    if !brokers.text.split(',').all(is_broker) {
+        return Err(brokers.wrong(format!("must be host:port,..., not \"{}\"", brokers.text)));
+    }
     let mut overrides: BTreeMap<String, String> = layers.file_kafka().clone();
     for found in layers.texts_lowest_first(&settings::KAFKA_CONFIG) {
         overrides.extend(kafka_pairs(&found.text).map_err(|why| found.wrong(why))?);
@@ -289,6 +299,19 @@ fn kafka(layers: &Layers) -> Result<KafkaConfig, Problem> {
         ));
     }
     Ok(KafkaConfig::with_overrides(brokers.text, overrides))
+}
+
+/// `host`, `host:port` or `[address]:port`, after a protocol or not: of anything else librdkafka
+/// makes a broker that never answers. Pure.
+fn is_broker(text: &str) -> bool {
+    let text = text.trim();
+    let place = text.split_once("://").map_or(text, |(_, place)| place);
+    match place.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => {
+            !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
+        }
+        _ => !place.is_empty(),
+    }
 }
 
 /// `key=value,key=value` (a value has no comma), or a JSON object.

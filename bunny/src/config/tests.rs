@@ -280,3 +280,28 @@ fn the_example_file_holds_every_setting_and_is_valid() {
     logging(&layers).unwrap();
     assert_eq!(common(&layers).unwrap().kafka.overrides().len(), 4);
 }
+
+#[test]
+fn brokers_are_hosts_with_ports() {
+    for good in [
+        "kafka",
+        "kafka:9092",
+        "SASL_SSL://kafka:9092",
+        "[::1]:9092",
+        "a:1, b:2",
+    ] {
+        assert!(good.split(',').all(is_broker), "{good}");
+    }
+    for bad in [
+        "",
+        "kafka:",
+        ":9092",
+        "kafka:0",
+        "kafka:99999",
+        "kafka:port",
+        "a:1,",
+        "SSL://",
+    ] {
+        assert!(!bad.split(',').all(is_broker), "{bad}");
+    }
+}

@@ -38,6 +38,7 @@ pub(crate) async fn run(
     cancel: CancellationToken,
 ) -> Result<(), Exit> {
     let (kafka, topics) = config::topics_only(layers)?;
+    config::check_kafka(&kafka)?;
     let stopped = cancel.clone();
     tokio::select! {
         outcome = show(options, kafka, topics, cancel) => outcome,

@@ -161,7 +161,7 @@ impl Catalog {
             commands::finish(&mut transaction, command_id).await?;
         }
         notify(&mut transaction).await?;
-        transaction.commit().await.map_err(failed)?;
+        commands::commit(transaction).await.map_err(failed)?;
         Ok(command_id)
     }
 }

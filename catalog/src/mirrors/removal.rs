@@ -89,7 +89,7 @@ impl Catalog {
         .await?;
         last_wish::pass_over_noted(&mut transaction, mirror_id, command_id).await?;
         notify(&mut transaction).await?;
-        transaction.commit().await.map_err(failed)?;
+        commands::commit(transaction).await.map_err(failed)?;
         Ok(command_id)
     }
 

@@ -105,7 +105,7 @@ impl Catalog {
             adopt::insert(&mut transaction, mirror_id, name, by).await?;
         }
         notify(&mut transaction).await?;
-        transaction.commit().await.map_err(failed)?;
+        commands::commit(transaction).await.map_err(failed)?;
         self.get_mirror_by_id(mirror_id)
             .await?
             .ok_or_else(|| Error::not_found("mirror", &new.name))

@@ -6,9 +6,12 @@ use std::sync::Arc;
 
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::BaseConsumer;
+use rdkafka::error::KafkaError;
 
-use super::MESSAGE_BYTES_MAX;
 use super::kept::KeptClients;
+use super::{Closing, MESSAGE_BYTES_MAX, TransactionalProducer};
+use crate::{Error, Result};
 
 /// How to reach Kafka; clones ask it through the same clients. `Debug` hides values that may be
 /// secret.
@@ -138,6 +141,24 @@ impl KafkaConfig {
         &self.overrides
     }
 
+    /// Makes one client of each kind, which asks no broker: what librdkafka refuses, it refuses
+    /// now.
+    ///
+    /// # Errors
+    /// What it does not take; the value is not shown, since the key may be a misspelt password's.
+    pub fn check(&self) -> Result<()> {
+        let consumer = self.read_committed_consumer("bunny-check");
+        let consumer = consumer.create::<BaseConsumer>().map(Closing::new);
+        let producer = TransactionalProducer::create(self.transactional_producer("bunny-check"));
+        let checked = consumer.and(producer.map(Closing::new));
+        checked.map(drop).map_err(|error| match error {
+            KafkaError::ClientConfig(_, why, key, _) => {
+                Error::Invalid(format!("librdkafka refuses the setting {key}: {why}"))
+            }
+            error => Error::Invalid(format!("librdkafka refuses the settings: {error}")),
+        })
+    }
+
     /// Settings of any client, such as an admin client.
     pub fn client(&self) -> ClientConfig {
         self.build(&[], &[])
@@ -221,6 +242,22 @@ mod tests {
         ]
         .map(|(key, value)| (key.to_owned(), value.to_owned()));
         KafkaConfig::with_overrides("localhost:9092", overrides.into())
+    }
+
+    #[test]
+    fn what_librdkafka_refuses_is_named_without_its_value() {
+        let refused = |key: &str, value: &str| {
+            let overrides = [(key.to_owned(), value.to_owned())];
+            let config = KafkaConfig::with_overrides("localhost:1", overrides.into());
+            config.check().unwrap_err().to_string()
+        };
+        let misspelt = refused("sasl.pasword", "hunter2");
+        assert!(misspelt.contains("sasl.pasword"), "{misspelt}");
+        assert!(!misspelt.contains("hunter2"), "{misspelt}");
+        // Fine for a consumer, and for a producer without transactions.
+        let late = refused("message.timeout.ms", "900000");
+        assert!(late.contains("message.timeout.ms"), "{late}");
+        KafkaConfig::new("localhost:1").check().unwrap();
     }
 
     #[test]

@@ -6,6 +6,7 @@
 #![cfg_attr(not(feature = "full"), allow(dead_code, unused_imports))]
 
 mod answers;
+mod api_deaths;
 mod command_crashes;
 mod control;
 mod crashes;
@@ -39,6 +40,7 @@ mod pausing;
 mod pgbench;
 mod readers;
 mod recovery;
+mod refused_creation;
 mod replay;
 mod replay_swap;
 mod resync_columns;
@@ -50,6 +52,8 @@ mod schema_registry;
 mod schema_sync;
 mod secrets;
 mod seed;
+mod settings;
+mod shutdown;
 mod snapshots;
 #[cfg(feature = "full")]
 mod soak;

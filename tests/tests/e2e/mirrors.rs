@@ -207,29 +207,6 @@ async fn batches_by_interval() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sigterm_drains_and_exits_cleanly() -> Result<()> {
-    let mut scene = Scene::new("sigterm").await?;
-    scene
-        .source
-        .run("CREATE TABLE t (id int PRIMARY KEY, v text)")
-        .await?;
-    let mirror = scene.running_mirror(&["public.t"], json!({})).await?;
-    scene
-        .source
-        .run("INSERT INTO t SELECT g, 'v' FROM generate_series(1, 20000) g")
-        .await?;
-    let status = scene.bunny.sigterm(Duration::from_secs(10)).await?;
-    assert!(status.success(), "{status}");
-
-    // The leases were given back: nobody waits for them to run out.
-    scene.bunny = scene.stage.start(Role::Up)?;
-    scene.api = scene.stage.api().await?;
-    scene
-        .assert_holds(&mirror, &[TablePair::same("public.t")])
-        .await
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_first_mirror_logs_no_trouble() -> Result<()> {
     let scene = Scene::new("calm").await?;
     let tables = ["public.a", "public.b", "public.c"];

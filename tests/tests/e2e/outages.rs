@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use bunny_tests::bunny::Role;
 use bunny_tests::content::TablePair;
 use bunny_tests::database::{Session, Url};
@@ -10,7 +10,18 @@ use bunny_tests::load::{self, Load};
 use bunny_tests::proxy::Proxy;
 use bunny_tests::services::{Server, Services};
 use bunny_tests::stage::{CONVERGE, Stage};
-use serde_json::json;
+use serde_json::{Value, json};
+
+/// Some chunks have reached the destination, and some table has not got all of them.
+fn is_being_copied(mirror: &Value) -> bool {
+    let tables = || mirror["tables"].as_array().into_iter().flatten();
+    let has_chunks = |table: &Value| table["snapshot"]["chunks_done"].as_i64() > Some(0);
+    let waits_for_chunks =
+        |table: &Value| table["status"] == "PENDING" || table["status"] == "SYNCING";
+    mirror["current_phase"] == "SNAPSHOT"
+        && tables().any(has_chunks)
+        && tables().any(waits_for_chunks)
+}
 
 /// Kills a server in the middle of the snapshot and twice in the middle of streaming,
 /// stops it once as an operator would, and starts it again each time.
@@ -21,6 +32,12 @@ async fn survives_the_death_of(server: Server, test: &str) -> Result<()> {
     let api = stage.api().await?;
     stage.create_peers(&api).await?;
     load::create_tables(&stage.source.connect().await?, 30_000).await?;
+    // So that the first death comes in the middle of the copy, however fast the machine is.
+    processes[0].restart_slowed_at_first(
+        "capture::chunk_delivered",
+        40,
+        Duration::from_millis(250),
+    )?;
     let load = Load::start(&stage.source, 2, 50);
     let mirror = stage
         .create_mirror(
@@ -31,11 +48,20 @@ async fn survives_the_death_of(server: Server, test: &str) -> Result<()> {
         )
         .await?;
     mirror
-        .wait_until("SNAPSHOT", CONVERGE, |mirror, _| {
-            mirror["status"] == "SNAPSHOT" || mirror["status"] == "RUNNING"
+        .wait_until("in the middle of the copy", CONVERGE, |mirror, _| {
+            is_being_copied(mirror)
         })
         .await?;
     for round in 0..4 {
+        let now = mirror.get().await?;
+        if round == 0 {
+            ensure!(
+                is_being_copied(&now),
+                "not in the middle of the copy: {now}"
+            );
+        } else {
+            ensure!(now["current_phase"] == "CDC", "in round {round}: {now}");
+        }
         if round == 3 {
             services.stop(server).await?;
         } else {
@@ -89,6 +115,58 @@ async fn the_broker_dies_and_comes_back() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_catalog_dies_and_comes_back() -> Result<()> {
     survives_the_death_of(Server::Catalog, "out_catalog").await
+}
+
+/// A walsender that cannot pass on what it reads keeps its server from being shut down: after 30 s
+/// without Kafka capture lets go of the source, and does not come back before Kafka does.
+#[cfg(feature = "full")]
+#[tokio::test(flavor = "multi_thread")]
+async fn without_kafka_the_source_is_let_go() -> Result<()> {
+    const AWAY: Duration = Duration::from_secs(45);
+    const HELD: &str = "SELECT (SELECT count(*) FROM pg_replication_slots WHERE active)
+                             + (SELECT count(*) FROM pg_stat_replication)";
+    let (services, _alone) = Services::outage().await?;
+    let stage = Stage::on(services.clone(), "out_long").await?;
+    let _processes = stage.start_all()?;
+    let api = stage.api().await?;
+    stage.create_peers(&api).await?;
+    load::create_tables(&stage.source.connect().await?, 1000).await?;
+    let load = Load::start(&stage.source, 4, 100);
+    let mirror = stage
+        .create_mirror(&api, "mirror", &load::TABLES, json!({}))
+        .await?;
+    mirror.wait_running().await?;
+
+    let gone = Instant::now();
+    services.kill(Server::Kafka).await?;
+    let source = stage.source.connect().await?;
+    ensure!(source.number(HELD).await? > 0, "nobody read the source");
+    let mut let_go = None;
+    while gone.elapsed() < AWAY {
+        let is_held = source.number(HELD).await? > 0;
+        match let_go {
+            None if !is_held => let_go = Some(gone.elapsed()),
+            Some(when) => ensure!(!is_held, "let go after {when:?} and taken again"),
+            None => {}
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let when = let_go.context("the source is held on to")?;
+    println!("let go {when:?} after Kafka's death");
+    drop(source);
+    // After 30 s of a fast shutdown it would be cut off.
+    let stopping = Instant::now();
+    let stopped = services.stop(Server::Source).await;
+    let took = stopping.elapsed();
+    services.start_again(Server::Source).await?;
+    services.start_again(Server::Kafka).await?;
+    stopped?;
+    ensure!(took < Duration::from_secs(20), "it stopped after {took:?}");
+    load.advance(50).await;
+    load.stop().await;
+    stage.assert_converges(&mirror, &load::pairs()).await?;
+    stage.assert_topics_hold(&mirror, &load::pairs()).await?;
+    Ok(())
 }
 
 /// Everything between bunny and the two databases goes through proxies that misbehave.

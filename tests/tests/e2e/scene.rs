@@ -29,7 +29,8 @@ impl Scene {
         Scene::on(Stage::with_source(services, test, options).await?).await
     }
 
-    async fn on(stage: Stage) -> Result<Scene> {
+    /// On a stage that is there.
+    pub async fn on(stage: Stage) -> Result<Scene> {
         stage.migrate()?;
         let bunny = stage.start(Role::Up)?;
         let api = stage.api().await?;

@@ -1,8 +1,14 @@
 //! The initial load: chunks, keys to partition by, existing rows.
 
-use anyhow::Result;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use bunny_tests::bunny::Role;
 use bunny_tests::content::TablePair;
 use bunny_tests::load::{self, Load};
+use bunny_tests::services::Services;
+use bunny_tests::stage::{CONVERGE, Stage};
 use serde_json::json;
 
 use crate::scene::Scene;
@@ -138,5 +144,131 @@ async fn rows_that_are_there_already() -> Result<()> {
         .await?;
     scene
         .assert_holds(&mirror, &[TablePair::same("public.t")])
+        .await
+}
+
+/// It has no session that could be seen: unnamed, a mirror would be in SETUP for ever. Every slot
+/// of the server waits for it, so the server is one that no other test uses now.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prepared_transaction_that_holds_up_the_slot_is_named() -> Result<()> {
+    let (services, _alone) = Services::outage().await?;
+    let scene = Scene::on(Stage::on(services, "prepared").await?).await?;
+    scene
+        .source
+        .run("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)")
+        .await?;
+    scene
+        .source
+        .run("BEGIN; INSERT INTO t VALUES (2); PREPARE TRANSACTION 'left ''behind'")
+        .await?;
+    let mirror = scene
+        .stage
+        .create_mirror(&scene.api, "mirror", &["public.t"], json!({}))
+        .await?;
+    mirror
+        .wait_until("held up", CONVERGE, |mirror, _| {
+            let messages = mirror["messages"].to_string();
+            ["'left ''behind'", &scene.stage.name, "ROLLBACK PREPARED"]
+                .iter()
+                .all(|part| messages.contains(part))
+        })
+        .await?;
+    assert_eq!(mirror.get().await?["status"], "SETUP");
+    scene
+        .source
+        .run("ROLLBACK PREPARED 'left ''behind'")
+        .await?;
+    mirror.wait_running().await?;
+    scene
+        .assert_holds(&mirror, &[TablePair::same("public.t")])
+        .await
+}
+
+/// What copies now at the source: the table of each session that has a COPY in its transaction.
+const COPYING: &str = "SELECT substring(query FROM 'ONLY \"public\".\"(\\w+)\"') AS copied
+    FROM pg_stat_activity
+    WHERE datname = current_database() AND starts_with(application_name, 'bunny capture ')
+      AND state <> 'idle' AND starts_with(query, 'COPY')";
+
+/// The most seen at any moment, of sessions altogether, of sessions of one table, and of tables.
+#[derive(Debug, Default, PartialEq)]
+struct Most {
+    sessions: usize,
+    of_a_table: usize,
+    tables: usize,
+}
+
+impl Most {
+    fn see(&mut self, copied: &[String]) {
+        let mut of_table = BTreeMap::<&str, usize>::new();
+        for table in copied {
+            *of_table.entry(table).or_default() += 1;
+        }
+        self.sessions = self.sessions.max(copied.len());
+        self.tables = self.tables.max(of_table.len());
+        let most = of_table.into_values().max().unwrap_or_default();
+        self.of_a_table = self.of_a_table.max(most);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_is_as_parallel_and_as_finely_cut_as_asked() -> Result<()> {
+    const TABLES: [&str; 4] = ["public.a", "public.b", "public.c", "public.d"];
+    let stage = Stage::new("parallel").await?;
+    stage.migrate()?;
+    // Threads for all that a sleep at a crash point may hold.
+    let threads = [("TOKIO_WORKER_THREADS", "16")];
+    let mut capture = stage.start_with(Role::Capture, &threads)?;
+    capture.restart_slowed("capture::chunk_mid_copy", Duration::from_millis(300))?;
+    let _others = [stage.start(Role::Apply)?, stage.start(Role::Api)?];
+    let api = stage.api().await?;
+    stage.create_peers(&api).await?;
+    let source = stage.source.connect().await?;
+    // A chunk is more than one part, and passes the crash point between them. A page has few rows,
+    // so that chunks, which end with pages, have the rows asked for.
+    for table in TABLES {
+        source
+            .run(&format!(
+                "CREATE TABLE {table} (id int PRIMARY KEY, v text) WITH (fillfactor = 10);
+                 INSERT INTO {table} SELECT g, repeat(md5(g::text), 250) FROM generate_series(1, 1100) g;
+                 ANALYZE {table}"
+            ))
+            .await?;
+    }
+    let options = json!({
+        "snapshot_num_rows_per_partition": 200, "snapshot_max_parallel_workers": 3,
+        "snapshot_num_tables_in_parallel": 2,
+    });
+    let mirror = stage
+        .create_mirror(&api, "mirror", &TABLES, options)
+        .await?;
+    let mut most = Most::default();
+    let deadline = Instant::now() + CONVERGE;
+    loop {
+        let rows = source.query(COPYING, &[]).await?;
+        let copied: Vec<Option<String>> = rows.iter().map(|row| row.get(0)).collect();
+        let copied: Option<Vec<String>> = copied.into_iter().collect();
+        most.see(&copied.context("a COPY of no known table")?);
+        let now = mirror.get().await?;
+        if now["status"] == "RUNNING" {
+            break;
+        }
+        ensure!(Instant::now() < deadline, "{now}{}", stage.logs_tail());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let asked = Most {
+        sessions: 6,
+        of_a_table: 3,
+        tables: 2,
+    };
+    assert_eq!(most, asked);
+    let now = mirror.get().await?;
+    for table in now["tables"].as_array().context("tables")? {
+        let copy = &table["snapshot"];
+        let chunks = (&copy["chunks_done"], &copy["chunks_total"]);
+        assert_eq!(chunks, (&json!(6), &json!(6)), "{table}");
+    }
+    stage
+        .assert_converges(&mirror, &TablePair::all(&TABLES))
         .await
 }
