@@ -5,6 +5,7 @@
 //! next is decided by [`Error::is_transient`] (start again from the progress row) and
 //! by [`Error::Table`] (one table is set aside, the rest flows).
 
+use bunny_catalog::Owner;
 use bunny_postgres::TableName;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio_postgres::error::DbError;
@@ -127,6 +128,14 @@ impl Error {
         }
     }
 
+    /// True when only another generation of the mirror goes on.
+    pub(crate) fn loses_history(&self) -> bool {
+        matches!(
+            self,
+            Error::History(_) | Error::Schemas(bunny_schemas::Error::IdLost(_))
+        )
+    }
+
     /// The SQLSTATE the destination answered with, if this error is such an answer.
     pub fn sqlstate(&self) -> Option<&str> {
         match self {
@@ -165,6 +174,18 @@ fn kafka_is_transient(error: &KafkaError) -> bool {
                 | RDKafkaErrorCode::InvalidArgument
         )
     )
+}
+
+/// What helps a mirror whose log does not go on from what is applied. `owner`: whose log it is, if
+/// not its own. Pure.
+pub(crate) fn way_out(owner: Option<&Owner>) -> String {
+    match owner {
+        None => "resync the mirror to start a new generation".to_owned(),
+        Some(owner) => format!(
+            "the log is that of mirror \"{}\": if that one is FAILED too, what helps it helps both; else delete this mirror and attach it again (docs/operations.md)",
+            owner.name
+        ),
+    }
 }
 
 /// The owner row of a mirror is gone: it was deleted at the destination meanwhile.

@@ -5,14 +5,14 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use bunny_catalog::{Mirror, MirrorContext};
+use bunny_catalog::{Mirror, MirrorContext, Owner};
 use bunny_postgres::Session;
 use bunny_schemas::reader::{self, Positions};
 use uuid::Uuid;
 
 use crate::bookkeeping::{self, Epoch};
 use crate::crash_points::{self, reached};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, way_out};
 use crate::mirror::Shared;
 
 /// Refuses to act for a catalog that does not know what was asked for last, and lets the
@@ -59,12 +59,22 @@ async fn looked_up(
     for (place, wish) in remembered {
         let Some(wish) = wish else { continue };
         if !catalog.knows_wish(mirror.id, wish).await? {
-            return Err(Error::History(format!(
-                "the {place} was last told by command {wish}, which this catalog does not know: it was restored from a backup that is older, or it is another installation's; POST …/adopt goes on from what the log and the destination hold, or resync the mirror to start a new generation"
-            )));
+            return Err(Error::History(unknown(mirror.owner.as_ref(), place, wish)));
         }
     }
     Ok(catalog.last_wish(mirror.id).await?)
+}
+
+/// A log that is another mirror's is not adopted here. Pure.
+fn unknown(owner: Option<&Owner>, place: &str, wish: Uuid) -> String {
+    let adopt = match owner {
+        None => "POST …/adopt goes on from what the log and the destination hold, or ",
+        Some(_) => "",
+    };
+    format!(
+        "the {place} was last told by command {wish}, which this catalog does not know: it was restored from a backup that is older, or it is another installation's; {adopt}{}",
+        way_out(owner)
+    )
 }
 
 /// Which wishes the catalog knew when it was last asked, by mirror: while it is away, a run for
@@ -100,5 +110,34 @@ pub(crate) async fn positions_if_any(shared: &Shared, mirror: &Mirror) -> Result
     match kafka.partitions(&topics.position(&mirror.slug)).await? {
         Some(_) => Ok(reader::read_positions(kafka, topics, &mirror.slug).await?),
         None => Ok(Positions::default()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_owner_of_a_log_is_told_to_adopt_it() {
+        let said = unknown(None, "destination", Uuid::nil());
+        assert!(
+            said.contains("POST …/adopt") && said.contains("resync the mirror"),
+            "{said}"
+        );
+        let owner = Owner {
+            id: Uuid::nil(),
+            name: "first".into(),
+            slug: "first".into(),
+            capture_paused: false,
+        };
+        let said = unknown(Some(&owner), "destination", Uuid::nil());
+        assert!(
+            !said.contains("adopt") && !said.contains("resync"),
+            "{said}"
+        );
+        assert!(
+            said.contains("\"first\"") && said.contains("attach it again"),
+            "{said}"
+        );
     }
 }

@@ -33,7 +33,7 @@ pub mod reader;
 mod removal;
 pub mod replay;
 mod report;
-mod retention;
+pub mod retention;
 pub mod routes;
 mod schema;
 mod schema_change;

@@ -75,7 +75,6 @@ impl Shared {
 pub(crate) async fn run(shared: Arc<Shared>, mirror: Mirror, context: MirrorContext) -> Outcome {
     let cancel = context.cancel.clone();
     let generation = mirror.generation;
-    let owner = mirror.owner.clone();
     let ended = tokio::select! {
         () = cancel.cancelled() => return Ok(Finished::Idle),
         ended = Box::pin(run_as_desired(&shared, mirror, context)) => ended,
@@ -83,14 +82,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mirror: Mirror, context: MirrorCont
     ended.or_else(|error| match error {
         Error::Cancelled => Ok(Finished::Idle),
         Error::Fenced { .. } => Err(TaskFailure::fenced(error)),
-        Error::History(cause) if let Some(owner) = &owner => {
-            let cure = format!(
-                "{cause}. Capture is that of mirror \"{}\", which is not concerned: delete this mirror and attach it again",
-                owner.name
-            );
-            Err(TaskFailure::history_lost(Error::History(cure), generation))
-        }
-        Error::History(_) => Err(TaskFailure::history_lost(error, generation)),
+        error if error.loses_history() => Err(TaskFailure::history_lost(error, generation)),
         error if error.is_transient() => Err(TaskFailure::transient(error)),
         error => Err(TaskFailure::fatal(error)),
     })

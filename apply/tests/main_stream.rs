@@ -218,6 +218,10 @@ impl Stage {
     }
 
     fn insert(&self, id: u64, seq: u64, last: bool) -> Vec<u8> {
+        self.insert_of(&self.source(seq), id, last)
+    }
+
+    fn insert_of(&self, source: &Source<'_>, id: u64, last: bool) -> Vec<u8> {
         let text = id.to_string();
         let values = [
             Value::Text(text.as_bytes()),
@@ -230,7 +234,7 @@ impl Stage {
                 Op::Create,
                 None::<(BeforeKind, &[Value])>,
                 Some(&values),
-                &self.source(seq),
+                source,
             )
             .unwrap();
         if last {
@@ -479,6 +483,61 @@ async fn a_log_that_is_not_the_one_it_knows_is_refused() {
         .unwrap();
     refused(&stage, "begins at offset").await;
     assert!(stage.ids().await.is_empty());
+}
+
+#[tokio::test]
+#[ignore = "needs servers"]
+async fn a_log_that_ends_too_early_is_asked_about_again() {
+    let mut stage = Stage::new(small_batches()).await;
+    stage.commit_lsn = 200;
+    stage.transaction(0..2).await;
+    assert!(stage.follow(KAFKA_TIMEOUT).await.is_none());
+    let before = stage.progress().await;
+    stage.commit_lsn += 1;
+    let beyond = Progress {
+        position: Position {
+            commit_lsn: Lsn(stage.commit_lsn),
+            seq: 2,
+        },
+        // The end of the transaction before it has an offset of its own.
+        next_offset: before.next_offset + 3,
+        ..before
+    };
+    bookkeeping::set_progress(&*stage.session, stage.mirror.id, &beyond)
+        .await
+        .unwrap();
+    // As a broker answers that does not know all of the log yet.
+    let known_late = async {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        stage.begin();
+        stage.inserts(2..4, 1, true).await;
+        stage.commit();
+    };
+    let (ended, ()) = tokio::join!(stage.follow(KAFKA_TIMEOUT), known_late);
+    assert!(ended.is_none(), "{ended:?}");
+    stage.transaction(4..6).await;
+    assert!(stage.follow(KAFKA_TIMEOUT).await.is_none());
+    assert_eq!(stage.ids().await, [0, 1, 4, 5]);
+}
+
+/// As after the loss of the schemas topic, when its ids begin again.
+#[tokio::test]
+#[ignore = "needs servers"]
+async fn an_event_with_the_schema_of_another_table_of_the_same_shape_is_refused() {
+    let mut stage = Stage::new(small_batches()).await;
+    stage.commit_lsn = 200;
+    stage.transaction(0..2).await;
+    stage.commit_lsn += 1;
+    let source = Source {
+        table: "other",
+        ..stage.source(1)
+    };
+    let event = stage.insert_of(&source, 2, true);
+    stage.begin();
+    stage.send(&event).await;
+    stage.commit();
+    refused(&stage, "resync every mirror").await;
+    assert!(!stage.ids().await.contains(&2));
 }
 
 async fn refused(stage: &Stage, because: &str) {

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bunny_catalog::{AwaitedTable, CHECKPOINT, Mirror};
+use bunny_catalog::{AwaitedTable, CHECKPOINT, Mirror, MirrorTable};
 use bunny_postgres::TableName;
 use bunny_schemas::control::{SyncRecord, SyncState};
 use bunny_schemas::reader::read_positions;
@@ -115,7 +115,8 @@ async fn ask_if_due(run: &Run) -> Result<()> {
     };
     let options = &run.options;
     let recorded = read_positions(&options.kafka, &options.topics, &mirror.slug).await?;
-    let due = due(&mirror, recorded.syncs.values(), hours, Utc::now());
+    let mapped = (&*mirror.tables, mirror.generation);
+    let due = due(mapped, recorded.syncs.values(), hours, Utc::now());
     if due.is_empty() {
         return Ok(());
     }
@@ -127,9 +128,12 @@ async fn ask_if_due(run: &Run) -> Result<()> {
     Ok(())
 }
 
-/// The tables whose newest copy is older than so many hours, and none is under way. Pure.
+/// The tables whose newest copy is older than so many hours, and none is under way. One that is
+/// trimmed already counts too: where the window, or `topic_max_bytes`, is too small to keep a
+/// copy for so long, the next one would not stay either, and tables are not read more often than
+/// was asked for. Pure.
 fn due<'a>(
-    mirror: &Mirror,
+    (tables, generation): (&[MirrorTable], Uuid),
     recorded: impl Iterator<Item = &'a SyncRecord> + Clone,
     hours: u32,
     now: DateTime<Utc>,
@@ -138,7 +142,7 @@ fn due<'a>(
     let is_due = |source: &TableName, wanted: [Option<Uuid>; 2]| {
         let mut of_table = recorded
             .clone()
-            .filter(|sync| sync.table_name() == *source && sync.generation == mirror.generation);
+            .filter(|sync| sync.table_name() == *source && sync.generation == generation);
         let is_finished = |request: &Uuid| {
             let mut syncs = recorded.clone();
             syncs.any(|sync| sync.request_id == *request && sync.state == SyncState::Finished)
@@ -148,9 +152,112 @@ fn due<'a>(
             && !of_table
                 .any(|sync| sync.state == SyncState::Finished && sync.taken_at_us >= oldest_us)
     };
-    let tables = mirror.tables.iter();
     tables
+        .iter()
         .filter(|table| is_due(&table.source, [table.request_id, table.checkpoint_id]))
         .map(|table| table.source.clone())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use bunny_postgres::Lsn;
+
+    use super::*;
+
+    const GENERATION: Uuid = Uuid::from_u128(7);
+    const LOADED: Uuid = Uuid::from_u128(1);
+    const CHECKPOINT: Uuid = Uuid::from_u128(2);
+    const HOUR_US: i64 = 3_600_000_000;
+
+    fn mapping(checkpoint_id: Option<Uuid>) -> MirrorTable {
+        MirrorTable {
+            source: TableName::new("public", "t"),
+            destination: TableName::new("public", "t"),
+            partition_key: None,
+            exclude_columns: Vec::new(),
+            identity: None,
+            request_id: Some(LOADED),
+            retry_id: None,
+            replay: None,
+            since_request: Some(LOADED),
+            checkpoint_id,
+            beside: false,
+        }
+    }
+
+    fn copy(request_id: Uuid, state: SyncState, hours: i64) -> SyncRecord {
+        SyncRecord {
+            request_id,
+            attempt: 1,
+            schema: "public".into(),
+            table: "t".into(),
+            state,
+            lsn: Lsn(1),
+            start_offsets: vec![0],
+            generation: GENERATION,
+            changes_offset: 0,
+            taken_at_us: hours * HOUR_US,
+            rows: 0,
+            bytes: 0,
+        }
+    }
+
+    /// Whether a checkpoint is due every 3 hours, at the hour 10.
+    fn is_due(checkpoint_id: Option<Uuid>, recorded: &[SyncRecord]) -> bool {
+        let now = DateTime::from_timestamp_micros(10 * HOUR_US).unwrap();
+        let mapped = mapping(checkpoint_id);
+        let due = due((&[mapped], GENERATION), recorded.iter(), 3, now);
+        assert!(due.len() <= 1);
+        !due.is_empty()
+    }
+
+    #[test]
+    fn a_copy_is_due_when_the_newest_is_too_old() {
+        use SyncState::{Finished, Started};
+        let loaded = |hours| copy(LOADED, Finished, hours);
+        let later = |state, hours| copy(CHECKPOINT, state, hours);
+        let asked = Some(CHECKPOINT);
+        let of_another = |sync: SyncRecord, generation, table: &str| SyncRecord {
+            generation: Uuid::from_u128(generation),
+            table: table.into(),
+            ..sync
+        };
+        let expected = [
+            ("just loaded", None, vec![loaded(9)], false),
+            ("at the edge", None, vec![loaded(7)], false),
+            ("too old", None, vec![loaded(6)], true),
+            ("not loaded yet", None, vec![], false),
+            ("being loaded", None, vec![copy(LOADED, Started, 1)], false),
+            ("asked for", asked, vec![loaded(1)], false),
+            (
+                "under way",
+                asked,
+                vec![loaded(1), later(Started, 1)],
+                false,
+            ),
+            ("taken", asked, vec![loaded(1), later(Finished, 8)], false),
+            (
+                "taken long ago",
+                asked,
+                vec![loaded(1), later(Finished, 5)],
+                true,
+            ),
+            (
+                "of another generation",
+                None,
+                vec![loaded(1), of_another(later(Finished, 9), 8, "t")],
+                true,
+            ),
+            (
+                "of another table",
+                None,
+                vec![loaded(1), of_another(later(Finished, 9), 7, "u")],
+                true,
+            ),
+        ];
+        for (what, checkpoint_id, recorded, due) in expected {
+            assert_eq!(is_due(checkpoint_id, &recorded), due, "{what}");
+        }
+    }
 }

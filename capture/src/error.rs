@@ -92,6 +92,7 @@ impl From<bunny_schemas::Error> for Error {
         match error {
             Schemas::RegistryAway { .. } => Self::RegistryAway(error),
             Schemas::RegistryRefused { .. } | Schemas::IdsClash(_) => Self::RegistryRefused(error),
+            Schemas::IdLost(why) => Self::Refused(Refusal::IdLost(why)),
             error => Self::Schemas(error),
         }
     }

@@ -5,6 +5,9 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// The ways out for whoever has events whose schema ids are lost.
+pub(crate) const IDS_LOST_CURE: &str = "Restore that topic as it was, or resync every mirror under this BUNNY_TOPIC_PREFIX, so that each starts a new generation";
+
 /// Errors of the event contract.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -81,6 +84,10 @@ pub enum Error {
     /// A schema id would mean two things; says which, and the ways out.
     #[error("{0}")]
     IdsClash(String),
+    /// Events carry a schema id that the schemas topic does not have, or has for something else;
+    /// says which, and the ways out.
+    #[error("{0}")]
+    IdLost(String),
     /// What the topics hold contradicts itself.
     #[error("{0}")]
     Corrupt(String),
@@ -96,6 +103,17 @@ impl Error {
         Error::Kafka {
             doing: doing.into(),
             source: KafkaError::AdminOp(code),
+        }
+    }
+
+    /// For what does not read by the schema whose id it carries: says that, and the ways out.
+    /// `carrier` is the record, in words. Other errors stay as they are.
+    pub fn not_of_schema(self, id: u32, carrier: &str) -> Error {
+        match self {
+            Error::Malformed { .. } | Error::Schema(_) => Error::IdLost(format!(
+                "{carrier} is not of schema id {id}, which it carries ({self}): was the schemas topic deleted, and begun anew with other ids? {IDS_LOST_CURE}"
+            )),
+            other => other,
         }
     }
 
@@ -141,6 +159,7 @@ impl Error {
             | Error::Invalid(_)
             | Error::RegistryRefused { .. }
             | Error::IdsClash(_)
+            | Error::IdLost(_)
             | Error::Corrupt(_) => false,
         }
     }

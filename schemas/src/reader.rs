@@ -9,7 +9,7 @@ use crate::control::{
 };
 use crate::envelope::{Decoder, Source};
 use crate::kafka::KafkaConfig;
-use crate::registry::Registry;
+use crate::registry::{LOST_PATIENCE, Registry};
 use crate::tail::{Record, Tail, blocking};
 use crate::topics::Topics;
 use crate::{Error, Position, Result, wire};
@@ -125,6 +125,10 @@ const FIRST_STEP: i64 = 64;
 
 /// The last committed event of the change topic, found by stepping back from its
 /// end over control records and aborted messages. `None` when there is none.
+///
+/// # Errors
+/// [`Error::IdLost`] when the schemas topic does not have the id that it carries, or has it for
+/// something else.
 pub async fn last_change(
     kafka: &KafkaConfig,
     registry: &Registry,
@@ -138,8 +142,12 @@ pub async fn last_change(
         return Ok(None);
     };
     let (schema_id, datum) = wire::read_frame(&message)?;
-    let schema = registry.schema(schema_id).await?;
-    let (generation, position, commit_ts_us) = place(&schema, datum)?;
+    let carrier = format!("the record at offset {offset} of {}", topics.changes(slug));
+    let schema = registry
+        .schema_of(schema_id, &carrier, LOST_PATIENCE)
+        .await?;
+    let (generation, position, commit_ts_us) =
+        place(&schema, datum).map_err(|error| error.not_of_schema(schema_id, &carrier))?;
     Ok(Some(LastEvent {
         offset,
         generation,

@@ -286,6 +286,16 @@ async fn concurrent_registries_agree() {
     assert_eq!(distinct.into_iter().max(), Some(TABLES as u32 * 2));
     let error = fresh.schema(1000).await.unwrap_err();
     assert!(matches!(error, Error::UnknownId(1000)), "{error}");
+    let patience = Duration::from_secs(2);
+    let lost = fresh.schema_of(1000, "an event", patience).await;
+    let error = lost.unwrap_err();
+    assert!(!error.is_transient(), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("lacks schema id 1000, which an event carries"),
+        "{error}"
+    );
     kafka.delete_topics(&[&topics.schemas()]).await.unwrap();
 }
 

@@ -53,10 +53,12 @@ pub async fn take_over(session: &Session, mirror: &Mirror) -> Result<Epoch> {
     Ok(epoch)
 }
 
+/// On disk when it returns: an epoch that a crash of the destination took back would be given
+/// to another owner again.
 async fn raise_epoch(session: &Session, mirror: &Mirror) -> Result<Epoch> {
     session
         .batch_execute(&format!(
-            "BEGIN; SET LOCAL lock_timeout = {}",
+            "BEGIN; SET LOCAL lock_timeout = {}; SET LOCAL synchronous_commit = on",
             TAKE_OVER_LOCK_TIMEOUT.as_millis()
         ))
         .await

@@ -6,6 +6,7 @@
 //! the reader with the error, and with it the run.
 
 mod decode;
+mod open;
 mod order;
 mod start;
 
@@ -14,13 +15,13 @@ use std::time::Duration;
 
 use bunny_postgres::Lsn;
 use bunny_schemas::control::GenerationStarted;
-use bunny_schemas::registry::Registry;
+use bunny_schemas::registry::{LOST_PATIENCE, Registry};
 use bunny_schemas::{Position, wire};
 use futures_util::{FutureExt, StreamExt};
-use rdkafka::consumer::{Consumer, MessageStream, StreamConsumer};
+use rdkafka::Message;
+use rdkafka::consumer::{MessageStream, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
-use rdkafka::{Message, Offset, TopicPartitionList};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
@@ -29,26 +30,21 @@ use crate::batch::{Assembler, Part};
 use crate::bookkeeping::Progress;
 use crate::budget::Budget;
 use crate::context::MirrorRun;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, way_out};
 use crate::event::Event;
 use crate::replay::Bound;
 use crate::routes::Routes;
 use crate::stats::Stats;
-use bunny_schemas::kafka::Closing;
+use bunny_schemas::kafka::{Closing, KafkaConfig};
 
 use decode::{Decoding, Record};
 use order::{Order, Start};
 
+pub(crate) use open::open;
 pub use start::{first_waiting, generation_start};
 
 /// The change topic has one partition: the order of commits.
 pub(crate) const PARTITION: i32 = 0;
-
-/// What librdkafka holds ready, besides what the process's memory allows. A fetch counts compressed bytes, which unpack to ten
-/// times as much and more, and each message costs it some hundred bytes besides: with the
-/// usual settings the queue alone took 200 MB.
-const QUEUED_MESSAGES_MIN: &str = "50000";
-const FETCH_BYTES_MAX: &str = "1048576";
 
 /// After so long without the rest of a transaction that is half written, the
 /// destination transaction is given up: its locks and its snapshot must not stay.
@@ -137,63 +133,9 @@ pub struct Options {
     pub work: mpsc::Sender<Work>,
 }
 
-/// Opens the topic at the progress row's offset.
-pub(crate) async fn open(
-    run: &MirrorRun,
-    next_offset: i64,
-) -> Result<Arc<Closing<StreamConsumer>>> {
-    let topic = run.topics.changes(run.mirror.topics_slug());
-    let (low, end) = match run.kafka.watermarks(&topic, PARTITION).await {
-        Err(error) if error.is_gone() && run.kafka.partitions(&topic).await?.is_none() => {
-            return Err(Error::History(format!(
-                "the change topic {topic} is gone: it was deleted by something else; resync the mirror to start a new generation"
-            )));
-        }
-        found => found?,
-    };
-    if low > next_offset {
-        return Err(Error::History(format!(
-            "the change topic {topic} begins at offset {low}, but the destination needs it from offset {next_offset} on: \
-             what is missing was trimmed. Either the destination was restored from a backup that is older than what is \
-             kept (topic_retention_hours), or something else trims or has recreated the topic. Nothing was skipped; \
-             resync the mirror to start a new generation"
-        )));
-    }
-    if end < next_offset {
-        return Err(Error::History(format!(
-            "the change topic {topic} ends at offset {end}, but the destination has applied it up to offset \
-             {next_offset}: the topic was recreated, or Kafka lost data; resync the mirror to start a new generation"
-        )));
-    }
-    assign(run, &topic, next_offset)
-}
-
-fn assign(run: &MirrorRun, topic: &str, offset: i64) -> Result<Arc<Closing<StreamConsumer>>> {
-    let group = run.topics.apply_group(&run.mirror.slug);
-    let mut config = run.kafka.read_committed_consumer(&group);
-    config
-        .set(
-            "queued.max.messages.kbytes",
-            run.memory.queue_kib().to_string(),
-        )
-        .set("queued.min.messages", QUEUED_MESSAGES_MIN)
-        .set("fetch.message.max.bytes", FETCH_BYTES_MAX);
-    let consumer: StreamConsumer = config
-        .create()
-        .map_err(Error::kafka(format!("creating a consumer of {topic}")))?;
-    let consumer = Closing::new(consumer);
-    let mut assignment = TopicPartitionList::new();
-    assignment
-        .add_partition_offset(topic, PARTITION, Offset::Offset(offset))
-        .map_err(Error::kafka(format!("assigning {topic}")))?;
-    consumer
-        .assign(&assignment)
-        .map_err(Error::kafka(format!("assigning {topic}")))?;
-    Ok(Arc::new(consumer))
-}
-
 /// Reads until an error, or until the applier is gone.
 pub struct Reader {
+    kafka: KafkaConfig,
     topic: String,
     registry: Registry,
     options: Options,
@@ -237,10 +179,11 @@ impl Reader {
     pub fn new(run: &MirrorRun, options: Options) -> Reader {
         let limits = options.budget.limits(options.changes_max);
         Reader {
+            kafka: run.kafka.clone(),
             topic: run.topics.changes(run.mirror.topics_slug()),
             registry: run.registry.clone(),
             decoding: Decoding::new(options.routes.clone()),
-            order: Order::after(&options.start),
+            order: Order::after(&options.start, way_out(run.mirror.owner.as_ref())),
             assembler: Assembler::new(limits),
             oldest_at: None,
             last_event_at: Instant::now(),
@@ -359,10 +302,15 @@ impl Reader {
         })?;
         let (schema_id, datum) = wire::read_frame(payload)?;
         if !self.decoding.knows(schema_id) {
-            let schema = self.registry.schema(schema_id).await?;
+            let carrier = carrier(&self.topic, offset);
+            let schema = self
+                .registry
+                .schema_of(schema_id, &carrier, LOST_PATIENCE)
+                .await?;
             self.decoding.learn(schema_id, &schema)?;
         }
-        match self.decoding.decode(schema_id, datum, offset)? {
+        let decoded = self.decoding.decode(schema_id, datum, offset);
+        match decoded.map_err(|error| not_of_schema(error, schema_id, &self.topic, offset))? {
             Record::Event { generation, event } => {
                 self.order.event(generation, event.position, offset)?;
                 let position = event.position;
@@ -479,16 +427,9 @@ impl Reader {
     }
 
     fn trouble(&mut self, error: KafkaError) -> Result<()> {
-        let is_out_of_range = matches!(
-            error.rdkafka_error_code(),
-            Some(RDKafkaErrorCode::OffsetOutOfRange | RDKafkaErrorCode::AutoOffsetReset)
-        );
-        if is_out_of_range {
-            return Err(Error::History(format!(
-                "offset {} of {} is out of range ({error}): the topic was trimmed or recreated by something else; \
-                 resync the mirror to start a new generation",
-                self.end_offset, self.topic
-            )));
+        if let Some(error) = out_of_range(&self.topic, self.end_offset, &error) {
+            self.kafka.ask_anew();
+            return Err(error);
         }
         let error = Error::kafka(format!("reading {}", self.topic))(error);
         let trouble = Trouble::at(Instant::now(), self.trouble);
@@ -499,6 +440,34 @@ impl Reader {
         tracing::warn!(topic = %self.topic, %error, "Kafka is in trouble, going on");
         Ok(())
     }
+}
+
+/// The error of an offset that the broker says it does not have. A stale leader may say so too:
+/// the next run decides, which asks where the log begins and ends before it reads. Pure.
+fn out_of_range(topic: &str, offset: i64, error: &KafkaError) -> Option<Error> {
+    let is_out_of_range = matches!(
+        error.rdkafka_error_code(),
+        Some(RDKafkaErrorCode::OffsetOutOfRange | RDKafkaErrorCode::AutoOffsetReset)
+    );
+    is_out_of_range.then(|| {
+        Error::NotYet(format!(
+            "offset {offset} of {topic} is out of range ({error}): where the log begins and ends is asked again"
+        ))
+    })
+}
+
+/// An event that does not read by its schema shows that the schema ids have changed their meaning.
+fn not_of_schema(error: Error, schema_id: u32, topic: &str, offset: i64) -> Error {
+    match error {
+        Error::Schemas(error) => {
+            Error::Schemas(error.not_of_schema(schema_id, &carrier(topic, offset)))
+        }
+        other => other,
+    }
+}
+
+fn carrier(topic: &str, offset: i64) -> String {
+    format!("the record at offset {offset} of {topic}")
 }
 
 /// Waits until the applier waits; false when it is gone.

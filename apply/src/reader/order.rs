@@ -8,10 +8,12 @@ use crate::bookkeeping::Progress;
 use crate::error::{Error, Result};
 
 /// The last event seen, or the progress a run starts from.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Order {
     generation: Uuid,
     position: Position,
+    /// What helps where the log does not go on.
+    way_out: String,
 }
 
 /// What the start of a generation means here.
@@ -24,10 +26,11 @@ pub(super) enum Start {
 }
 
 impl Order {
-    pub(super) fn after(progress: &Progress) -> Order {
+    pub(super) fn after(progress: &Progress, way_out: String) -> Order {
         Order {
             generation: progress.generation,
             position: progress.position,
+            way_out,
         }
     }
 
@@ -41,15 +44,15 @@ impl Order {
         if generation != self.generation {
             return Err(Error::History(format!(
                 "the change topic holds at offset {offset} an event of generation {generation} where generation {} \
-                 goes on: the topic was recreated, trimmed or written to by something else; resync the mirror to start a new generation",
-                self.generation
+                 goes on: the topic was recreated, trimmed or written to by something else; {}",
+                self.generation, self.way_out
             )));
         }
         if position <= self.position {
             return Err(Error::History(format!(
                 "the change topic holds at offset {offset} the event {position}, which does not follow {}: the topic \
-                 was recreated, trimmed or written to by something else; resync the mirror to start a new generation",
-                self.position
+                 was recreated, trimmed or written to by something else; {}",
+                self.position, self.way_out
             )));
         }
         self.position = position;
@@ -66,8 +69,8 @@ impl Order {
         if self.position != Position::default() {
             return Err(Error::History(format!(
                 "the change topic begins generation {generation} at offset {offset} again, after the event {}: it was \
-                 written to by something else; resync the mirror to start a new generation",
-                self.position
+                 written to by something else; {}",
+                self.position, self.way_out
             )));
         }
         Ok(Start::Known)
@@ -88,11 +91,12 @@ mod tests {
     }
 
     fn order(generation: u128, position: Position) -> Order {
-        Order::after(&Progress {
+        let progress = Progress {
             generation: Uuid::from_u128(generation),
             position,
             next_offset: 0,
-        })
+        };
+        Order::after(&progress, "resync".to_owned())
     }
 
     #[test]

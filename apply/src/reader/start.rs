@@ -10,8 +10,9 @@ use bunny_schemas::wire;
 use rdkafka::Message;
 use rdkafka::error::KafkaError;
 
+use super::PARTITION;
 use super::decode::{Decoding, Record};
-use super::{PARTITION, assign};
+use super::open::assign;
 use crate::context::MirrorRun;
 use crate::error::{Error, Result};
 use crate::routes::Routes;
@@ -55,11 +56,18 @@ async fn generation_start_after(
             Err(error) => return Err(Error::kafka(format!("reading {topic}"))(error)),
         };
         let (schema_id, datum) = wire::read_frame(message.payload().unwrap_or_default())?;
-        let schema = run.registry.schema(schema_id).await?;
+        let schema = match run.registry.schema(schema_id).await {
+            // One that went with a former schemas topic: what it is of is passed over.
+            Err(bunny_schemas::Error::UnknownId(_)) => continue,
+            found => found?,
+        };
         if SchemaKind::of(&schema)? != SchemaKind::GenerationStarted {
             continue;
         }
-        let started = GenerationStarted::decode(datum)?;
+        // The same id may have meant something else in that one.
+        let Ok(started) = GenerationStarted::decode(datum) else {
+            continue;
+        };
         if started.generation == run.mirror.generation {
             return Ok(Some((message.offset() + 1, started.start_lsn)));
         }

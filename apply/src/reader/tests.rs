@@ -36,3 +36,17 @@ fn troubles_far_apart_are_not_one() {
     let far = Trouble::at(close.last + TROUBLE_FORGOTTEN_AFTER, Some(close));
     assert_eq!(far.lasted(), Duration::ZERO);
 }
+
+#[test]
+fn one_answer_that_an_offset_is_not_there_decides_nothing() {
+    for code in [
+        RDKafkaErrorCode::OffsetOutOfRange,
+        RDKafkaErrorCode::AutoOffsetReset,
+    ] {
+        let said = KafkaError::MessageConsumption(code);
+        let error = out_of_range("bunny.m.changes", 7, &said).expect("out of range");
+        assert!(error.is_transient(), "{error}");
+    }
+    let away = KafkaError::MessageConsumption(RDKafkaErrorCode::BrokerTransportFailure);
+    assert!(out_of_range("bunny.m.changes", 7, &away).is_none());
+}

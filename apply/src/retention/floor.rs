@@ -48,6 +48,12 @@ pub(super) fn lowest_needed(
     Some(lowest.max(0))
 }
 
+/// The table that needs the log from exactly `floor` on. Pure.
+pub(super) fn holding(tables: &[TableState], floor: i64) -> Option<&TableState> {
+    let mut out_of_main = tables.iter().filter(|table| !table.in_main);
+    out_of_main.find(|table| table.restart_offset == Some(floor))
+}
+
 /// Whether the records of all syncs that are loaded, or are to be, are among what was read. If
 /// the position topic is lost, or belongs to another history, nothing is known of the chunks.
 /// `published_as`: under which request capture has published what is loaded for one. Pure.

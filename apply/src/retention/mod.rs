@@ -26,13 +26,13 @@
 
 mod floor;
 mod held;
+mod said;
 
 use std::time::{Duration, SystemTime};
 
-use bunny_catalog::{Granted, LogLevel, Mirror};
+use bunny_catalog::{Granted, Mirror};
 use bunny_schemas::retained::Retained;
 use chrono::{DateTime, TimeDelta, Utc};
-use serde_json::json;
 use tokio_postgres::Client;
 
 use crate::bookkeeping::{self, Progress, TableState};
@@ -45,6 +45,7 @@ use crate::swap;
 
 pub(crate) use floor::floor;
 pub(crate) use held::Held;
+use said::Full;
 
 /// How often it is looked at what can go.
 const EVERY: Duration = Duration::from_secs(10);
@@ -89,12 +90,11 @@ async fn look(run: &MirrorRun, held: &Held) -> Result<()> {
         return Ok(());
     };
     let wish = run.catalog.get_mirror(&run.mirror.name).await?;
-    let in_window = match in_room(run, held, &wish, before.changes.0).await? {
-        Some(in_room) => in_window(run, client, &wish, before.changes.0)
-            .await?
-            .max(in_room),
-        None => in_window(run, client, &wish, before.changes.0).await?,
-    };
+    let full = in_room(run, &wish, before.changes.0).await?;
+    let in_window = in_window(run, client, &wish, before.changes.0).await?;
+    let in_window = full
+        .as_ref()
+        .map_or(in_window, |full| full.from.max(in_window));
     let (lowest, tables) = lowest(run, client, &progress, &wish, in_window).await?;
     let mut after = before.clone();
     let published = |request| replay::published_as(&wish, request);
@@ -110,12 +110,23 @@ async fn look(run: &MirrorRun, held: &Held) -> Result<()> {
             Granted {
                 floor: lowest.max(trimmed),
                 chunks_known,
+                held_by: None,
             }
         }
     };
-    let floor = raise(run, client, generation, granted.floor).await?;
-    after.changes.0 = after.changes.0.max(floor);
-    say_what_goes(run, &before, &after);
+    held.narrowed(full.map(|full| {
+        let table = floor::holding(&tables, granted.floor);
+        full.said(granted.floor, granted.held_by.as_deref(), table)
+    }));
+    // What is stored may be more than is granted now: nothing is replayed from below it, but
+    // nothing is deleted up to it either.
+    let floor = granted.floor;
+    let former = raise(run, client, generation, floor).await?;
+    after.changes.0 = after.changes.0.max(floor).max(former);
+    let mapped = (&*run.mirror.tables, run.mirror.generation);
+    for (level, message, details) in said::what_goes(mapped, (&before, former), &after) {
+        run.reporter.log(level, message, details);
+    }
     if run.mirror.owner.is_some() {
         held.set(after);
         run.catalog
@@ -169,12 +180,11 @@ async fn in_window(run: &MirrorRun, client: &Client, wish: &Mirror, low: i64) ->
 
 /// Where the window has to begin so that `topic_max_bytes` leaves room for what comes; none
 /// while there is enough, or no limit.
-async fn in_room(run: &MirrorRun, held: &Held, wish: &Mirror, low: i64) -> Result<Option<i64>> {
+async fn in_room(run: &MirrorRun, wish: &Mirror, low: i64) -> Result<Option<Full>> {
     let Some(topic_of) = topic_of(run, wish).await? else {
         return Ok(None);
     };
     let Some(max) = topic_of.config.topic_max_bytes else {
-        held.narrowed(None);
         return Ok(None);
     };
     let topic = run
@@ -183,13 +193,7 @@ async fn in_room(run: &MirrorRun, held: &Held, wish: &Mirror, low: i64) -> Resul
         .await?;
     let bytes = topic.held(low);
     let in_room = topic.window(low, max);
-    held.narrowed(in_room.map(|_| {
-        format!(
-            "the change topic holds {bytes} bytes and topic_max_bytes is {max}: what is applied is trimmed before \
-             topic_retention_hours are over; when it is full of what is not applied, capture stops"
-        )
-    }));
-    Ok(in_room)
+    Ok(in_room.map(|from| Full { from, bytes, max }))
 }
 
 /// The mirror that has the topics, none if it is gone.
@@ -228,8 +232,10 @@ async fn lowest(
     Ok((next, tables.into_iter().chain(beside).collect()))
 }
 
-/// Stores a floor that everybody agrees to, and gives the one that is stored then.
-async fn raise(
+/// Stores a floor that everybody agrees to, and gives the one that was stored before. On disk when
+/// it returns, and so is all that was committed before it: what is applied, without which the
+/// records that go now would be missed after a crash of the destination.
+pub async fn raise(
     run: &MirrorRun,
     client: &Client,
     generation: uuid::Uuid,
@@ -245,12 +251,12 @@ async fn raise(
     if granted > former {
         reached(crash_points::RETENTION_RAISED);
     }
-    Ok(granted.max(former))
+    Ok(former)
 }
 
 async fn begin(client: &Client) -> Result<()> {
     client
-        .batch_execute("BEGIN")
+        .batch_execute("BEGIN; SET LOCAL synchronous_commit = on")
         .await
         .map_err(Error::sql("beginning to raise the retention floor"))
 }
@@ -310,23 +316,4 @@ async fn still_decided(run: &MirrorRun, client: &Client, decision: &Decision) ->
     Err(Error::NotYet(
         "what the topics are kept for has changed meanwhile".to_owned(),
     ))
-}
-
-fn say_what_goes(run: &MirrorRun, before: &Retained, after: &Retained) {
-    for table in &run.mirror.tables {
-        let earliest = |retained: &Retained| {
-            let found =
-                retained.earliest(&table.source, run.mirror.generation, table.since_request);
-            found.map(|sync| sync.lsn)
-        };
-        let (was, is) = (earliest(before), earliest(after));
-        if was.is_some() && is.is_none() {
-            let message = format!(
-                "table {} cannot be rebuilt from the topics any more: what its last copy needs is older than topic_retention_hours, or topic_max_bytes left no room for it. POST …/checkpoint makes a new one",
-                table.source
-            );
-            let details = json!({"table": table.source.to_string()});
-            run.reporter.log(LogLevel::Warn, message, details);
-        }
-    }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bunny_schemas::control::{SchemaKind, SnapshotChunk, TableSyncFinished, TableSyncStarted};
 use bunny_schemas::reader::read_positions;
-use bunny_schemas::registry::Registry;
+use bunny_schemas::registry::{LOST_PATIENCE, Registry};
 use bunny_schemas::wire;
 use bytes::Bytes;
 use rdkafka::consumer::stream_consumer::StreamPartitionQueue;
@@ -293,7 +293,9 @@ impl PartitionReader {
         let kind = match self.kinds.get(&id) {
             Some(kind) => *kind,
             None => {
-                let kind = SchemaKind::of(&self.registry.schema(id).await?)?;
+                let carrier = format!("a record of {}/{}", self.topic, self.partition);
+                let schema = self.registry.schema_of(id, &carrier, LOST_PATIENCE).await?;
+                let kind = SchemaKind::of(&schema)?;
                 self.kinds.insert(id, kind);
                 kind
             }

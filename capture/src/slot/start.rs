@@ -91,6 +91,9 @@ pub enum Refusal {
         "the log was last told by command {0}, which this catalog does not know: it was restored from a backup that is older, or it is another installation's; POST …/adopt goes on from what the log and the destination hold, or resync the mirror to start a new generation"
     )]
     UnknownWish(Uuid),
+    /// Says the way out too.
+    #[error("{0}")]
+    IdLost(String),
     #[error(
         "the source is on timeline {found} and its history does not name timeline {recorded}; resync the mirror to start a new generation"
     )]

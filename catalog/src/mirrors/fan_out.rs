@@ -70,12 +70,14 @@ pub struct InitialCopy {
 }
 
 /// Up to where a log may be trimmed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Granted {
     /// Nobody who is attached needs what is below.
     pub floor: i64,
     /// The copies that attached mirrors are loading are all known to be recorded.
     pub chunks_known: bool,
+    /// The attached mirror that needs what could go else.
+    pub held_by: Option<String>,
 }
 
 impl Mirror {
@@ -229,11 +231,13 @@ impl Catalog {
             return Ok(Granted {
                 floor: 0,
                 chunks_known: false,
+                held_by: None,
             });
         }
         let row = sqlx::query(
             "SELECT min(CASE WHEN n.generation = $2 THEN n.floor_offset ELSE 0 END) AS floor,
-                    coalesce(bool_and(coalesce(n.chunks_known AND n.generation = $2, false)), true) AS known
+                    coalesce(bool_and(coalesce(n.chunks_known AND n.generation = $2, false)), true) AS known,
+                    (array_agg(a.name ORDER BY CASE WHEN n.generation = $2 THEN n.floor_offset ELSE 0 END))[1] AS first
              FROM bunny.mirrors a LEFT JOIN bunny.log_needs n ON n.mirror_id = a.id
              WHERE a.source_mirror = $1 AND a.desired <> 'deleted'",
         )
@@ -243,9 +247,12 @@ impl Catalog {
         .await
         .map_err(failed)?;
         let needed: Option<i64> = row.try_get("floor").map_err(failed)?;
+        let holds = needed.is_some_and(|needed| needed < wanted);
+        let first: Option<String> = row.try_get("first").map_err(failed)?;
         let granted = Granted {
             floor: needed.map_or(wanted, |needed| needed.min(wanted)),
             chunks_known: row.try_get("known").map_err(failed)?,
+            held_by: first.filter(|_| holds),
         };
         write_floor(&mut transaction, mirror_id, generation, granted.floor).await?;
         transaction.commit().await.map_err(failed)?;

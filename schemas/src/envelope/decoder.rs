@@ -109,6 +109,10 @@ impl Decoder {
         };
         let (source, last) = Source::read(&mut reader)?;
         reader.end()?;
+        // Tables of one shape are told apart by nothing else.
+        if source.table != self.schema.table || source.schema != self.schema.schema {
+            return Err(reader.malformed("a change of the table whose schema it names"));
+        }
         let change = Change {
             op,
             before_kind,

@@ -53,6 +53,11 @@ impl<T: Send + 'static> Kept<T> {
         }
     }
 
+    /// Lets go of the client, whoever has it.
+    pub(super) fn clear(&self) {
+        *self.lock() = None;
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<Arc<Closing<T>>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -79,5 +84,7 @@ mod tests {
         // Whoever failed with the first one later does not take the second away.
         kept.forget(&first);
         assert!(Arc::ptr_eq(&second, &kept.get(|| Ok(4)).unwrap()));
+        kept.clear();
+        assert!(kept.present().is_none());
     }
 }

@@ -268,6 +268,12 @@ impl KafkaConfig {
         }
     }
 
+    /// Lets the next question about topics be asked by a new client, which learns anew who leads
+    /// their partitions: for an answer that cannot be right.
+    pub fn ask_anew(&self) {
+        self.kept.reader.clear();
+    }
+
     /// First offset of a partition and its end as a `read_committed` consumer sees
     /// it: the last stable offset, below any transaction still open.
     pub async fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64)> {

@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use crate::control::SchemaKind;
 use crate::crash_points::{SCHEMA_REGISTERED, crash_point};
 use crate::envelope::TableSchema;
+use crate::error::IDS_LOST_CURE;
 use crate::kafka::{KafkaConfig, TopicKind};
 use crate::tail::{Tail, blocking};
 use crate::topics::Topics;
@@ -36,6 +37,10 @@ use state::State;
 
 /// How long `register` goes on when it is fenced or Kafka is in trouble.
 const REGISTER_MAX: Duration = Duration::from_secs(60);
+
+/// How long an id that an event carries may seem to be missing.
+pub const LOST_PATIENCE: Duration = Duration::from_secs(30);
+const LOST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Who chooses the ids of new schemas.
 #[derive(Debug, Clone, Default)]
@@ -241,6 +246,30 @@ impl Registry {
         self.shared
             .read_state(|state| state.schema(id))
             .ok_or(Error::UnknownId(id))
+    }
+
+    /// Schema with the id that `carrier` carries, a record in words: it was in the schemas topic
+    /// before that was written. Only a broker that answers with less than it has hides it, which
+    /// is waited for.
+    ///
+    /// # Errors
+    /// [`Error::IdLost`] when it is not there after `patience`.
+    pub async fn schema_of(&self, id: u32, carrier: &str, patience: Duration) -> Result<Arc<str>> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.schema(id).await {
+                Err(Error::UnknownId(_)) if Instant::now() < deadline => {
+                    tokio::time::sleep(LOST_PAUSE).await;
+                }
+                Err(Error::UnknownId(_)) => {
+                    return Err(Error::IdLost(format!(
+                        "{} lacks schema id {id}, which {carrier} carries: was it deleted, or trimmed? {IDS_LOST_CURE}",
+                        self.shared.topic
+                    )));
+                }
+                found => return found,
+            }
+        }
     }
 
     /// Subject and version of an id, as known since the last [`Registry::refresh`].

@@ -290,6 +290,38 @@ fn source() -> Source<'static> {
     }
 }
 
+/// Ids that have changed their meaning give an event another table's schema.
+#[test]
+fn a_change_of_another_table_of_the_same_shape_is_refused() {
+    let table = users();
+    let encoder = Encoder::new(&table, 1, 2);
+    let row = [Value::Text(b"1"), Value::Null, Value::Null];
+    let decoded = |schema: &str, name: &str| {
+        let source = Source {
+            schema,
+            table: name,
+            ..source()
+        };
+        let mut event = Vec::new();
+        encoder
+            .change(&mut event, Op::Create, None, Some(&row), &source)
+            .unwrap();
+        let (_, datum) = wire::read_frame(&event).unwrap();
+        let decoder = Decoder::new(&table.value_avro_json()).unwrap();
+        decoder.decode(datum).map(|_| ())
+    };
+    assert!(decoded("public", "Users").is_ok());
+    for (schema, name) in [("public", "Orders"), ("shop", "Users")] {
+        let error = decoded(schema, name).unwrap_err();
+        assert!(matches!(error, crate::Error::Malformed { .. }), "{error}");
+        let said = error.not_of_schema(1, "the record at offset 7 of bunny.m.changes");
+        assert!(!said.is_transient());
+        let said = said.to_string();
+        assert!(said.contains("offset 7 of bunny.m.changes"), "{said}");
+        assert!(said.contains("resync every mirror"), "{said}");
+    }
+}
+
 /// The text is part of the contract: a change of it gives every table new ids.
 #[test]
 fn schema_text_is_fixed() {
