@@ -33,7 +33,7 @@ use crate::routes::Routes;
 use crate::stats::Stats;
 use crate::swap;
 use crate::writer::{Policy, Writer};
-use bunny_schemas::kafka::Closing;
+use bunny_schemas::kafka::{Closing, KafkaConfig};
 
 /// The consumer group's offset only shows the lag in Kafka tools: often enough is enough.
 const GROUP_COMMIT_EVERY: Duration = Duration::from_millis(200);
@@ -115,10 +115,15 @@ pub async fn follow(
         },
     );
     // Dropped with this future, which ends both tasks.
-    let mut tasks = JoinSet::new();
-    tasks.spawn(Box::pin(reader.run(consumer.clone())));
+    let (mut reading, mut watching) = (JoinSet::new(), JoinSet::new());
+    reading.spawn(Box::pin(reader.run(consumer.clone())));
     let topic = run.topics.changes(run.mirror.topics_slug());
-    tasks.spawn(watch_end(consumer.clone(), topic.clone(), stats.clone()));
+    watching.spawn(watch_end(
+        run.kafka.clone(),
+        consumer.clone(),
+        topic.clone(),
+        stats.clone(),
+    ));
 
     let applier = Applier {
         run,
@@ -143,7 +148,10 @@ pub async fn follow(
         ahead: Ahead::new(run, routes, work),
         demand,
     };
-    let ended = Box::pin(main.run()).await?;
+    let ended = tokio::select! {
+        ended = Box::pin(main.run()) => ended?,
+        lost = reader_error(&mut watching) => return Err(lost),
+    };
     match ended {
         Stop::Generation {
             generation,
@@ -156,7 +164,7 @@ pub async fn follow(
         }
         Stop::Joined => Ok(Ended::Joined),
         Stop::There => Ok(Ended::Stopped),
-        Stop::ReaderGone => Err(reader_error(&mut tasks).await),
+        Stop::ReaderGone => Err(reader_error(&mut reading).await),
     }
 }
 
@@ -386,7 +394,9 @@ impl Group {
     }
 }
 
+/// Says how far the log goes. Ends when the topic is lost: one who reads at its end is not told.
 async fn watch_end(
+    kafka: KafkaConfig,
     consumer: Arc<Closing<StreamConsumer>>,
     topic: String,
     stats: Arc<Stats>,
@@ -397,8 +407,14 @@ async fn watch_end(
             asked.fetch_watermarks(&of, PARTITION, END_EVERY * 3)
         })
         .await;
-        if let Ok(Ok((_, end))) = found {
-            stats.end_offset(end);
+        match found {
+            Ok(Ok((_, end))) => stats.end_offset(end),
+            Ok(Err(error)) if kafka.has_lost(&topic, error.rdkafka_error_code()).await => {
+                return Err(Error::NotYet(format!(
+                    "the change topic {topic} seems to be gone: {error}"
+                )));
+            }
+            Ok(Err(_)) | Err(_) => {}
         }
         tokio::time::sleep(END_EVERY).await;
     }

@@ -2,7 +2,9 @@
 //!
 //! A topic that is full ends the run: the slot is free, the source keeps its WAL, and nothing
 //! is dropped. Each time the run is begun again it is looked whether there is room; so
-//! capture goes on by itself when the topic was trimmed or the limit was raised.
+//! capture goes on by itself when the topic was trimmed or the limit was raised. A topic that is
+//! there no more ends the run too, without a change to be sent: the next begins by comparing it
+//! with the position record.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -46,6 +48,11 @@ pub(crate) async fn run(run: &Run, sent: Sent, held: watch::Sender<Option<u64>>)
                         check(bytes, max)?;
                     }
                 }
+                Err(Error::Schemas(error)) if is_lost(run, &error).await => {
+                    return Err(Error::transient(format!(
+                        "the change topic is gone: {error}"
+                    )));
+                }
                 Err(error) => {
                     tracing::debug!(mirror = %run.mirror.name, %error, "the change topic is measured later");
                 }
@@ -54,6 +61,12 @@ pub(crate) async fn run(run: &Run, sent: Sent, held: watch::Sender<Option<u64>>)
         round = round.wrapping_add(1);
         tokio::time::sleep(EVERY).await;
     }
+}
+
+async fn is_lost(run: &Run, error: &bunny_schemas::Error) -> bool {
+    let topic = run.options.topics.changes(&run.mirror.slug);
+    let code = error.kafka_code();
+    run.options.kafka.has_lost(&topic, code).await
 }
 
 async fn look(run: &Run, sent: &Sent, known: &mut Option<TopicBytes>) -> Result<u64> {

@@ -134,16 +134,9 @@ impl Error {
     }
 
     /// Whether there seems to be no such topic. A partition without a leader can look the same:
-    /// [`KafkaConfig::partitions`](crate::kafka::KafkaConfig::partitions) knows.
+    /// [`KafkaConfig::has_lost`](crate::kafka::KafkaConfig::has_lost) knows.
     pub fn is_gone(&self) -> bool {
-        matches!(
-            self.kafka_code(),
-            Some(
-                RDKafkaErrorCode::UnknownTopicOrPartition
-                    | RDKafkaErrorCode::UnknownTopic
-                    | RDKafkaErrorCode::UnknownPartition
-            )
-        )
+        self.kafka_code().is_some_and(names_no_topic)
     }
 
     /// Whether the same call may succeed later without anybody changing anything:
@@ -163,6 +156,16 @@ impl Error {
             | Error::Corrupt(_) => false,
         }
     }
+}
+
+/// Whether a code says that there is no such topic, or no such partition of it.
+pub(crate) fn names_no_topic(code: RDKafkaErrorCode) -> bool {
+    matches!(
+        code,
+        RDKafkaErrorCode::UnknownTopicOrPartition
+            | RDKafkaErrorCode::UnknownTopic
+            | RDKafkaErrorCode::UnknownPartition
+    )
 }
 
 /// Lists what is *not* worth another try; whatever a broker may say in trouble,

@@ -52,7 +52,7 @@ pub(crate) async fn open(
 /// `next_offset` on.
 async fn goes_on_from(run: &MirrorRun, topic: &str, next_offset: i64) -> Result<()> {
     let (low, end) = match run.kafka.watermarks(topic, PARTITION).await {
-        Err(error) if error.is_gone() && run.kafka.partitions(topic).await?.is_none() => {
+        Err(error) if run.kafka.has_lost(topic, error.kafka_code()).await => {
             return Err(Error::History(format!(
                 "the change topic {topic} is gone: it was deleted by something else; {}",
                 way_out(run.mirror.owner.as_ref())

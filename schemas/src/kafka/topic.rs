@@ -14,6 +14,7 @@ use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::{CALL_TIMEOUT, KafkaConfig};
+use crate::error::names_no_topic;
 use crate::{Error, Result};
 
 /// Longest wait for an answer through a client that was there before: its leader may be gone.
@@ -180,6 +181,13 @@ impl KafkaConfig {
             }
         })
         .await
+    }
+
+    /// Whether an error of that code came because the topic is not there: a partition without a
+    /// leader looks the same until the topic itself is asked for. False while Kafka cannot be asked.
+    pub async fn has_lost(&self, topic: &str, code: Option<RDKafkaErrorCode>) -> bool {
+        let says_so = code.is_some_and(names_no_topic);
+        says_so && matches!(self.partitions(topic).await, Ok(None))
     }
 
     /// Names of all topics, sorted.

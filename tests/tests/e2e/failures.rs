@@ -265,7 +265,7 @@ fn admin(stage: &Stage) -> Result<AdminClient<DefaultClientContext>> {
 async fn what_a_mirror_cannot_do_without_makes_it_failed() -> Result<()> {
     let scene = Scene::new("mirror_failures").await?;
     let mut mirrors = Vec::new();
-    for name in ["slot", "publication", "trimmed", "deleted"] {
+    for name in ["slot", "publication", "trimmed", "deleted", "idle"] {
         scene
             .source
             .run(&format!(
@@ -290,8 +290,15 @@ async fn what_a_mirror_cannot_do_without_makes_it_failed() -> Result<()> {
             .assert_converges(mirror, &TablePair::all(&[table]))
             .await?;
     }
-    let [(slot, _), (publication, _), (trimmed, _), (deleted, _)] = &mirrors[..] else {
-        anyhow::bail!("four mirrors");
+    let [
+        (slot, _),
+        (publication, _),
+        (trimmed, _),
+        (deleted, _),
+        (idle, _),
+    ] = &mirrors[..]
+    else {
+        anyhow::bail!("five mirrors");
     };
     let topic = |mirror: &Mirror| format!("{}.{}.changes", scene.stage.name, mirror.slug());
 
@@ -345,12 +352,13 @@ async fn what_a_mirror_cannot_do_without_makes_it_failed() -> Result<()> {
     post(&scene.api, "/v1/mirrors/trimmed/resume", json!({})).await?;
     wait_failed(trimmed, &["trimmed", "esync"]).await?;
 
-    // The whole topic, under both roles' feet.
+    // The whole topic, under both roles' feet, whether there is a change to come or not.
     admin(&scene.stage)?
-        .delete_topics(&[&topic(deleted)], &AdminOptions::new())
+        .delete_topics(&[&topic(deleted), &topic(idle)], &AdminOptions::new())
         .await?;
     scene.source.run("UPDATE t_deleted SET v = 'x'").await?;
     wait_failed(deleted, &["topic"]).await?;
+    wait_failed(idle, &["topic"]).await?;
 
     // The way back: what is left of a FAILED mirror can be taken down, and made anew.
     for (mirror, table) in &mirrors {
