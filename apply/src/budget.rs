@@ -16,6 +16,8 @@ const BATCH_BYTES_MIN: usize = 256 * 1024;
 
 /// librdkafka's queue needs no more to have the next fetch at hand.
 const QUEUE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Below this, it would hold less than one fetch brings.
+const QUEUE_BYTES_MIN: usize = 1024 * 1024;
 
 /// The memory that a process has for rows on their way, and how many mirrors share it.
 #[derive(Clone, Debug)]
@@ -31,7 +33,7 @@ impl Memory {
     pub fn of(bytes: usize) -> Memory {
         Memory {
             batches_bytes: bytes / 16 * 9,
-            queue_bytes: (bytes / 8).min(QUEUE_BYTES_MAX),
+            queue_bytes: bytes / 8,
             sharers: Arc::default(),
         }
     }
@@ -41,9 +43,11 @@ impl Memory {
         Budget::join(self.batches_bytes, &self.sharers)
     }
 
-    /// What one consumer of a change topic may hold ready, in KiB.
+    /// What a consumer of a change topic that is opened now may hold ready, in KiB. It keeps that:
+    /// of many that begin one after the other, each is given less than the one before.
     pub(crate) fn queue_kib(&self) -> usize {
-        self.queue_bytes / 1024
+        let sharers = self.sharers.load(Ordering::Relaxed).max(1);
+        (self.queue_bytes / sharers).clamp(QUEUE_BYTES_MIN, QUEUE_BYTES_MAX) / 1024
     }
 }
 
@@ -100,9 +104,16 @@ mod tests {
     }
 
     #[test]
-    fn a_small_process_fetches_less() {
+    fn a_small_process_and_one_of_many_fetch_less() {
         assert_eq!(Memory::of(128 << 20).queue_kib(), 16 << 10);
         assert_eq!(Memory::of(32 << 20).queue_kib(), 4 << 10);
-        assert_eq!(Memory::of(1 << 30).queue_kib(), 16 << 10);
+        let large = Memory::of(1 << 30);
+        assert_eq!(large.queue_kib(), 16 << 10);
+        let sharers: Vec<Budget> = (0..64).map(|_| large.join()).collect();
+        assert_eq!(large.queue_kib(), 2 << 10);
+        drop(sharers);
+        let small = Memory::of(32 << 20);
+        let _sharers: Vec<Budget> = (0..64).map(|_| small.join()).collect();
+        assert_eq!(small.queue_kib(), 1 << 10);
     }
 }

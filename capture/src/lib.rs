@@ -14,6 +14,7 @@ mod definitions;
 mod error;
 mod exclusion;
 mod last_wish;
+mod memory;
 mod mirror;
 mod paused;
 mod publication;

@@ -16,12 +16,13 @@ use tokio::sync::mpsc;
 use crate::change::EventEncoder;
 use crate::crash_points::{PUBLICATIONS_CREATED, crash_point};
 use crate::error::{Error, Result};
+use crate::memory::Memory;
 use crate::publisher::{Publisher, Tables, Visibility};
 use crate::report::{self, Reporting, SettingUp};
 use crate::rounds::{self, Rounds};
 use crate::run::{Options, Run};
 use crate::slot::{self, Places};
-use crate::snapshot::{SyncRecorder, UnderWay};
+use crate::snapshot::SyncRecorder;
 use crate::stream::{Parts, Stream};
 use crate::table_topics::{self, TopicPerTable};
 use crate::watch::Watch;
@@ -39,9 +40,9 @@ pub(crate) async fn run(
     mirror: Mirror,
     context: MirrorContext,
     options: Arc<Options>,
-    under_way: UnderWay,
+    memory: Memory,
 ) -> Result<Finished> {
-    let run = Run::new(mirror, context, options, under_way);
+    let run = Run::new(mirror, context, options, memory);
     let desired = run.mirror.desired_of(Role::Capture);
     if desired == Desired::Deleted {
         return removal::run(&run).await;
@@ -83,7 +84,14 @@ async fn capture(run: &Run, source: Session) -> Result<Finished> {
         ..
     } = &*run.options;
     let registry = Registry::open_with(kafka.clone(), topics, schema_ids.clone()).await?;
-    let mut publisher = Publisher::open(kafka, topics, &registry, &mirror.slug).await?;
+    let mut publisher = Publisher::open(
+        kafka,
+        topics,
+        &registry,
+        &mirror.slug,
+        run.memory.streams.join(),
+    )
+    .await?;
     let positions = reader::read_positions(kafka, topics, &mirror.slug).await?;
     // Before anything is done for this catalog at the source.
     last_wish::check(run, positions.wish).await?;

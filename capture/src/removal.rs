@@ -119,7 +119,14 @@ async fn keep_in_mind(run: &Run, command: &Command) -> Result<()> {
         ..
     } = &*run.options;
     let registry = Registry::open_with(kafka.clone(), topics, schema_ids.clone()).await?;
-    let mut publisher = Publisher::open(kafka, topics, &registry, &run.mirror.slug).await?;
+    let mut publisher = Publisher::open(
+        kafka,
+        topics,
+        &registry,
+        &run.mirror.slug,
+        run.memory.streams.join(),
+    )
+    .await?;
     let command_id = command.id;
     publisher.remember(WishRecord { command_id }).await
 }

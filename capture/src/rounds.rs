@@ -420,7 +420,7 @@ pub(crate) async fn run(
                 mirror: Arc::clone(&run.mirror),
                 latest: run.context.updates(),
                 generation: run.mirror.generation,
-                under_way: run.under_way.clone(),
+                under_way: run.memory.chunks.clone(),
                 tables,
                 recorder: recorder.clone(),
                 passed: passed.clone(),

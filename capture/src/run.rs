@@ -10,7 +10,7 @@ use bunny_schemas::registry::Authority;
 use bunny_schemas::topics::Topics;
 
 use crate::error::Result;
-use crate::snapshot::UnderWay;
+use crate::memory::Memory;
 
 /// What a capture process is given.
 #[derive(Clone)]
@@ -32,8 +32,7 @@ pub struct Options {
 pub(crate) struct Run {
     pub(crate) mirror: Arc<Mirror>,
     pub(crate) options: Arc<Options>,
-    /// What copies may have under way, shared by the process.
-    pub(crate) under_way: UnderWay,
+    pub(crate) memory: Memory,
     pub(crate) context: MirrorContext,
     /// `bunny capture <12-hex mirror id> <epoch>`: what a later owner looks for.
     pub(crate) application_name: String,
@@ -44,13 +43,13 @@ impl Run {
         mirror: Mirror,
         context: MirrorContext,
         options: Arc<Options>,
-        under_way: UnderWay,
+        memory: Memory,
     ) -> Run {
         Run {
             application_name: format!("{} {}", session_prefix(&mirror), context.lease_epoch),
             mirror: Arc::new(mirror),
             options,
-            under_way,
+            memory,
             context,
         }
     }

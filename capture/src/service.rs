@@ -7,9 +7,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::error::Error;
+use crate::memory::Memory;
 use crate::mirror;
 use crate::run::Options;
-use crate::snapshot::UnderWay;
 
 /// The capture role, ready to run.
 pub struct Service {
@@ -30,8 +30,7 @@ impl Service {
     /// None today: the loop goes on whatever happens.
     pub async fn run(self, cancel: CancellationToken) -> Result<(), Error> {
         let options = self.options;
-        // The rest is for the stream: its Kafka transactions, and librdkafka's copy of them.
-        let under_way = UnderWay::at_most(options.memory_bytes / 4);
+        let memory = Memory::of(options.memory_bytes);
         let supervision = SuperviseOptions::new(options.lease_ttl);
         supervise(
             options.catalog.clone(),
@@ -40,10 +39,10 @@ impl Service {
             supervision,
             cancel,
             move |mirror, context| {
-                let (options, under_way) = (Arc::clone(&options), under_way.clone());
+                let (options, memory) = (Arc::clone(&options), memory.clone());
                 let generation = mirror.generation;
                 async move {
-                    Box::pin(mirror::run(mirror, context, options, under_way))
+                    Box::pin(mirror::run(mirror, context, options, memory))
                         .await
                         .map_err(|error| failure(error, generation))
                 }

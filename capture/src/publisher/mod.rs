@@ -36,12 +36,12 @@ use crate::crash_points::{
     AFTER_KAFKA_COMMIT, BEFORE_KAFKA_COMMIT, MID_TRANSACTION, READ_ON, crash_point, is_armed,
 };
 use crate::error::{Error, Result};
+use crate::memory::Share;
 use crate::size::Sent;
 use crate::table_topics::Records;
 
-/// A Kafka transaction is committed when it holds this much, or is this old, or the source
-/// has nothing more to give.
-const TRANSACTION_BYTES_MAX: usize = 8 << 20;
+/// A Kafka transaction is committed when it holds this much, or its share of the process's memory,
+/// or is this old, or the source has nothing more to give.
 const TRANSACTION_EVENTS_MAX: usize = 20_000;
 /// The same for a process that is to die between two Kafka transactions of one of the source's:
 /// that test's source transactions are small.
@@ -111,6 +111,7 @@ pub(crate) struct Publisher {
     events_max: usize,
     pace: Pace,
     sent: Sent,
+    share: Share,
 }
 
 impl Publisher {
@@ -121,6 +122,7 @@ impl Publisher {
         topics: &Topics,
         registry: &Registry,
         slug: &str,
+        share: Share,
     ) -> Result<Self> {
         let [
             position_schema_id,
@@ -163,6 +165,7 @@ impl Publisher {
                 ended: Instant::now(),
             },
             sent: Sent::default(),
+            share,
         };
         let fenced = publisher.blocking(|producer| producer.init_transactions(KAFKA_PATIENCE));
         answered("fencing the former capture", fenced.await)?;
@@ -187,7 +190,7 @@ impl Publisher {
     /// True when the open transaction should be committed before more is sent.
     pub(crate) fn is_due(&self) -> bool {
         self.open.as_ref().is_some_and(|open| {
-            open.bytes >= TRANSACTION_BYTES_MAX
+            open.bytes >= self.share.transaction_bytes_max()
                 || open.events >= self.events_max
                 || open.since.elapsed() >= TRANSACTION_AGE_MAX
         })
