@@ -33,13 +33,10 @@ use crate::routes::Routes;
 use crate::stats::Stats;
 use crate::swap;
 use crate::writer::{Policy, Writer};
-use bunny_schemas::kafka::{Closing, KafkaConfig};
+use bunny_schemas::kafka::Closing;
 
 /// The consumer group's offset only shows the lag in Kafka tools: often enough is enough.
 const GROUP_COMMIT_EVERY: Duration = Duration::from_millis(200);
-
-/// How often the end of the log is asked for.
-const END_EVERY: Duration = Duration::from_secs(1);
 
 /// Why main stopped following.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,16 +111,10 @@ pub async fn follow(
             work: work_sender,
         },
     );
-    // Dropped with this future, which ends both tasks.
-    let (mut reading, mut watching) = (JoinSet::new(), JoinSet::new());
-    reading.spawn(Box::pin(reader.run(consumer.clone())));
+    // Dropped with this future, which ends the task.
+    let mut tasks = JoinSet::new();
+    tasks.spawn(Box::pin(reader.run(consumer.clone())));
     let topic = run.topics.changes(run.mirror.topics_slug());
-    watching.spawn(watch_end(
-        run.kafka.clone(),
-        consumer.clone(),
-        topic.clone(),
-        stats.clone(),
-    ));
 
     let applier = Applier {
         run,
@@ -148,10 +139,7 @@ pub async fn follow(
         ahead: Ahead::new(run, routes, work),
         demand,
     };
-    let ended = tokio::select! {
-        ended = Box::pin(main.run()) => ended?,
-        lost = reader_error(&mut watching) => return Err(lost),
-    };
+    let ended = Box::pin(main.run()).await?;
     match ended {
         Stop::Generation {
             generation,
@@ -164,7 +152,7 @@ pub async fn follow(
         }
         Stop::Joined => Ok(Ended::Joined),
         Stop::There => Ok(Ended::Stopped),
-        Stop::ReaderGone => Err(reader_error(&mut reading).await),
+        Stop::ReaderGone => Err(reader_error(&mut tasks).await),
     }
 }
 
@@ -391,32 +379,6 @@ impl Group {
         if let Err(error) = committed {
             tracing::debug!(topic = %self.topic, %error, "the consumer group's offset was not committed");
         }
-    }
-}
-
-/// Says how far the log goes. Ends when the topic is lost: one who reads at its end is not told.
-async fn watch_end(
-    kafka: KafkaConfig,
-    consumer: Arc<Closing<StreamConsumer>>,
-    topic: String,
-    stats: Arc<Stats>,
-) -> Result<()> {
-    loop {
-        let (asked, of) = (consumer.clone(), topic.clone());
-        let found = tokio::task::spawn_blocking(move || {
-            asked.fetch_watermarks(&of, PARTITION, END_EVERY * 3)
-        })
-        .await;
-        match found {
-            Ok(Ok((_, end))) => stats.end_offset(end),
-            Ok(Err(error)) if kafka.has_lost(&topic, error.rdkafka_error_code()).await => {
-                return Err(Error::NotYet(format!(
-                    "the change topic {topic} seems to be gone: {error}"
-                )));
-            }
-            Ok(Err(_)) | Err(_) => {}
-        }
-        tokio::time::sleep(END_EVERY).await;
     }
 }
 

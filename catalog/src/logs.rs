@@ -65,7 +65,7 @@ pub struct LogQuery {
     pub limit: i64,
     /// After skipping so many.
     pub offset: i64,
-    /// Only those whose message holds this text, in any case.
+    /// Only those whose message or details hold this text, in any case.
     pub search: Option<String>,
     /// Only those of this level.
     pub level: Option<LogLevel>,
@@ -139,7 +139,8 @@ impl Catalog {
         let rows = sqlx::query(
             "SELECT id, level, message, details, created_at FROM bunny.logs
              WHERE mirror_id = $1 AND ($2::text IS NULL OR level = $2)
-               AND ($3::text IS NULL OR strpos(lower(message), lower($3)) > 0)
+               AND ($3::text IS NULL OR strpos(lower(message), lower($3)) > 0
+                    OR strpos(lower(details::text), lower($3)) > 0)
              ORDER BY id DESC LIMIT $4 OFFSET $5",
         )
         .bind(mirror_id)
@@ -153,7 +154,8 @@ impl Catalog {
         let total: i64 = sqlx::query_scalar(
             "SELECT count(*) FROM bunny.logs
              WHERE mirror_id = $1 AND ($2::text IS NULL OR level = $2)
-               AND ($3::text IS NULL OR strpos(lower(message), lower($3)) > 0)",
+               AND ($3::text IS NULL OR strpos(lower(message), lower($3)) > 0
+                    OR strpos(lower(details::text), lower($3)) > 0)",
         )
         .bind(mirror_id)
         .bind(level)

@@ -6,6 +6,7 @@
 //! the reader with the error, and with it the run.
 
 mod decode;
+pub(crate) mod log_end;
 mod open;
 mod order;
 mod start;
@@ -195,7 +196,17 @@ impl Reader {
         }
     }
 
-    pub(crate) async fn run(mut self, consumer: Arc<Closing<StreamConsumer>>) -> Result<()> {
+    pub(crate) async fn run(self, consumer: Arc<Closing<StreamConsumer>>) -> Result<()> {
+        let (kafka, topic) = (self.kafka.clone(), self.topic.clone());
+        let stats = self.options.stats.clone();
+        let is_at = |end| stats.end_offset(end);
+        tokio::select! {
+            read = self.read(&consumer) => read,
+            lost = log_end::watch(&kafka, consumer.clone(), &topic, PARTITION, is_at) => Err(lost),
+        }
+    }
+
+    async fn read(mut self, consumer: &StreamConsumer) -> Result<()> {
         let mut stream = consumer.stream();
         if self
             .options

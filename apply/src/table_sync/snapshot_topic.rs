@@ -23,8 +23,9 @@ use super::board::{Announced, SyncId};
 use super::lane::{Head, PartHead};
 use crate::context::MirrorRun;
 use crate::error::{Error, Result};
+use crate::reader::log_end;
 use crate::replay;
-use bunny_schemas::kafka::Closing;
+use bunny_schemas::kafka::{Closing, KafkaConfig};
 
 /// What is prefetched for each partition; a part is about 1 MiB. The second counts
 /// compressed bytes, which unpack to several times as much.
@@ -141,7 +142,7 @@ pub(super) async fn open(
     let consumer: StreamConsumer = config
         .create()
         .map_err(Error::kafka(format!("creating a consumer of {topic}")))?;
-    let consumer = Closing::new(Arc::new(consumer));
+    let consumer = Arc::new(Closing::new(Arc::new(consumer)));
     let aliases = Arc::new(replay::aliases(&run.mirror, requests));
     let offsets = begin_offsets(run, &topic, partitions, requests).await?;
     tracing::info!(mirror = %run.mirror.name, ?offsets, "loading the snapshot topic");
@@ -170,7 +171,12 @@ pub(super) async fn open(
             aliases: aliases.clone(),
         });
     }
-    Ok((Driver { topic, consumer }, readers))
+    let driver = Driver {
+        kafka: run.kafka.clone(),
+        topic,
+        consumer,
+    };
+    Ok((driver, readers))
 }
 
 /// For each partition, where the syncs of `requests` begin.
@@ -210,13 +216,21 @@ fn first_of(present: &[(i64, i64)], recorded: &[&[i64]]) -> Vec<i64> {
 
 /// Serves the consumer's own events: the partitions' queues stand still without it.
 pub(super) struct Driver {
+    kafka: KafkaConfig,
     topic: String,
-    consumer: Closing<Arc<StreamConsumer>>,
+    consumer: Arc<Closing<Arc<StreamConsumer>>>,
 }
 
 impl Driver {
     /// Runs until an error that librdkafka does not get over by itself.
     pub(super) async fn run(&self) -> Error {
+        tokio::select! {
+            error = self.serve() => error,
+            lost = log_end::watch(&self.kafka, self.consumer.clone(), &self.topic, 0, |_| ()) => lost,
+        }
+    }
+
+    async fn serve(&self) -> Error {
         loop {
             match self.consumer.recv().await {
                 // Fetched before its queue was split off, so it would be missing there.

@@ -369,5 +369,17 @@ async fn the_log_is_searched_and_bounded() {
         ..LogQuery::default()
     };
     assert_eq!(catalog.list_logs(id, &found).await.unwrap().1, 1);
+    let details = json!({"tables": [{"table": "public.Orders"}], "first_lsn": "0/1A2B3C4"});
+    let (level, message) = (LogLevel::Warn, "a batch was undone");
+    catalog.log(id, level, message, details).await.unwrap();
+    for text in ["public.orders", "0/1a2b3C4"] {
+        let found = LogQuery {
+            limit: 5,
+            search: Some(text.into()),
+            ..LogQuery::default()
+        };
+        let (entries, total) = catalog.list_logs(id, &found).await.unwrap();
+        assert_eq!((total, entries[0].message.as_str()), (1, message), "{text}");
+    }
     database.drop().await;
 }

@@ -88,7 +88,7 @@ async fn what_goes_wrong_with_one_table_stays_with_it() -> Result<()> {
     let (at_source, at_destination) = (format!("{role}_source"), format!("{role}_destination"));
     let source = stage.source.connect().await?;
     let destination = stage.destination.connect().await?;
-    let names = ["good", "closed", "denied", "dropped"];
+    let names = ["no capture worker", "no apply worker"];
     for name in names {
         source
             .run(&format!(
@@ -394,6 +394,47 @@ async fn what_a_mirror_cannot_do_without_makes_it_failed() -> Result<()> {
             .await?;
     }
     Ok(())
+}
+
+/// A status is DOWN as long as nobody does what a role is for, and says which.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_is_dead_is_named() -> Result<()> {
+    let stage = Stage::new("dead_roles").await?;
+    let [mut capture, mut apply, _api] = stage.start_all()?;
+    let api = stage.api().await?;
+    stage.create_peers(&api).await?;
+    let source = stage.source.connect().await?;
+    source
+        .run("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'v')")
+        .await?;
+    let tables = ["public.t"];
+    let mirror = stage
+        .create_mirror(&api, "mirror", &tables, json!({}))
+        .await?;
+    mirror.wait_running().await?;
+    let is_well = |mirror: &Value| mirror["health"] == "OK" && mirror["status"] == "RUNNING";
+    capture.kill9();
+    apply.kill9();
+    source.run("UPDATE t SET v = 'w'").await?;
+    // The worst is said first, and of two that are as bad the one that comes first on the way.
+    for (dead, words) in [
+        (&mut capture, "no capture worker"),
+        (&mut apply, "no apply worker"),
+    ] {
+        mirror
+            .wait_until(words, LIMIT, |mirror, _| {
+                let error = mirror["error_message"].as_str().unwrap_or_default();
+                mirror["health"] == "DOWN" && error.contains(words)
+            })
+            .await?;
+        dead.restart()?;
+    }
+    mirror
+        .wait_until("well again", LIMIT, |mirror, _| is_well(mirror))
+        .await?;
+    stage
+        .assert_converges(&mirror, &TablePair::all(&tables))
+        .await
 }
 
 /// Counts of rows at the destination.
