@@ -334,6 +334,7 @@ fn definition(name: &TableName) -> TableDefinition {
         ],
         primary_key: vec!["id".into()],
         primary_key_name: Some("the key".into()),
+        key_is_deferrable: false,
         replica_identity: ReplicaIdentity::Default,
         identity_key: vec!["id".into()],
         row_estimate: 0,

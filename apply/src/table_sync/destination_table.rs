@@ -95,7 +95,7 @@ async fn check(client: &Client, oid: u32, wanted: Wanted<'_>) -> Result<Ensured>
         )
         .await
         .map_err(Error::sql(format!("reading the primary key of {destination}")))?;
-    if let Some(row) = deferrable {
+    if let Some(row) = deferrable.filter(|_| !wanted.definition.key_is_deferrable) {
         let name: String = row.get(0);
         return Err(Error::Refused(format!(
             "destination table {destination} has the deferrable primary key {}, which can't identify rows; make it NOT DEFERRABLE",

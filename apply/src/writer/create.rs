@@ -73,6 +73,7 @@ fn definition(version: &TableVersion) -> TableDefinition {
         columns: columns.collect(),
         primary_key: key.clone(),
         primary_key_name: None,
+        key_is_deferrable: false,
         replica_identity: ReplicaIdentity::Default,
         identity_key: key,
         row_estimate: 0,

@@ -251,13 +251,19 @@ async fn refuses_doubles(
     Ok(row.get(0))
 }
 
-/// The event's own key, or else the source's primary key where the events carry it.
+/// The event's own key, or else the source's primary key where the events carry it. None by a
+/// deferrable one: rows may share it for as long as a statement or transaction lasts, so that what
+/// an update leaves behind under it may be another row's by then.
 fn key_columns(version: &TableVersion, fit: &Fit, primary_key: &[String]) -> Vec<usize> {
     let own: Vec<usize> = (0..version.columns.len())
         .filter(|&index| version.columns[index].key)
         .collect();
     if !own.is_empty() {
         return own;
+    }
+    let mut facts = version.columns.iter().flat_map(|column| &column.facts);
+    if facts.any(|facts| facts.key_is_deferrable) {
+        return Vec::new();
     }
     if let Some(key) = &fit.primary_key {
         let mut key = key.clone();
@@ -280,7 +286,7 @@ fn key_columns(version: &TableVersion, fit: &Fit, primary_key: &[String]) -> Vec
 
 #[cfg(test)]
 mod tests {
-    use bunny_schemas::envelope::ColumnSchema;
+    use bunny_schemas::envelope::{ColumnFacts, ColumnSchema};
 
     use super::*;
 
@@ -336,6 +342,17 @@ mod tests {
             key_columns(&version, &fit(Some(Vec::new())), &["c".into()]).is_empty(),
             "it has none by now"
         );
+    }
+
+    #[test]
+    fn a_deferrable_key_is_none() {
+        let mut version = version(&[("id", false), ("v", false)]);
+        version.columns[0].facts = Some(ColumnFacts {
+            primary_key: Some(1),
+            key_is_deferrable: true,
+            ..ColumnFacts::default()
+        });
+        assert!(key_columns(&version, &fit(Some(vec![0])), &["id".into()]).is_empty());
     }
 
     #[test]

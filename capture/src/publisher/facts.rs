@@ -266,14 +266,16 @@ fn one(
         OldRows::Unknown
     };
     let primary_key: Option<i16> = slot.try_get("key_position")?;
+    let key_is_immediate: bool = slot.try_get("key_is_immediate")?;
     Ok(Known {
         attnum,
         not_null: slot.try_get("not_null")?,
-        in_primary_key: primary_key.is_some() && slot.try_get("key_is_immediate")?,
+        in_primary_key: primary_key.is_some() && key_is_immediate,
         facts: Some(ColumnFacts {
             default,
             old_rows,
             primary_key,
+            key_is_deferrable: primary_key.is_some() && !key_is_immediate,
             collation: slot.try_get("collation")?,
             labels,
             generated: slot.try_get("is_generated")?,

@@ -336,6 +336,29 @@ const KEYS: &[RowCase] = &[
     )
     .destination("CREATE TABLE t (id int PRIMARY KEY, place int, CONSTRAINT places UNIQUE (place) DEFERRABLE INITIALLY DEFERRED);"),
     case(
+        "a DEFERRABLE primary key under REPLICA IDENTITY FULL: keys that are swapped, shifted and shared for a while",
+        &["t", "shared", "parts", "there"],
+        "CREATE TABLE t (id int PRIMARY KEY DEFERRABLE, v text); ALTER TABLE t REPLICA IDENTITY FULL; INSERT INTO t VALUES (1, 'a'), (2, 'b');
+         CREATE TABLE shared (id int, v text, big text, CONSTRAINT \"the key\" PRIMARY KEY (id) WITH (fillfactor = 80) DEFERRABLE INITIALLY DEFERRED); ALTER TABLE shared ALTER big SET STORAGE EXTERNAL; ALTER TABLE shared REPLICA IDENTITY FULL;
+         INSERT INTO shared SELECT g, 'v' || g % 2, repeat(md5(g::text), 300) FROM generate_series(1, 20) g;
+         CREATE TABLE parts (id int, v text, PRIMARY KEY (id) DEFERRABLE) PARTITION BY RANGE (id); CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (10); CREATE TABLE parts_2 PARTITION OF parts DEFAULT;
+         ALTER TABLE parts REPLICA IDENTITY FULL; ALTER TABLE parts_1 REPLICA IDENTITY FULL; ALTER TABLE parts_2 REPLICA IDENTITY FULL; INSERT INTO parts SELECT g, 'v' || g FROM generate_series(1, 9) g;
+         CREATE TABLE there (id int PRIMARY KEY DEFERRABLE, v text); ALTER TABLE there REPLICA IDENTITY FULL; INSERT INTO there SELECT g, 'v' || g FROM generate_series(1, 9) g;",
+        &[
+            "UPDATE t SET id = 3 - id; UPDATE shared SET id = 21 - id; UPDATE parts SET id = 10 - id; UPDATE there SET id = 10 - id;",
+            "UPDATE t SET id = id + 1; UPDATE shared SET id = id + 1, v = v || '!'; UPDATE parts SET id = id + 1; UPDATE there SET id = id + 1;",
+            "BEGIN; INSERT INTO shared VALUES (5, 'second', 'x'); UPDATE shared SET v = 'both' WHERE id = 5; DELETE FROM shared WHERE id = 5 AND big <> 'x'; UPDATE shared SET id = 6 WHERE id = 5; UPDATE shared SET id = 5 WHERE id = 6 AND big <> 'x'; COMMIT;",
+            "BEGIN; DELETE FROM t WHERE id = 3; UPDATE t SET id = 3; INSERT INTO t VALUES (2, 'c'); UPDATE t SET id = 5 - id; COMMIT; DELETE FROM parts WHERE id = 4; UPDATE there SET v = 'w' WHERE id = 4; DELETE FROM there WHERE id = 5;",
+        ],
+    )
+    .destination("CREATE TABLE there (id int PRIMARY KEY, v text);"),
+    case(
+        "insert-only: a DEFERRABLE primary key, which is no identity",
+        &["t"],
+        "CREATE TABLE t (id int PRIMARY KEY DEFERRABLE, v text); INSERT INTO t SELECT g, 'v' || g FROM generate_series(1, 9) g;",
+        &["INSERT INTO t VALUES (10, 'x'), (11, 'y')", "TRUNCATE t", "INSERT INTO t VALUES (1, 'z')"],
+    ),
+    case(
         "unique values swapped in one transaction",
         &["t"],
         "CREATE TABLE t (id int PRIMARY KEY, code int UNIQUE, big text); ALTER TABLE t ALTER big SET STORAGE EXTERNAL; INSERT INTO t SELECT g, g, repeat('x' || g, 3000) FROM generate_series(1, 20) g;",
