@@ -55,6 +55,12 @@ pub(crate) async fn ensure(client: &Client, wanted: Wanted<'_>) -> Result<Ensure
             )));
         }
     }
+    let too_long = |column: &&String| column.len() > IDENTIFIER_BYTES_MAX;
+    if let Some(column) = wanted.columns.iter().find(too_long) {
+        return Err(Error::Refused(format!(
+            "the name of column {column} of {destination} is longer than {IDENTIFIER_BYTES_MAX} bytes in UTF8; give it a shorter one at the source, or name it in exclude_columns"
+        )));
+    }
     match find(client, destination).await? {
         Some(oid) => check(client, oid, wanted).await,
         None if wanted.may_create => create(client, wanted).await,
