@@ -57,7 +57,10 @@ fn definition(version: &TableVersion) -> TableDefinition {
         default: None,
         identity: None,
         generated: None,
-        collation: None,
+        collation: column
+            .facts
+            .as_ref()
+            .and_then(|facts| facts.collation.clone()),
     });
     let key: Vec<String> = version
         .columns

@@ -274,6 +274,26 @@ const FOUNDATIONS: &str = "
                 AND d.deptype = 'e' AND d.refclassid = 'pg_extension'::regclass
             JOIN pg_extension e ON e.oid = d.refobjid
             JOIN pg_namespace n ON n.oid = e.extnamespace),
+        'collations', (
+            -- What 14 keeps as `collcollate` is `colliculocale` in 15 and `colllocale` from 17 on.
+            SELECT coalesce(jsonb_agg(jsonb_build_object(
+                'name', jsonb_build_object('schema', n.nspname, 'name', c.collname),
+                'provider', CASE c.collprovider WHEN 'i' THEN 'icu' WHEN 'b' THEN 'builtin' ELSE 'libc' END,
+                'locale', CASE WHEN c.collprovider <> 'c' THEN coalesce(
+                    to_jsonb(c)->>'colllocale', to_jsonb(c)->>'colliculocale', to_jsonb(c)->>'collcollate') END,
+                'lc_collate', CASE c.collprovider WHEN 'c' THEN c.collcollate END,
+                'lc_ctype', CASE c.collprovider WHEN 'c' THEN c.collctype END,
+                'deterministic', c.collisdeterministic,
+                'rules', to_jsonb(c)->>'collicurules',
+                'comment', obj_description(c.oid, 'pg_collation'))
+                ORDER BY n.nspname, c.collname), '[]')
+            FROM pg_collation c
+            JOIN pg_namespace n ON n.oid = c.collnamespace
+            WHERE n.nspname <> 'pg_catalog'
+              AND EXISTS (SELECT FROM below
+                  WHERE below.classid = 'pg_collation'::regclass AND below.objid = c.oid)
+              AND NOT EXISTS (SELECT FROM pg_depend d
+                  WHERE d.classid = 'pg_collation'::regclass AND d.objid = c.oid AND d.deptype = 'e')),
         'types', (
             SELECT coalesce(jsonb_agg(jsonb_build_object(
                 'name', jsonb_build_object('schema', n.nspname, 'name', t.typname),
@@ -357,6 +377,7 @@ pub async fn table_objects(client: &Client, oid: u32, excluded: &[String]) -> Re
     let Json(mut objects) = row.try_get::<_, Json<TableObjects>>(0).doing(doing())?;
     let foundations: TableObjects = one(client, FOUNDATIONS, &[&oid, &excluded]).await?;
     objects.extensions = foundations.extensions;
+    objects.collations = foundations.collations;
     objects.types = foundations.types;
     objects.columns = one(client, COLUMNS, &[&oid]).await?;
     objects.constraints = one(client, CONSTRAINTS, &[&oid]).await?;
