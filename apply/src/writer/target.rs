@@ -28,6 +28,7 @@ WITH RECURSIVE base(attnum, typid, typmod) AS (
 )
 SELECT a.attname::text, a.attgenerated <> '' AS generated, a.attidentity = 'a' AS always_identity,
        format_type(b.typid, b.typmod) AS type_name, format_type(b.typid, -1) AS plain_type,
+       a.atttypid <> b.typid AS is_domain,
        CASE WHEN a.attcollation <> 0 AND a.attcollation <> t.typcollation THEN
            (SELECT quote_ident(n.nspname) || '.' || quote_ident(c.collname)
             FROM pg_collation c JOIN pg_namespace n ON n.oid = c.collnamespace WHERE c.oid = a.attcollation)
@@ -125,6 +126,7 @@ impl Target {
                 name: quote_ident(into),
                 type_name: row.get("type_name"),
                 plain_type: row.get("plain_type"),
+                is_domain: row.get("is_domain"),
                 collation: row.get("collation"),
                 always_identity: row.get("always_identity"),
                 operator_schema: row.get("operator_schema"),

@@ -36,6 +36,16 @@ pub(super) const CASES: &[ValueCase] = &[
     case("objects.narrow", &["1", "99"])
         .setup("CREATE DOMAIN objects.wide AS integer; CREATE DOMAIN objects.narrow AS objects.wide CHECK (VALUE < 100)")
         .note("a domain over a domain"),
+    case("objects.calm", &["ok", "very, \"happy\"", "{}"])
+        .setup("CREATE DOMAIN objects.calm AS objects.\"Mood's\" CHECK (VALUE <> 'sad')")
+        .compared_as("objects.\"Mood's\"")
+        .note("a domain over an enum"),
+    case("objects.few", &["empty", "[1,5)", "(,3)"])
+        .setup("CREATE DOMAIN objects.few AS int4range CHECK (NOT upper_inf(VALUE))")
+        .note("a domain over a range"),
+    case("objects.words[]", &["{}", "{\"{a,b}\",NULL,\"{}\"}", "{\"{\\\"c,\\\",NULL}\"}"])
+        .no_arrays()
+        .note("an array of a domain over an array"),
     case("objects.bits", &["101", "000"]).setup("CREATE DOMAIN objects.bits AS bit(3)"),
     case("objects.pair", &["(1,a)", "(,)", "(2,\"\")", "(3,\"quote \"\" comma , back\\\\slash ( )\")", "(4,\"tab\tnew\nline\")"])
         .setup("CREATE TYPE objects.pair AS (a integer, b text)")
