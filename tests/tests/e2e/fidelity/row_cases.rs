@@ -22,6 +22,8 @@ pub struct RowCase {
     /// The last major version of the source that it is for.
     pub until: u32,
     pub schema: &'static str,
+    /// The destination has columns of other types, which take every value.
+    pub is_wider: bool,
 }
 
 const fn case(
@@ -41,6 +43,7 @@ const fn case(
         since: 14,
         until: u32::MAX,
         schema: "",
+        is_wider: false,
     }
 }
 
@@ -72,6 +75,11 @@ impl RowCase {
 
     const fn schema(mut self, schema: &'static str) -> RowCase {
         self.schema = schema;
+        self
+    }
+
+    const fn wider(mut self) -> RowCase {
+        self.is_wider = true;
         self
     }
 
@@ -257,6 +265,18 @@ const COLUMNS: &[RowCase] = &[
         ],
     )
     .without(&[("t", "secret"), ("t_full", "secret")]),
+    case(
+        "a destination table with wider types, keyed and keyless",
+        &["keyed", "keyless"],
+        "CREATE TABLE keyed (id smallint, word varchar(8), a smallint, b smallint, c integer, d bigint, e integer, f real, g jsonb, h varchar(10), i varchar(10), j varchar(10), k char(3), l numeric(10,2), m numeric(10,2), n bit varying(3), o timestamp(3), p time(0) with time zone, q interval(2), r integer[], s varchar(3)[], t point, u interval, v timestamptz, w text[], PRIMARY KEY (id, word)); INSERT INTO keyed SELECT g, 'w' || g, g, -g, g * 1000, 9223372036854775807 - g, g, g / 3.0::real, jsonb_build_object('b', g, 'a', NULL), 'h' || g, '', E'j\\t' || g, 'k', g / 3.0, -g / 7.0, B'101', timestamp '2000-01-01 00:00:00.123' + g * interval '1 day', '12:00:01+05:45', g * interval '1.25 s', ARRAY[g, NULL, -g], ARRAY['a,b', NULL, '{}'], point(g, 0.1), g * interval '-1 mon 1 day 0.5 s', timestamptz '2000-01-01 00:00+00' + g * interval '1 hour', ARRAY['x' || g, NULL, '\\N'] FROM generate_series(1, 20) g; INSERT INTO keyed VALUES (0, '');
+         CREATE TABLE keyless (a smallint, b smallint, c integer, d bigint, e integer, f real, g jsonb, h varchar(10), i varchar(10), j varchar(10), k char(3), l numeric(10,2), m numeric(10,2), n bit varying(3), o timestamp(3), p time(0) with time zone, q interval(2), r integer[], s varchar(3)[], t point, u interval, v timestamptz, w text[]); ALTER TABLE keyless REPLICA IDENTITY FULL; INSERT INTO keyless SELECT g, -g, g * 1000, 9223372036854775807 - g, g, g / 3.0::real, jsonb_build_object('b', g, 'a', NULL), 'h' || g, '', E'j\\t' || g, 'k', g / 3.0, -g / 7.0, B'101', timestamp '2000-01-01 00:00:00.123' + g * interval '1 day', '12:00:01+05:45', g * interval '1.25 s', ARRAY[g, NULL, -g], ARRAY['a,b', NULL, '{}'], point(g, 0.1), g * interval '-1 mon 1 day 0.5 s', timestamptz '2000-01-01 00:00+00' + g * interval '1 hour', ARRAY['x' || g, NULL, '\\N'] FROM generate_series(1, 9) g, generate_series(1, 2);",
+        &[
+            "UPDATE keyed SET f = 0.1, g = '[]', k = NULL WHERE id < 5; UPDATE keyed SET id = id + 100, word = 'x' WHERE id > 15; UPDATE keyed SET word = 'y', m = NULL, w = '{}' WHERE id = 6; DELETE FROM keyed WHERE id = 8;",
+            "DELETE FROM keyless WHERE ctid = (SELECT min(ctid) FROM keyless WHERE a = 1); UPDATE keyless SET f = 1e30, k = 'z', u = '1 day' WHERE ctid = (SELECT min(ctid) FROM keyless WHERE a = 2); UPDATE keyless SET v = NULL, g = NULL, w = NULL WHERE a = 3; INSERT INTO keyless SELECT * FROM keyless WHERE a = 4;",
+        ],
+    )
+    .destination("CREATE TABLE keyed (id bigint, word text, a integer, b bigint, c bigint, d numeric, e numeric, f double precision, g json, h varchar(20), i varchar, j text, k text, l numeric(12,2), m numeric, n bit varying(5), o timestamp, p time(3) with time zone, q interval(4), r bigint[], s text[], t text, u text, v text, w text, PRIMARY KEY (id, word)); CREATE TABLE keyless (a integer, b bigint, c bigint, d numeric, e numeric, f double precision, g json, h varchar(20), i varchar, j text, k text, l numeric(12,2), m numeric, n bit varying(5), o timestamp, p time(3) with time zone, q interval(4), r bigint[], s text[], t text, u text, v text, w text);")
+    .wider(),
 ];
 
 const KEYS: &[RowCase] = &[
@@ -447,6 +467,22 @@ const NAMES: &[RowCase] = &[
         ],
     )
     .schema("Odd \"Schema\".ü"),
+    case(
+        "a schema's name of 63 bytes",
+        &["t", "t_full"],
+        "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TABLE t (id int PRIMARY KEY, v text, m mood DEFAULT 'ok'); INSERT INTO t SELECT g, 'v' FROM generate_series(1, 9) g;
+         CREATE TABLE t_full (m mood, v text); ALTER TABLE t_full REPLICA IDENTITY FULL; INSERT INTO t_full SELECT 'sad', 'v' FROM generate_series(1, 4) g;",
+        &["UPDATE t SET id = id + 100, m = 'sad' WHERE id < 4; DELETE FROM t WHERE id = 5; UPDATE t_full SET m = 'ok' WHERE ctid = (SELECT min(ctid) FROM t_full); TRUNCATE t;"],
+    )
+    .schema("a_schema_whose_name_is_63_bytes_long_a_schema_whose_name_is_63b"),
+    case(
+        "a reserved word as a schema's name",
+        &["t", "t_full"],
+        "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TABLE t (id int PRIMARY KEY, v text, m mood DEFAULT 'ok'); INSERT INTO t SELECT g, 'v' FROM generate_series(1, 9) g;
+         CREATE TABLE t_full (m mood, v text); ALTER TABLE t_full REPLICA IDENTITY FULL; INSERT INTO t_full SELECT 'sad', 'v' FROM generate_series(1, 4) g;",
+        &["UPDATE t SET id = id + 100, m = 'sad' WHERE id < 4; DELETE FROM t WHERE id = 5; UPDATE t_full SET m = 'ok' WHERE ctid = (SELECT min(ctid) FROM t_full); TRUNCATE t;"],
+    )
+    .schema("select"),
 ];
 
 const TRANSACTIONS: &[RowCase] = &[

@@ -23,6 +23,9 @@ pub(super) const CASES: &[ValueCase] = &[
     case("objects.floatrange", &["[0.1,0.30000000000000004]", "(NaN,)", "empty", "[-0,5e-324]"])
         .setup("CREATE TYPE objects.floatrange AS RANGE (subtype = float8)")
         .note("a range type of the user's"),
+    case("objects.floats", &["{}", "{[0.1,0.30000000000000004],[1,)}", "{(,)}", "{(NaN,)}"])
+        .setup("CREATE TYPE objects.somefloats AS RANGE (subtype = float8, multirange_type_name = objects.floats)")
+        .note("a multirange type of the user's"),
     case("objects.\"Mood's\"", &["sad", "ok", "very, \"happy\"", "\\N", "{}"])
         .setup("CREATE TYPE objects.\"Mood's\" AS ENUM ('sad', 'ok', 'very, \"happy\"', '\\N', '{}')")
         .note("an enum"),
@@ -50,6 +53,9 @@ pub(super) const CASES: &[ValueCase] = &[
     case("objects.pair", &["(1,a)", "(,)", "(2,\"\")", "(3,\"quote \"\" comma , back\\\\slash ( )\")", "(4,\"tab\tnew\nline\")"])
         .setup("CREATE TYPE objects.pair AS (a integer, b text)")
         .note("a composite, with NULLs, quotes and backslashes"),
+    case("objects.whole", &["(1,a)", "(2,\"\")", "(3,\"quote \"\" comma , back\\\\slash ( )\")"])
+        .setup("CREATE DOMAIN objects.whole AS objects.pair CHECK ((VALUE).a > 0)")
+        .note("a domain over a composite"),
     case("objects.nest", &["(\"(1,\"\"a \"\"\"\"b\"\"\"\"\"\")\",\"{1,NULL}\",\"{\"\"(2,c)\"\",NULL}\")", "(,,)", "(\"(,)\",{},{})"])
         .setup("CREATE TYPE objects.inner AS (a integer, b text); CREATE TYPE objects.nest AS (p objects.inner, q integer[], r objects.inner[])")
         .note("a composite of composites and arrays"),
