@@ -206,6 +206,16 @@ const COLUMNS: &[RowCase] = &[
     )
     .since(18),
     case(
+        "a NOT NULL that is NOT VALID: older rows are NULL",
+        &["t"],
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT g, CASE WHEN g % 2 = 0 THEN 'v' END FROM generate_series(1, 9) g;
+         ALTER TABLE t ADD CONSTRAINT v_is_there NOT NULL v NOT VALID;",
+        &[
+            "INSERT INTO t VALUES (10, 'x'); UPDATE t SET v = 'y' WHERE id < 3; DELETE FROM t WHERE id = 5;",
+        ],
+    )
+    .since(18),
+    case(
         "identity columns",
         &["always", "by_default", "beside"],
         "CREATE TABLE always (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v text, big text); ALTER TABLE always ALTER big SET STORAGE EXTERNAL;
