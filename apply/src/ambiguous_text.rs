@@ -8,6 +8,9 @@
 //! `regclass` and its like print the name of what they point to, and the bare oid where that is gone.
 //! A name of digits is printed in quotes. The destination would take the number for the oid
 //! of whatever it has under that number, so it is refused. `0` stands for nothing everywhere.
+//!
+//! `name` holds 63 bytes, and what is longer is cut without a word. A source in another encoding
+//! may hold more characters in them than UTF8 does.
 
 use bunny_postgres::TableName;
 use bunny_postgres::copy_text;
@@ -16,30 +19,34 @@ use tokio_postgres::Client;
 use crate::error::{Error, Result};
 use crate::event::{Change, Row};
 
-/// Columns of a table in which there is a `"char"` or a name, by itself, in a domain or array, or deeper.
+/// Columns of a table in which there is a `"char"`, a name of an object or a `name`, by itself, in a
+/// domain or array, or deeper. Beside a `name` in a composite there may be any text, which would be
+/// taken for it, so those are not looked at.
 const COLUMNS_SQL: &str = "
-WITH RECURSIVE part(name, typid, is_deep) AS (
-    SELECT attname::text, atttypid, false FROM pg_attribute
+WITH RECURSIVE part(name, typid, is_deep, is_array) AS (
+    SELECT attname::text, atttypid, false, false FROM pg_attribute
     WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped
   UNION
-    SELECT p.name, x.typid, p.is_deep OR x.is_deep
+    SELECT p.name, x.typid, p.is_deep OR x.is_deep, p.is_array OR x.is_array
     FROM part p
     JOIN pg_type t ON t.oid = p.typid
     CROSS JOIN LATERAL (
-        SELECT t.typbasetype, false WHERE t.typtype = 'd'
+        SELECT t.typbasetype, false, false WHERE t.typtype = 'd'
         UNION ALL
-        SELECT t.typelem, false WHERE t.typcategory = 'A' AND t.typelem <> 0
+        SELECT t.typelem, false, true WHERE t.typcategory = 'A' AND t.typelem <> 0
         UNION ALL
-        SELECT a.atttypid, true FROM pg_attribute a
+        SELECT a.atttypid, true, false FROM pg_attribute a
         WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
-    ) x(typid, is_deep)
+    ) x(typid, is_deep, is_array)
 )
-SELECT p.name, bool_or(p.is_deep), current_setting('server_version_num')::int >= 150000, t.typname = 'char'
+SELECT p.name, bool_or(p.is_deep), current_setting('server_version_num')::int >= 150000,
+       CASE WHEN t.typname IN ('char', 'name') THEN t.typname::text END AS kind, bool_or(p.is_array)
 FROM part p JOIN pg_type t ON t.oid = p.typid
 WHERE t.typnamespace = 'pg_catalog'::regnamespace
-  AND t.typname IN ('char', 'regclass', 'regtype', 'regproc', 'regprocedure', 'regoper', 'regoperator',
+  AND t.typname IN ('char', 'name', 'regclass', 'regtype', 'regproc', 'regprocedure', 'regoper', 'regoperator',
                     'regnamespace', 'regrole', 'regcollation', 'regconfig', 'regdictionary', 'regdatabase')
-GROUP BY p.name, t.typname = 'char'";
+  AND (t.typname <> 'name' OR (NOT p.is_deep AND getdatabaseencoding() = 'UTF8'))
+GROUP BY p.name, kind";
 
 /// One column that is watched.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,7 +62,12 @@ struct Watched {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     ByteChar,
+    /// Of an object: it is looked up.
     Name,
+    /// A `name`, whatever it stands for.
+    Identifier {
+        is_array: bool,
+    },
 }
 
 /// The columns of one row shape that are watched.
@@ -85,10 +97,12 @@ impl AmbiguousText {
                 found.columns.push(Watched {
                     index,
                     name: row.get(0),
-                    kind: if row.get(3) {
-                        Kind::ByteChar
-                    } else {
-                        Kind::Name
+                    kind: match row.get(3) {
+                        Some("char") => Kind::ByteChar,
+                        Some(_) => Kind::Identifier {
+                            is_array: row.get(4),
+                        },
+                        None => Kind::Name,
                     },
                     is_deep: row.get(1),
                 });
@@ -134,6 +148,7 @@ impl AmbiguousText {
             match watched.kind {
                 Kind::ByteChar => is_cut(cell, watched.is_deep, self.reads_octal),
                 Kind::Name => holds_oid(cell, watched.is_deep),
+                Kind::Identifier { is_array } => holds_long_name(cell, is_array),
             }
         };
         let Watched {
@@ -147,6 +162,10 @@ impl AmbiguousText {
                 "column {name} holds a byte above 127 in a \"char\", which this destination would read as another; \
                  PostgreSQL 15 and later at both ends, or a UTF8 source, keep it: put the column into exclude_columns, or \
                  make it an int or a bytea"
+            ),
+            Kind::Identifier { .. } => format!(
+                "column {name} holds a name of more than {NAME_BYTES_MAX} bytes in UTF8, which a column of type name would cut: put the \
+                 column into exclude_columns, or make it a text here"
             ),
             Kind::Name => format!(
                 "column {name} holds a number where the name of a table, type, role or the like is expected{}: it names nothing at \
@@ -189,6 +208,40 @@ fn holds_oid(cell: &[u8], is_deep: bool) -> bool {
         at += width(at);
     }
     !in_quotes && is_oid(cell.get(word_begins..).unwrap_or_default())
+}
+
+/// Bytes that a `name` keeps.
+const NAME_BYTES_MAX: usize = 63;
+
+/// Whether a cell of COPY text is a name too long for UTF8, or an array with such an element. One of
+/// ASCII takes as many bytes at the source.
+fn holds_long_name(cell: &[u8], is_array: bool) -> bool {
+    if cell.len() <= NAME_BYTES_MAX || cell.is_ascii() {
+        return false;
+    }
+    let value = copy_text::unescape(cell);
+    if !is_array {
+        return value.len() > NAME_BYTES_MAX;
+    }
+    let mut in_quotes = false;
+    let mut element_bytes = 0;
+    let mut at = 0;
+    while let Some(&byte) = value.get(at) {
+        match byte {
+            b'\\' => {
+                at += 1;
+                element_bytes += 1;
+            }
+            b'"' => in_quotes = !in_quotes,
+            b'{' | b'}' | b',' if !in_quotes => element_bytes = 0,
+            _ => element_bytes += 1,
+        }
+        if element_bytes > NAME_BYTES_MAX {
+            return true;
+        }
+        at += 1;
+    }
+    false
 }
 
 /// Whether a cell of COPY text would be read as something else. Beside a `"char"` deep in a
@@ -261,6 +314,28 @@ mod tests {
         }
         assert!(holds_oid(br#"(a,"{16384,-}")"#, true));
         assert!(!holds_oid(b"(a,b,)", true));
+    }
+
+    #[test]
+    fn names_that_would_be_cut_are_seen() {
+        let (kept, cut) = ("é".repeat(31), "é".repeat(32));
+        for (cell, is_array) in [
+            (kept.clone(), false),
+            (format!("\\t\\\\{}", "é".repeat(30)), false),
+            ("a".repeat(70), false),
+            (format!("{{{kept},\"{kept}\",NULL}}"), true),
+            (format!("{{\"\\\\\"{kept}\",{kept}}}"), true),
+        ] {
+            assert!(!holds_long_name(cell.as_bytes(), is_array), "{cell}");
+        }
+        for (cell, is_array) in [
+            (cut.clone(), false),
+            (format!("{{{},{}}}", "é".repeat(20), "é".repeat(20)), false),
+            (format!("{{a,{cut}}}"), true),
+            (format!("{{a,\"{kept},,{kept}\"}}"), true),
+        ] {
+            assert!(holds_long_name(cell.as_bytes(), is_array), "{cell}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use bunny_postgres::{Lsn, TableName};
+use serde_json::Value;
 
 use crate::bookkeeping::TableState;
 
@@ -15,7 +16,7 @@ pub struct Route {
     pub lsn: Lsn,
     /// What stands before this offset of the change topic is in the table already.
     pub from_offset: i64,
-    /// Of the source's table when it was synced; empty if unknown or none.
+    /// Of the source's table when it was synced; empty if unknown, none, or DEFERRABLE.
     pub primary_key: Vec<String>,
     /// A sync has created or checked the destination table.
     pub is_synced: bool,
@@ -81,6 +82,7 @@ fn route(table: &TableState, from_offset: i64) -> Route {
     let primary_key = table
         .definition
         .as_ref()
+        .filter(|definition| definition.get("key_is_deferrable") != Some(&Value::Bool(true)))
         .and_then(|definition| definition.get("primary_key"))
         .and_then(|names| serde_json::from_value(names.clone()).ok())
         .unwrap_or_default();
@@ -124,6 +126,15 @@ mod tests {
         assert!(!routes.applies(&name("unmapped"), Lsn(200), 0));
         assert_eq!(routes.get(&name("a")).unwrap().primary_key, ["id"]);
         assert_eq!(routes.source_of(&name("copy")), Some(&name("a")));
+    }
+
+    #[test]
+    fn a_deferrable_key_names_no_row() {
+        let mut deferred = table("a", true);
+        deferred.definition =
+            Some(serde_json::json!({"primary_key": ["id"], "key_is_deferrable": true}));
+        let routes = Routes::of(&[deferred]);
+        assert!(routes.get(&name("a")).unwrap().primary_key.is_empty());
     }
 
     #[test]

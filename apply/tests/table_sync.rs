@@ -318,8 +318,8 @@ fn column(name: &str, type_name: &str) -> ColumnDefinition {
 fn definition(name: &TableName) -> TableDefinition {
     let mut doubled = column("doubled", "bigint");
     doubled.generated = Some("(id * 2)".into());
-    let mut odd_collation = column("empty", "text");
-    odd_collation.collation = Some("\"nowhere\".\"to be found\"".into());
+    let mut collated = column("empty", "text");
+    collated.collation = Some("pg_catalog.\"C\"".into());
     TableDefinition {
         oid: 1,
         name: name.clone(),
@@ -329,11 +329,12 @@ fn definition(name: &TableName) -> TableDefinition {
             column("id", "bigint"),
             column("secret", "text"),
             column("Va.l", "text"),
-            odd_collation,
+            collated,
             doubled,
         ],
         primary_key: vec!["id".into()],
         primary_key_name: Some("the key".into()),
+        key_is_deferrable: false,
         replica_identity: ReplicaIdentity::Default,
         identity_key: vec!["id".into()],
         row_estimate: 0,

@@ -153,8 +153,7 @@ fn existing_rows(
     findings: &mut Findings,
 ) {
     let name = &mapping.destination;
-    let has_key = source
-        .is_some_and(|source| !source.primary_key.is_empty() || !source.identity_key.is_empty());
+    let has_key = source.is_some_and(|source| !source.row_key().is_empty());
     match request.config.on_existing_rows {
         OnExistingRows::Truncate => {}
         OnExistingRows::Upsert if has_key => {}

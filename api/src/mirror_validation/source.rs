@@ -6,7 +6,7 @@ use bunny_postgres::introspect::refuse_as_a_standby;
 
 use super::Findings;
 use super::facts::{FoundTable, Publication, SourceFacts, TableFacts};
-use crate::mirrors::request::CreateRequest;
+use crate::mirrors::request::{CreateRequest, IDENTIFIER_BYTES_MAX};
 
 /// The oldest server that is supported.
 const VERSION_NUM_MIN: i32 = 140_000;
@@ -307,6 +307,16 @@ fn columns(mapping: &NewMirrorTable, definition: &TableDefinition, findings: &mu
             findings.refuse(
                 "excluded_key",
                 format!("column \"{excluded}\" belongs to the key of {name}, by which its rows are found; do not exclude it"),
+            );
+        }
+    }
+    for column in &definition.columns {
+        if column.name.len() > IDENTIFIER_BYTES_MAX
+            && !mapping.exclude_columns.contains(&column.name)
+        {
+            findings.refuse(
+                "column_name",
+                format!("the name of column \"{0}\" of {name} is longer than {IDENTIFIER_BYTES_MAX} bytes in UTF8, and would be cut; rename it at the source, or put \"{0}\" into exclude_columns", column.name),
             );
         }
     }

@@ -80,6 +80,7 @@ pub(crate) fn definition(name: &TableName) -> TableDefinition {
         columns: vec![id, column("note", "text")],
         primary_key: vec!["id".to_owned()],
         primary_key_name: Some("pk".to_owned()),
+        key_is_deferrable: false,
         replica_identity: ReplicaIdentity::Default,
         identity_key: vec!["id".to_owned()],
         row_estimate: 1_000,

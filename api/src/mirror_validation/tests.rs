@@ -120,6 +120,10 @@ fn each_fault_is_found_by_its_check() {
             r.tables[0].exclude_columns = vec!["id".into()];
             f.destination.tables[0].found = None;
         }),
+        ("column_name", "longer than 63 bytes", |_, f| {
+            source_table(f).definition.as_mut().unwrap().columns[1].name = "é".repeat(32);
+            f.destination.tables[0].found = None;
+        }),
         ("destination_version", "14 or newer", |_, f| {
             f.destination.server.info.version_num = 130_000
         }),

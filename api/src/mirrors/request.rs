@@ -12,7 +12,7 @@ use crate::request::Fields;
 
 /// Longest identifier of Postgres in bytes (`NAMEDATALEN` - 1). Longer ones are cut by the server, so
 /// that two of them could become one.
-const IDENTIFIER_BYTES_MAX: usize = 63;
+pub(crate) const IDENTIFIER_BYTES_MAX: usize = 63;
 /// Most tables in one mirror.
 const TABLES_MAX: usize = 10_000;
 

@@ -41,6 +41,7 @@ fn held(columns: &[&str]) -> TableState {
         columns: vec![column("a", 1), column("b", 2)],
         primary_key: Vec::new(),
         primary_key_name: None,
+        key_is_deferrable: false,
         replica_identity: ReplicaIdentity::Default,
         identity_key: Vec::new(),
         row_estimate: 0,

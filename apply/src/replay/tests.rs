@@ -37,6 +37,7 @@ fn definition(columns: &[(i16, &str, bool)], key: &[&str]) -> TableDefinition {
             .collect(),
         primary_key: key.iter().map(|name| (*name).to_owned()).collect(),
         primary_key_name: (!key.is_empty()).then(|| "t_pkey".to_owned()),
+        key_is_deferrable: false,
         replica_identity: ReplicaIdentity::Default,
         identity_key: key.iter().map(|name| (*name).to_owned()).collect(),
         row_estimate: 0,

@@ -1,14 +1,16 @@
-//! What a table stands on, at the destination: extensions and types, created before it.
+//! What a table stands on, at the destination: extensions, collations and types, created before it.
 
 use std::collections::BTreeSet;
 
 use bunny_catalog::SchemaChanges;
-use bunny_postgres::introspect::{self, Extension, TableObjects, TypeDefinition, TypeShape};
+use bunny_postgres::introspect::{
+    self, CollationDefinition, Extension, TableObjects, TypeDefinition, TypeShape,
+};
 use bunny_postgres::{TableName, quote_ident};
 use tokio_postgres::Client;
 
 use super::build::{begin, commit};
-use super::types;
+use super::{collations, types};
 use crate::bookkeeping;
 use crate::context::MirrorRun;
 use crate::error::{Error, Result};
@@ -28,7 +30,7 @@ pub(crate) async fn lay(
     source: &TableName,
     objects: &TableObjects,
 ) -> Result<()> {
-    if objects.extensions.is_empty() && objects.types.is_empty() {
+    if objects.extensions.is_empty() && objects.collations.is_empty() && objects.types.is_empty() {
         return Ok(());
     }
     begin(client, run).await?;
@@ -53,6 +55,9 @@ pub(crate) async fn create(
     let mut ran = Vec::new();
     for extension in &objects.extensions {
         create_extension(client, extension, &mut ran).await?;
+    }
+    for collation in &objects.collations {
+        create_collation(client, collation, &mut ran).await?;
     }
     let mut notes = Vec::new();
     let mode = run.mirror.config.schema_changes;
@@ -101,6 +106,30 @@ async fn create_extension(
         )
     })?;
     ran.push(sql);
+    Ok(())
+}
+
+async fn create_collation(
+    client: &Client,
+    definition: &CollationDefinition,
+    ran: &mut Vec<String>,
+) -> Result<()> {
+    let name = &definition.name;
+    let found = client
+        .query_one("SELECT to_regcollation($1) IS NOT NULL", &[&name.quoted()])
+        .await
+        .map_err(Error::sql("looking for collations at the destination"))?;
+    if found.get(0) {
+        return Ok(());
+    }
+    create_schema(client, &name.schema).await?;
+    for statement in collations::create(definition) {
+        client
+            .batch_execute(&statement)
+            .await
+            .map_err(|error| refused(&format!("collation {name}"), error))?;
+        ran.push(statement);
+    }
     Ok(())
 }
 
@@ -198,7 +227,7 @@ pub(crate) async fn compare(
     destination: &TableName,
     wanted: &TableObjects,
 ) -> Result<Vec<String>> {
-    if wanted.types.is_empty() {
+    if wanted.types.is_empty() && wanted.collations.is_empty() {
         return Ok(Vec::new());
     }
     let Some(definition) = introspect::table_definition(client, destination).await? else {
@@ -211,8 +240,13 @@ pub(crate) async fn compare(
             Some((wanted, found))
         })
     };
+    let of_collations = wanted.collations.iter().filter_map(|wanted| {
+        let mut there = present.collations.iter();
+        collations::difference(wanted, there.find(|one| one.name == wanted.name)?)
+    });
     let differences: BTreeSet<String> = pairs()
         .filter_map(|(wanted, found)| types::difference(wanted, found))
+        .chain(of_collations)
         .collect();
     if differences.is_empty() {
         let variations = pairs().filter_map(|(wanted, found)| types::variation(wanted, found));
@@ -220,7 +254,7 @@ pub(crate) async fn compare(
     }
     let differences: Vec<String> = differences.into_iter().collect();
     Err(Error::Refused(format!(
-        "types of destination table {destination} differ from the source's: {}; change them there, or exclude the columns",
+        "types or collations of destination table {destination} differ from the source's: {}; change them there, or exclude the columns",
         differences.join("; ")
     )))
 }

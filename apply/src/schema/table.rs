@@ -405,33 +405,46 @@ impl Planner<'_> {
             let step = Step::new("table", name, what, vec![sql]);
             self.plan.optional.push(step);
         }
-        if let Some(constraint) = constraint.filter(|constraint| !constraint.deferrable) {
-            let mut line = format!("{named}{}", constraint.definition);
+        if let Some(constraint) = constraint {
+            let (key, deferral) = without_deferral(&constraint.definition);
+            let mut line = format!("{named}{key}");
             if !constraint.index_options.is_empty() {
                 line.push_str(&format!(
                     " WITH ({})",
                     parameters(&constraint.index_options)
                 ));
             }
+            line.push_str(deferral);
             return Some(line);
-        }
-        if constraint.is_some() {
-            self.left_out(
-                &format!("DEFERRABLE of the primary key of {destination}"),
-                "rows are found by it here, which a deferrable key cannot do",
-            );
         }
         let columns: Vec<String> = definition
             .primary_key
             .iter()
             .map(|column| quote_ident(column))
             .collect();
-        Some(format!("{named}PRIMARY KEY ({})", columns.join(", ")))
+        let deferral = if definition.key_is_deferrable {
+            DEFERRABLE
+        } else {
+            ""
+        };
+        Some(format!(
+            "{named}PRIMARY KEY ({}){deferral}",
+            columns.join(", ")
+        ))
     }
 
     fn left_out(&mut self, what: &str, reason: &str) {
         self.plan.left_out.push(format!("{what}: {reason}"));
     }
+}
+
+const DEFERRABLE: &str = " DEFERRABLE";
+
+/// A key's definition, and what stands last in it: parameters of the index go between.
+fn without_deferral(definition: &str) -> (&str, &str) {
+    let ends = [" DEFERRABLE INITIALLY DEFERRED", DEFERRABLE];
+    let end = ends.iter().find(|end| definition.ends_with(**end));
+    definition.split_at(definition.len() - end.map_or(0, |end| end.len()))
 }
 
 fn not_kept(columns: &[String], columns_kept: &[&str]) -> Option<String> {

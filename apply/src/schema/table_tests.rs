@@ -28,6 +28,7 @@ fn definition(columns: Vec<ColumnDefinition>, primary_key: &[&str]) -> TableDefi
         columns,
         primary_key: primary_key.iter().map(|name| (*name).to_owned()).collect(),
         primary_key_name: None,
+        key_is_deferrable: false,
         replica_identity: ReplicaIdentity::Default,
         identity_key: Vec::new(),
         row_estimate: 0,
@@ -219,6 +220,38 @@ fn sequences_and_defaults_stand_behind_the_table() {
     };
     let planned = plan(&definition, &to, &[], &taken);
     assert_eq!(planned.left_out.len(), 2, "{:?}", planned.left_out);
+}
+
+#[test]
+fn a_deferrable_key_is_created_as_it_is() {
+    let mut definition = definition(vec![column("a", "text")], &["a"]);
+    definition.primary_key_name = Some("key".into());
+    definition.key_is_deferrable = true;
+    let to = TableName::new("d", "t");
+    let line = |definition: &TableDefinition| {
+        plan(definition, &to, &[], &Place::default()).statements[0].clone()
+    };
+    assert_eq!(
+        line(&definition),
+        "CREATE TABLE \"d\".\"t\" (\n    \"a\" text,\n    CONSTRAINT \"key\" PRIMARY KEY (\"a\") DEFERRABLE\n)"
+    );
+    definition.objects = Some(TableObjects {
+        constraints: vec![ConstraintDefinition {
+            name: "key".into(),
+            kind: ConstraintKind::PrimaryKey,
+            definition: "PRIMARY KEY (a) DEFERRABLE INITIALLY DEFERRED".into(),
+            columns: names(&["a"]),
+            validated: true,
+            deferrable: true,
+            index_options: names(&["fillfactor=80"]),
+            comment: None,
+        }],
+        ..TableObjects::default()
+    });
+    assert_eq!(
+        line(&definition),
+        "CREATE TABLE \"d\".\"t\" (\n    \"a\" text,\n    CONSTRAINT \"key\" PRIMARY KEY (a) WITH (\"fillfactor\" = '80') DEFERRABLE INITIALLY DEFERRED\n)"
+    );
 }
 
 #[test]

@@ -32,6 +32,7 @@ fn table(columns: Vec<ColumnDefinition>, objects: TableObjects) -> TableDefiniti
         columns,
         primary_key: Vec::new(),
         primary_key_name: None,
+        key_is_deferrable: false,
         replica_identity: ReplicaIdentity::Default,
         identity_key: Vec::new(),
         row_estimate: 0,

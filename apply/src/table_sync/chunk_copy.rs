@@ -251,7 +251,8 @@ fn quoted_key(table: &TableState) -> Result<Vec<String>> {
                 table.source
             ))
         })?;
-    Ok(key_of(&definition)
+    Ok(definition
+        .row_key()
         .iter()
         .map(|name| quote_ident(name))
         .collect())
@@ -267,15 +268,6 @@ pub(super) async fn fixed_columns(client: &Client, table: &TableName) -> Result<
         .await
         .map_err(Error::sql(format!("looking at the identities of {table}")))?;
     Ok(rows.iter().map(|row| quote_ident(row.get(0))).collect())
-}
-
-/// The columns that identify a row; empty when nothing does.
-pub(super) fn key_of(definition: &TableDefinition) -> &[String] {
-    if definition.primary_key.is_empty() {
-        &definition.identity_key
-    } else {
-        &definition.primary_key
-    }
 }
 
 /// Moves staged rows over those of the same key. The key is set too, because equal keys may be

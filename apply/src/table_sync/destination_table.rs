@@ -55,6 +55,12 @@ pub(crate) async fn ensure(client: &Client, wanted: Wanted<'_>) -> Result<Ensure
             )));
         }
     }
+    let too_long = |column: &&String| column.len() > IDENTIFIER_BYTES_MAX;
+    if let Some(column) = wanted.columns.iter().find(too_long) {
+        return Err(Error::Refused(format!(
+            "the name of column {column} of {destination} is longer than {IDENTIFIER_BYTES_MAX} bytes in UTF8; give it a shorter one at the source, or name it in exclude_columns"
+        )));
+    }
     match find(client, destination).await? {
         Some(oid) => check(client, oid, wanted).await,
         None if wanted.may_create => create(client, wanted).await,
@@ -95,7 +101,7 @@ async fn check(client: &Client, oid: u32, wanted: Wanted<'_>) -> Result<Ensured>
         )
         .await
         .map_err(Error::sql(format!("reading the primary key of {destination}")))?;
-    if let Some(row) = deferrable {
+    if let Some(row) = deferrable.filter(|_| !wanted.definition.key_is_deferrable) {
         let name: String = row.get(0);
         return Err(Error::Refused(format!(
             "destination table {destination} has the deferrable primary key {}, which can't identify rows; make it NOT DEFERRABLE",
@@ -212,19 +218,8 @@ async fn create(client: &Client, wanted: Wanted<'_>) -> Result<Ensured> {
     let destination = wanted.destination;
     foundations::wait_for_turn(client).await?;
     let mut definition = wanted.definition.clone();
-    let mut left_out = Vec::new();
     check_types(client, &definition, wanted).await?;
-    for column in &mut definition.columns {
-        if let Some(collation) = &column.collation
-            && !exists(client, "SELECT to_regcollation($1) IS NOT NULL", collation).await?
-        {
-            left_out.push(format!(
-                "collation {collation} of column {} of {destination}: the destination does not have it",
-                quote_ident(&column.name)
-            ));
-            column.collation = None;
-        }
-    }
+    check_collations(client, &definition, wanted).await?;
     // IF NOT EXISTS asks for the right to create even when there is nothing to do.
     if !exists(
         client,
@@ -251,10 +246,9 @@ async fn create(client: &Client, wanted: Wanted<'_>) -> Result<Ensured> {
         .primary_key_name
         .take_if(|name| place.taken.contains(name));
     let plan = create_table::plan(&definition, destination, wanted.excluded, &place);
-    left_out.extend(run(client, &plan, destination).await?);
     Ok(Ensured {
         created: true,
-        left_out,
+        left_out: run(client, &plan, destination).await?,
     })
 }
 
@@ -312,6 +306,29 @@ async fn check_types(
         wanted.destination,
         missing.join(", ")
     )))
+}
+
+/// Refuses a table whose columns have collations that the destination lacks: which texts are equal,
+/// and so which keys are, may be another thing without.
+async fn check_collations(
+    client: &Client,
+    definition: &TableDefinition,
+    wanted: Wanted<'_>,
+) -> Result<()> {
+    for column in &definition.columns {
+        let Some(collation) = &column.collation else {
+            continue;
+        };
+        let is_there = "SELECT to_regcollation($1) IS NOT NULL";
+        if !wanted.excluded.contains(&column.name) && !exists(client, is_there, collation).await? {
+            return Err(Error::Refused(format!(
+                "the destination lacks collation {collation} of column {} of {}; create it there, or name the column in exclude_columns",
+                quote_ident(&column.name),
+                wanted.destination
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Runs a plan and returns what is left out of it, refused objects included.

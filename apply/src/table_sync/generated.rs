@@ -285,6 +285,7 @@ mod tests {
             columns: columns.to_vec(),
             primary_key: Vec::new(),
             primary_key_name: None,
+            key_is_deferrable: false,
             replica_identity: ReplicaIdentity::Default,
             identity_key: Vec::new(),
             row_estimate: 0,

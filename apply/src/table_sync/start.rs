@@ -126,7 +126,7 @@ async fn write(
         return write_beside(client, run, sync, table, (&definition, &excluded)).await;
     }
     let is_ours = table.attempt > 0;
-    let has_key = !definition.primary_key.is_empty() || !definition.identity_key.is_empty();
+    let has_key = !definition.row_key().is_empty();
     let may_keep = config.on_existing_rows == OnExistingRows::Upsert && has_key;
     let kept_rows = may_keep && is_ours && bookkeeping::keeps_rows(client, ledger, &source).await?;
     let is_replay = mapping.replay.is_some() && is_ours && !kept_rows;
@@ -187,7 +187,7 @@ fn refuse_fixed(
     columns: &[String],
     fixed: &[String],
 ) -> Result<()> {
-    let key = chunk_copy::key_of(definition);
+    let key = definition.row_key();
     let mut fixed = columns
         .iter()
         .filter(|column| fixed.contains(&quote_ident(column)) && !key.contains(column));

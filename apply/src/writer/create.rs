@@ -57,7 +57,10 @@ fn definition(version: &TableVersion) -> TableDefinition {
         default: None,
         identity: None,
         generated: None,
-        collation: None,
+        collation: column
+            .facts
+            .as_ref()
+            .and_then(|facts| facts.collation.clone()),
     });
     let key: Vec<String> = version
         .columns
@@ -73,6 +76,7 @@ fn definition(version: &TableVersion) -> TableDefinition {
         columns: columns.collect(),
         primary_key: key.clone(),
         primary_key_name: None,
+        key_is_deferrable: false,
         replica_identity: ReplicaIdentity::Default,
         identity_key: key,
         row_estimate: 0,

@@ -21,6 +21,8 @@ pub(super) struct SqlColumn {
     pub(super) type_name: String,
     /// The same without its modifier.
     pub(super) plain_type: String,
+    /// The column itself is of a domain over that type.
+    pub(super) is_domain: bool,
     /// Quoted and qualified, when it is not the type's own.
     pub(super) collation: Option<String>,
     /// GENERATED ALWAYS AS IDENTITY: an UPDATE may not set it.
@@ -446,7 +448,11 @@ impl Sql {
 
     /// The table's row has the key of the staged one.
     fn same_key(&self, table: &str, staged: &str) -> String {
-        self.key_equals(staged, |_, column| format!("{table}.{}", column.name))
+        self.key_equals(staged, |_, column| match column.is_domain {
+            // Postgres has no `=` for a domain over an enum. An index is used all the same.
+            true => format!("{table}.{}::{}", column.name, column.plain_type),
+            false => format!("{table}.{}", column.name),
+        })
     }
 
     /// Both staged rows have the same key.

@@ -28,6 +28,7 @@ WITH RECURSIVE base(attnum, typid, typmod) AS (
 )
 SELECT a.attname::text, a.attgenerated <> '' AS generated, a.attidentity = 'a' AS always_identity,
        format_type(b.typid, b.typmod) AS type_name, format_type(b.typid, -1) AS plain_type,
+       a.atttypid <> b.typid AS is_domain,
        CASE WHEN a.attcollation <> 0 AND a.attcollation <> t.typcollation THEN
            (SELECT quote_ident(n.nspname) || '.' || quote_ident(c.collname)
             FROM pg_collation c JOIN pg_namespace n ON n.oid = c.collnamespace WHERE c.oid = a.attcollation)
@@ -125,6 +126,7 @@ impl Target {
                 name: quote_ident(into),
                 type_name: row.get("type_name"),
                 plain_type: row.get("plain_type"),
+                is_domain: row.get("is_domain"),
                 collation: row.get("collation"),
                 always_identity: row.get("always_identity"),
                 operator_schema: row.get("operator_schema"),
@@ -251,13 +253,19 @@ async fn refuses_doubles(
     Ok(row.get(0))
 }
 
-/// The event's own key, or else the source's primary key where the events carry it.
+/// The event's own key, or else the source's primary key where the events carry it. None by a
+/// deferrable one: rows may share it for as long as a statement or transaction lasts, so that what
+/// an update leaves behind under it may be another row's by then.
 fn key_columns(version: &TableVersion, fit: &Fit, primary_key: &[String]) -> Vec<usize> {
     let own: Vec<usize> = (0..version.columns.len())
         .filter(|&index| version.columns[index].key)
         .collect();
     if !own.is_empty() {
         return own;
+    }
+    let mut facts = version.columns.iter().flat_map(|column| &column.facts);
+    if facts.any(|facts| facts.key_is_deferrable) {
+        return Vec::new();
     }
     if let Some(key) = &fit.primary_key {
         let mut key = key.clone();
@@ -280,7 +288,7 @@ fn key_columns(version: &TableVersion, fit: &Fit, primary_key: &[String]) -> Vec
 
 #[cfg(test)]
 mod tests {
-    use bunny_schemas::envelope::ColumnSchema;
+    use bunny_schemas::envelope::{ColumnFacts, ColumnSchema};
 
     use super::*;
 
@@ -336,6 +344,17 @@ mod tests {
             key_columns(&version, &fit(Some(Vec::new())), &["c".into()]).is_empty(),
             "it has none by now"
         );
+    }
+
+    #[test]
+    fn a_deferrable_key_is_none() {
+        let mut version = version(&[("id", false), ("v", false)]);
+        version.columns[0].facts = Some(ColumnFacts {
+            primary_key: Some(1),
+            key_is_deferrable: true,
+            ..ColumnFacts::default()
+        });
+        assert!(key_columns(&version, &fit(Some(vec![0])), &["id".into()]).is_empty());
     }
 
     #[test]

@@ -55,7 +55,11 @@ WITH RECURSIVE tree AS (
            bool_and(never_rewritten) AS never_rewritten, bool_and(never_rewritten OR is_as_added) AS are_as_added
     FROM leaves GROUP BY attname
 )
-SELECT a.attnum, a.attname::text AS name, a.attisdropped AS is_dropped, a.attnotnull AS not_null, a.atttypid AS type,
+SELECT a.attnum, a.attname::text AS name, a.attisdropped AS is_dropped, a.atttypid AS type,
+       a.attnotnull AND NOT EXISTS (
+           -- Not valid (18): rows from before may hold NULL.
+           SELECT FROM pg_constraint nn WHERE nn.conrelid = a.attrelid AND nn.contype = 'n'
+               AND nn.conkey = ARRAY[a.attnum] AND NOT nn.convalidated) AS not_null,
        a.attgenerated <> '' AS is_generated,
        a.attgenerated <> '' AND EXISTS (SELECT FROM pg_index r WHERE r.indrelid = a.attrelid
            AND CASE c.relreplident WHEN 'd' THEN r.indisprimary WHEN 'i' THEN r.indisreplident ELSE false END
@@ -266,14 +270,16 @@ fn one(
         OldRows::Unknown
     };
     let primary_key: Option<i16> = slot.try_get("key_position")?;
+    let key_is_immediate: bool = slot.try_get("key_is_immediate")?;
     Ok(Known {
         attnum,
         not_null: slot.try_get("not_null")?,
-        in_primary_key: primary_key.is_some() && slot.try_get("key_is_immediate")?,
+        in_primary_key: primary_key.is_some() && key_is_immediate,
         facts: Some(ColumnFacts {
             default,
             old_rows,
             primary_key,
+            key_is_deferrable: primary_key.is_some() && !key_is_immediate,
             collation: slot.try_get("collation")?,
             labels,
             generated: slot.try_get("is_generated")?,

@@ -488,7 +488,10 @@ fn keep_whole_key(
     let is_known = missing.iter().all(|attnum| never(*attnum));
     for column in columns {
         match &mut column.facts {
-            Some(facts) if is_known => facts.primary_key = None,
+            Some(facts) if is_known => {
+                facts.primary_key = None;
+                facts.key_is_deferrable = false;
+            }
             Some(facts) if facts.primary_key.is_some() => column.facts = None,
             _ => {}
         }

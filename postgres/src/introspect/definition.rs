@@ -27,6 +27,9 @@ pub struct TableDefinition {
     pub primary_key: Vec<String>,
     /// The name of the primary key constraint.
     pub primary_key_name: Option<String>,
+    /// It is DEFERRABLE: two rows may have the same for a while, so no row is found by it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub key_is_deferrable: bool,
     /// The replica identity in force; see [`TableDefinition::identity_key`].
     pub replica_identity: ReplicaIdentity,
     /// Columns of the effective identity, in key order; empty for FULL and where
@@ -63,6 +66,15 @@ impl TableDefinition {
     /// Whether the whole old row identifies a row.
     pub fn is_full(&self) -> bool {
         self.replica_identity == ReplicaIdentity::Full
+    }
+
+    /// The columns by which a row is found; empty when nothing tells rows apart.
+    pub fn row_key(&self) -> &[String] {
+        if self.primary_key.is_empty() || self.key_is_deferrable {
+            &self.identity_key
+        } else {
+            &self.primary_key
+        }
     }
 
     /// The column of that name.
@@ -236,6 +248,8 @@ const DEFINITION: &str = "
             WHERE i.indrelid = root.oid AND i.indisprimary AND k.position <= i.indnkeyatts), '[]'),
         'primary_key_name', (
             SELECT conname FROM pg_constraint WHERE conrelid = root.oid AND contype = 'p'),
+        'key_is_deferrable', EXISTS (
+            SELECT FROM pg_constraint WHERE conrelid = root.oid AND contype = 'p' AND condeferrable),
         'identity', (SELECT identity FROM identities WHERE oid = root.oid),
         'row_estimate', coalesce((SELECT sum(row_estimate)::int8 FROM held), 0),
         'size_bytes', coalesce((SELECT sum(pg_table_size(oid))::int8 FROM held), 0),
@@ -257,6 +271,7 @@ struct RawDefinition {
     columns: Vec<ColumnDefinition>,
     primary_key: Vec<String>,
     primary_key_name: Option<String>,
+    key_is_deferrable: bool,
     identity: RawIdentity,
     row_estimate: i64,
     size_bytes: i64,
@@ -292,6 +307,7 @@ impl RawDefinition {
             columns: self.columns,
             primary_key: self.primary_key,
             primary_key_name: self.primary_key_name,
+            key_is_deferrable: self.key_is_deferrable,
             replica_identity,
             identity_key,
             row_estimate: self.row_estimate,

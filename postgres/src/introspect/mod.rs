@@ -21,9 +21,9 @@ pub use definition::{
 pub use fit::{Fit, fit};
 pub use labels::{EnumLook, enums};
 pub use objects::{
-    Attribute, ColumnTraits, ConstraintDefinition, ConstraintKind, DomainCheck, Extension,
-    ForeignKeyDefinition, IndexDefinition, IndexKey, SequenceDefinition, SequenceRole,
-    TableObjects, TypeDefinition, TypeShape, table_objects,
+    Attribute, CollationDefinition, ColumnTraits, ConstraintDefinition, ConstraintKind,
+    DomainCheck, Extension, ForeignKeyDefinition, IndexDefinition, IndexKey, SequenceDefinition,
+    SequenceRole, TableObjects, TypeDefinition, TypeShape, table_objects,
 };
 pub use server::{ServerInfo, any_client_is_a_standby, refuse_as_a_standby, server_info};
 pub use tables::{TableSummary, list_tables};

@@ -20,6 +20,9 @@ pub struct ColumnFacts {
     /// Place in the primary key, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub primary_key: Option<i16>,
+    /// That primary key is DEFERRABLE: rows may share it for a while, so none is found by it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub key_is_deferrable: bool,
     /// Collation, qualified and quoted, when it is not the type's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub collation: Option<String>,

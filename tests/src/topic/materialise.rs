@@ -185,7 +185,7 @@ impl Table {
                 "SELECT a.attname::text FROM pg_index i
                  JOIN pg_class c ON c.oid = i.indrelid
                  JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
-                 WHERE i.indrelid = $1::text::regclass
+                 WHERE i.indrelid = $1::text::regclass AND i.indimmediate
                    AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END",
                 &[&table],
             )
@@ -251,9 +251,16 @@ impl Table {
         let row = self.row(before)?;
         let key = self.key_of(&row);
         match &mut self.rows {
-            Rows::Keyed(rows) => rows
-                .remove(&key)
-                .with_context(|| format!("no row with key {key:?}")),
+            Rows::Keyed(rows) => {
+                let removed = rows
+                    .remove(&key)
+                    .with_context(|| format!("no row with key {key:?}"))?;
+                ensure!(
+                    kind != "row" || removed == row,
+                    "the whole old row is said to be {row:?}, and was {removed:?}"
+                );
+                Ok(removed)
+            }
             Rows::Counted(rows) => {
                 ensure!(kind == "row", "a table without key needs the whole old row");
                 let count = rows

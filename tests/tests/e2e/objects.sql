@@ -91,6 +91,10 @@ CREATE FUNCTION shop.watch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN n
 CREATE TRIGGER watcher BEFORE INSERT ON shop.rest FOR EACH ROW EXECUTE FUNCTION shop.watch();
 CREATE POLICY visible ON shop.rest;
 GRANT SELECT ON shop.rest TO pg_monitor;
+ALTER TABLE shop.rest SET (toast.autovacuum_enabled = false);
+ALTER TABLE shop.rest ALTER note SET (n_distinct = 5), ALTER note SET STATISTICS 200;
+COMMENT ON CONSTRAINT above_zero ON DOMAIN shop.positive IS 'a check of a domain';
+COMMENT ON COLUMN shop.point3.x IS 'an attribute';
 CREATE FUNCTION shop.own(int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT $1 + 1';
 CREATE INDEX rest_own ON shop.rest (shop.own(id));
 
@@ -104,6 +108,9 @@ CREATE TABLE shop.parts (
 ) PARTITION BY LIST (half);
 CREATE TABLE shop.parts_left PARTITION OF shop.parts FOR VALUES IN ('left');
 CREATE TABLE shop.parts_right PARTITION OF shop.parts FOR VALUES IN ('right');
+-- What only one of its partitions has is not the root's.
+CREATE INDEX parts_left_only ON shop.parts_left (place);
+ALTER TABLE shop.parts_left ADD CONSTRAINT left_only CHECK (id > 0);
 CREATE INDEX "ein Index, dessen Name genau 63 Bytes lang ist, nicht mehr 1234" ON shop.parts (place, half DESC);
 
 INSERT INTO shop.places (name) SELECT 'place ' || g FROM generate_series(1, 50) g;

@@ -11,6 +11,8 @@ use bunny_tests::load::{self, Load};
 use bunny_tests::stage::{Mirror, Stage};
 use serde_json::{Value, json};
 
+use crate::enum_labels::{stopped, synced_again};
+use crate::fidelity::major;
 use crate::scene::Scene;
 use crate::untracked;
 
@@ -537,4 +539,32 @@ async fn the_leaves_tell_what_older_rows_hold() -> Result<()> {
             })
         })
         .await
+}
+
+/// A NOT NULL that is NOT VALID (18) is no proof that older rows have the column's default.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_not_null_that_is_not_valid_says_nothing_of_older_rows() -> Result<()> {
+    let scene = Scene::new("schema_not_valid").await?;
+    if major(&scene.source).await? < 18 {
+        return Ok(());
+    }
+    // Rewritten, so that nothing but the constraint is left to tell.
+    scene
+        .source
+        .run("CREATE TABLE late (id int PRIMARY KEY); INSERT INTO late VALUES (1); ALTER TABLE late ALTER id TYPE bigint;")
+        .await?;
+    let options = json!({"schema_changes": "all", "untracked_changes": "warn"});
+    let mirror = scene.running_mirror(&["public.late"], options).await?;
+    scene
+        .source
+        .run(
+            "ALTER TABLE late ADD w int; ALTER TABLE late ALTER w SET DEFAULT 5;
+             ALTER TABLE late ADD CONSTRAINT w_is_there NOT NULL w NOT VALID; INSERT INTO late VALUES (2);",
+        )
+        .await?;
+    let why = "what its older rows hold is not in the stream";
+    stopped(&mirror, "public.late", why).await?;
+    synced_again(&scene, &mirror, "public.late").await?;
+    let late = [TablePair::same("public.late")];
+    scene.stage.assert_converges(&mirror, &late).await
 }

@@ -71,8 +71,15 @@ impl Planner<'_> {
         let Some(names) = names.filter(|names| !names.is_empty()) else {
             return;
         };
+        let columns = &self.wanted.version.columns;
+        let mut facts = columns.iter().flat_map(|column| &column.facts);
+        let deferral = if facts.any(|facts| facts.key_is_deferrable) {
+            " DEFERRABLE"
+        } else {
+            ""
+        };
         let sql = format!(
-            "ALTER TABLE {} ADD PRIMARY KEY ({})",
+            "ALTER TABLE {} ADD PRIMARY KEY ({}){deferral}",
             self.table,
             names.join(", ")
         );

@@ -5,6 +5,7 @@ fn column(name: &str, key: bool) -> SqlColumn {
         name: format!("\"{name}\""),
         type_name: "text".into(),
         plain_type: "text".into(),
+        is_domain: false,
         collation: None,
         always_identity: false,
         operator_schema: Some("pg_catalog".into()),
@@ -83,6 +84,20 @@ fn a_key_of_an_extension_type_uses_its_own_equality() {
         sql(vec![citext])
             .delete(None)
             .contains("t.\"mail\" OPERATOR(\"ext\".=) s.c0")
+    );
+}
+
+#[test]
+fn a_key_of_a_domain_is_compared_as_what_it_stands_for() {
+    let calm = SqlColumn {
+        plain_type: "mood".into(),
+        is_domain: true,
+        ..column("m", true)
+    };
+    assert!(
+        sql(vec![calm])
+            .delete(None)
+            .contains("t.\"m\"::mood OPERATOR(pg_catalog.=) s.c0")
     );
 }
 

@@ -20,6 +20,8 @@ use crate::TableName;
 pub struct TableObjects {
     /// Extensions that own anything the table, its indexes or its types use.
     pub extensions: Vec<Extension>,
+    /// Collations that the table, its indexes or its types use: not built in, not an extension's.
+    pub collations: Vec<CollationDefinition>,
     /// Types the table uses that can be created: not built in, not an extension's. Each
     /// stands behind those it needs.
     pub types: Vec<TypeDefinition>,
@@ -59,6 +61,27 @@ pub struct Extension {
     pub name: String,
     /// Its schema.
     pub schema: String,
+}
+
+/// A collation that a statement can create.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollationDefinition {
+    /// Its name.
+    pub name: TableName,
+    /// `icu`, `libc` or `builtin`.
+    pub provider: String,
+    /// Of all providers but libc.
+    pub locale: Option<String>,
+    /// Of libc.
+    pub lc_collate: Option<String>,
+    /// Of libc.
+    pub lc_ctype: Option<String>,
+    /// Texts of other bytes are never equal.
+    pub deterministic: bool,
+    /// Tailoring rules (ICU, 16 and later).
+    pub rules: Option<String>,
+    /// Its comment.
+    pub comment: Option<String>,
 }
 
 /// A type that a statement can create.

@@ -40,7 +40,38 @@ const TABLE: &str = "
                       UNION
                       SELECT (aclexplode(a.attacl)).grantee FROM pg_attribute a
                       WHERE a.attrelid = c.oid AND a.attacl IS NOT NULL) granted
-                WHERE grantee <> c.relowner) all_of_it(rank, what)))
+                WHERE grantee <> c.relowner
+                UNION ALL
+                SELECT 8, 'storage parameters of its TOAST table' FROM pg_class toast
+                WHERE toast.oid = c.reltoastrelid AND toast.reloptions IS NOT NULL
+                UNION ALL
+                SELECT 9, 'options of column ' || quote_ident(attname) FROM pg_attribute
+                WHERE attrelid = c.oid AND attnum > 0 AND attoptions IS NOT NULL
+                UNION ALL
+                SELECT 10, 'statistics target of column ' || quote_ident(attname) FROM pg_attribute
+                WHERE attrelid = c.oid AND attnum > 0 AND attstattarget >= 0 AND NOT attisdropped
+                UNION ALL
+                SELECT 11, format('%s that only a partition has (%s in all, such as %s)', kind, count(*), min(name))
+                FROM (SELECT relid FROM pg_partition_tree(c.oid) WHERE level > 0) part
+                CROSS JOIN LATERAL (
+                    SELECT 'index', quote_ident(i.relname) FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
+                    WHERE x.indrelid = part.relid AND NOT i.relispartition
+                      AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = i.oid AND contype IN ('p', 'u', 'x'))
+                    UNION ALL
+                    SELECT CASE contype WHEN 'f' THEN 'foreign key' ELSE 'constraint' END, quote_ident(conname)
+                    FROM pg_constraint
+                    WHERE conrelid = part.relid AND contype IN ('p', 'u', 'x', 'c', 'f')
+                      AND conparentid = 0 AND coninhcount = 0
+                    UNION ALL
+                    SELECT 'trigger', quote_ident(tgname) FROM pg_trigger
+                    WHERE tgrelid = part.relid AND NOT tgisinternal AND tgparentid = 0
+                    UNION ALL
+                    SELECT 'policy', quote_ident(polname) FROM pg_policy WHERE polrelid = part.relid
+                    UNION ALL
+                    SELECT 'grant', 'on ' || part.relid::text FROM pg_class p
+                    WHERE p.oid = part.relid
+                      AND EXISTS (SELECT FROM aclexplode(p.relacl) WHERE grantee <> p.relowner)) found(kind, name)
+                GROUP BY kind) all_of_it(rank, what)))
     FROM pg_class c WHERE c.oid = $1";
 
 const COLUMNS: &str = "
@@ -274,6 +305,36 @@ const FOUNDATIONS: &str = "
                 AND d.deptype = 'e' AND d.refclassid = 'pg_extension'::regclass
             JOIN pg_extension e ON e.oid = d.refobjid
             JOIN pg_namespace n ON n.oid = e.extnamespace),
+        'collations', (
+            -- What 14 keeps as `collcollate` is `colliculocale` in 15 and `colllocale` from 17 on.
+            SELECT coalesce(jsonb_agg(jsonb_build_object(
+                'name', jsonb_build_object('schema', n.nspname, 'name', c.collname),
+                'provider', CASE c.collprovider WHEN 'i' THEN 'icu' WHEN 'b' THEN 'builtin' ELSE 'libc' END,
+                'locale', CASE WHEN c.collprovider <> 'c' THEN coalesce(
+                    to_jsonb(c)->>'colllocale', to_jsonb(c)->>'colliculocale', to_jsonb(c)->>'collcollate') END,
+                'lc_collate', CASE c.collprovider WHEN 'c' THEN c.collcollate END,
+                'lc_ctype', CASE c.collprovider WHEN 'c' THEN c.collctype END,
+                'deterministic', c.collisdeterministic,
+                'rules', to_jsonb(c)->>'collicurules',
+                'comment', obj_description(c.oid, 'pg_collation'))
+                ORDER BY n.nspname, c.collname), '[]')
+            FROM pg_collation c
+            JOIN pg_namespace n ON n.oid = c.collnamespace
+            WHERE n.nspname <> 'pg_catalog'
+              AND EXISTS (SELECT FROM below
+                  WHERE below.classid = 'pg_collation'::regclass AND below.objid = c.oid)
+              AND NOT EXISTS (SELECT FROM pg_depend d
+                  WHERE d.classid = 'pg_collation'::regclass AND d.objid = c.oid AND d.deptype = 'e')),
+        'not_copied', (
+            SELECT coalesce(jsonb_agg(what ORDER BY what), '[]') FROM (
+                SELECT format('comment on constraint %I of domain %s', k.conname, format_type(k.contypid, NULL))
+                FROM used JOIN pg_constraint k ON k.contypid = used.oid AND k.contypid <> 0
+                WHERE obj_description(k.oid, 'pg_constraint') IS NOT NULL
+                UNION ALL
+                SELECT format('comment on attribute %I of type %s', a.attname, format_type(t.oid, NULL))
+                FROM used JOIN pg_type t ON t.oid = used.oid AND t.typtype = 'c'
+                JOIN pg_attribute a ON a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+                WHERE col_description(a.attrelid, a.attnum) IS NOT NULL) commented(what)),
         'types', (
             SELECT coalesce(jsonb_agg(jsonb_build_object(
                 'name', jsonb_build_object('schema', n.nspname, 'name', t.typname),
@@ -357,7 +418,9 @@ pub async fn table_objects(client: &Client, oid: u32, excluded: &[String]) -> Re
     let Json(mut objects) = row.try_get::<_, Json<TableObjects>>(0).doing(doing())?;
     let foundations: TableObjects = one(client, FOUNDATIONS, &[&oid, &excluded]).await?;
     objects.extensions = foundations.extensions;
+    objects.collations = foundations.collations;
     objects.types = foundations.types;
+    objects.not_copied.extend(foundations.not_copied);
     objects.columns = one(client, COLUMNS, &[&oid]).await?;
     objects.constraints = one(client, CONSTRAINTS, &[&oid]).await?;
     objects.indexes = one(client, INDEXES, &[&oid]).await?;

@@ -152,6 +152,7 @@ fn facts(index: usize) -> Option<ColumnFacts> {
         default: index.is_multiple_of(3).then(|| "'x'::text".to_owned()),
         old_rows,
         primary_key: (index == 1).then_some(1),
+        key_is_deferrable: index == 1,
         collation: None,
         labels: (index == 2).then(|| EnumLabels {
             schema: "public".to_owned(),

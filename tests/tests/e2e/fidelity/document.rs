@@ -70,8 +70,12 @@ const TAIL: &str = "
   Postgres checks them by triggers that do not fire in replica role. The source has checked them.
 - With `on_existing_rows` `upsert`, rows that are at the destination and not at the source stay. So do rows that a
   snapshot loaded before it had to start over, if the source deleted them in between.
-- PostGIS and pgvector are untested: Debian's PostgreSQL brings neither. Their values travel as text like any
-  other's.
+- PostGIS and pgvector are untested: neither is part of PostgreSQL, and the tests install nothing beside it. Their values
+  travel as text like any other's.
+- A collation of the user's is created at the destination. One that the destination's ICU or C library does not know makes
+  the table `ERRORED`, and so does one that is there and is not of the same kind (deterministic or not).
+- From a source that is not in UTF8, a value of type `name` and a column's name may be longer than the 63 bytes that
+  PostgreSQL keeps. The table becomes `ERRORED`, or is refused when the mirror is created; nothing is cut.
 - Labels of an enum that change hands are followed in rows; their order at the destination stays as it was there.
 - Large objects, triggers, policies and grants are not replicated.
 ";

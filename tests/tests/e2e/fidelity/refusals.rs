@@ -54,7 +54,7 @@ pub const REFUSALS: &[Refusal] = &[
     ),
     refusal(
         "temporary tables",
-        "",
+        "CREATE TEMPORARY TABLE t (id int PRIMARY KEY)",
         &["public.t", "does not exist"],
         "they are no other session's, so they are not found; leave them out",
     ),
@@ -191,7 +191,7 @@ async fn what_cannot_be_carried_is_refused_by_name() -> Result<()> {
                 refusal.name, answer.status, answer.body
             ));
         }
-        let clean = "DROP SCHEMA public CASCADE; CREATE SCHEMA public; DROP FOREIGN DATA WRAPPER IF EXISTS nothing CASCADE";
+        let clean = "DROP TABLE IF EXISTS pg_temp.t; DROP SCHEMA public CASCADE; CREATE SCHEMA public; DROP FOREIGN DATA WRAPPER IF EXISTS nothing CASCADE";
         scene.source.run(clean).await?;
         destination.run(clean).await?;
     }

@@ -22,6 +22,8 @@ pub struct RowCase {
     /// The last major version of the source that it is for.
     pub until: u32,
     pub schema: &'static str,
+    /// The destination has columns of other types, which take every value.
+    pub is_wider: bool,
 }
 
 const fn case(
@@ -41,6 +43,7 @@ const fn case(
         since: 14,
         until: u32::MAX,
         schema: "",
+        is_wider: false,
     }
 }
 
@@ -72,6 +75,11 @@ impl RowCase {
 
     const fn schema(mut self, schema: &'static str) -> RowCase {
         self.schema = schema;
+        self
+    }
+
+    const fn wider(mut self) -> RowCase {
+        self.is_wider = true;
         self
     }
 
@@ -198,6 +206,16 @@ const COLUMNS: &[RowCase] = &[
     )
     .since(18),
     case(
+        "a NOT NULL that is NOT VALID: older rows are NULL",
+        &["t"],
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT g, CASE WHEN g % 2 = 0 THEN 'v' END FROM generate_series(1, 9) g;
+         ALTER TABLE t ADD CONSTRAINT v_is_there NOT NULL v NOT VALID;",
+        &[
+            "INSERT INTO t VALUES (10, 'x'); UPDATE t SET v = 'y' WHERE id < 3; DELETE FROM t WHERE id = 5;",
+        ],
+    )
+    .since(18),
+    case(
         "identity columns",
         &["always", "by_default", "beside"],
         "CREATE TABLE always (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v text, big text); ALTER TABLE always ALTER big SET STORAGE EXTERNAL;
@@ -257,6 +275,18 @@ const COLUMNS: &[RowCase] = &[
         ],
     )
     .without(&[("t", "secret"), ("t_full", "secret")]),
+    case(
+        "a destination table with wider types, keyed and keyless",
+        &["keyed", "keyless"],
+        "CREATE TABLE keyed (id smallint, word varchar(8), a smallint, b smallint, c integer, d bigint, e integer, f real, g jsonb, h varchar(10), i varchar(10), j varchar(10), k char(3), l numeric(10,2), m numeric(10,2), n bit varying(3), o timestamp(3), p time(0) with time zone, q interval(2), r integer[], s varchar(3)[], t point, u interval, v timestamptz, w text[], PRIMARY KEY (id, word)); INSERT INTO keyed SELECT g, 'w' || g, g, -g, g * 1000, 9223372036854775807 - g, g, g / 3.0::real, jsonb_build_object('b', g, 'a', NULL), 'h' || g, '', E'j\\t' || g, 'k', g / 3.0, -g / 7.0, B'101', timestamp '2000-01-01 00:00:00.123' + g * interval '1 day', '12:00:01+05:45', g * interval '1.25 s', ARRAY[g, NULL, -g], ARRAY['a,b', NULL, '{}'], point(g, 0.1), g * interval '-1 mon 1 day 0.5 s', timestamptz '2000-01-01 00:00+00' + g * interval '1 hour', ARRAY['x' || g, NULL, '\\N'] FROM generate_series(1, 20) g; INSERT INTO keyed VALUES (0, '');
+         CREATE TABLE keyless (a smallint, b smallint, c integer, d bigint, e integer, f real, g jsonb, h varchar(10), i varchar(10), j varchar(10), k char(3), l numeric(10,2), m numeric(10,2), n bit varying(3), o timestamp(3), p time(0) with time zone, q interval(2), r integer[], s varchar(3)[], t point, u interval, v timestamptz, w text[]); ALTER TABLE keyless REPLICA IDENTITY FULL; INSERT INTO keyless SELECT g, -g, g * 1000, 9223372036854775807 - g, g, g / 3.0::real, jsonb_build_object('b', g, 'a', NULL), 'h' || g, '', E'j\\t' || g, 'k', g / 3.0, -g / 7.0, B'101', timestamp '2000-01-01 00:00:00.123' + g * interval '1 day', '12:00:01+05:45', g * interval '1.25 s', ARRAY[g, NULL, -g], ARRAY['a,b', NULL, '{}'], point(g, 0.1), g * interval '-1 mon 1 day 0.5 s', timestamptz '2000-01-01 00:00+00' + g * interval '1 hour', ARRAY['x' || g, NULL, '\\N'] FROM generate_series(1, 9) g, generate_series(1, 2);",
+        &[
+            "UPDATE keyed SET f = 0.1, g = '[]', k = NULL WHERE id < 5; UPDATE keyed SET id = id + 100, word = 'x' WHERE id > 15; UPDATE keyed SET word = 'y', m = NULL, w = '{}' WHERE id = 6; DELETE FROM keyed WHERE id = 8;",
+            "DELETE FROM keyless WHERE ctid = (SELECT min(ctid) FROM keyless WHERE a = 1); UPDATE keyless SET f = 1e30, k = 'z', u = '1 day' WHERE ctid = (SELECT min(ctid) FROM keyless WHERE a = 2); UPDATE keyless SET v = NULL, g = NULL, w = NULL WHERE a = 3; INSERT INTO keyless SELECT * FROM keyless WHERE a = 4;",
+        ],
+    )
+    .destination("CREATE TABLE keyed (id bigint, word text, a integer, b bigint, c bigint, d numeric, e numeric, f double precision, g json, h varchar(20), i varchar, j text, k text, l numeric(12,2), m numeric, n bit varying(5), o timestamp, p time(3) with time zone, q interval(4), r bigint[], s text[], t text, u text, v text, w text, PRIMARY KEY (id, word)); CREATE TABLE keyless (a integer, b bigint, c bigint, d numeric, e numeric, f double precision, g json, h varchar(20), i varchar, j text, k text, l numeric(12,2), m numeric, n bit varying(5), o timestamp, p time(3) with time zone, q interval(4), r bigint[], s text[], t text, u text, v text, w text);")
+    .wider(),
 ];
 
 const KEYS: &[RowCase] = &[
@@ -318,7 +348,7 @@ const KEYS: &[RowCase] = &[
     case(
         "keys under a nondeterministic collation",
         &["t"],
-        "CREATE TABLE t (word text COLLATE anycase PRIMARY KEY, n int); INSERT INTO t SELECT 'Word' || g, g FROM generate_series(1, 20) g;",
+        "CREATE COLLATION anycase (provider = icu, locale = 'und-u-ks-level2', deterministic = false); CREATE TABLE t (word text COLLATE anycase PRIMARY KEY, n int); INSERT INTO t SELECT 'Word' || g, g FROM generate_series(1, 20) g;",
         &[
             "UPDATE t SET n = 100 WHERE n = 3; UPDATE t SET word = upper(word) WHERE n < 10; DELETE FROM t WHERE n = 12;",
             "BEGIN; UPDATE t SET word = lower(word) WHERE n < 6; UPDATE t SET n = n + 1000 WHERE n < 6; DELETE FROM t WHERE n = 1004; INSERT INTO t VALUES ('wOrD4', 4); COMMIT;",
@@ -326,8 +356,7 @@ const KEYS: &[RowCase] = &[
             "BEGIN; UPDATE t SET word = 'WORD7' WHERE n = 7; UPDATE t SET word = 'word7' WHERE n = 7; UPDATE t SET word = 'Word7' WHERE n = 7; UPDATE t SET n = 77 WHERE n = 7; COMMIT;",
             "BEGIN; DELETE FROM t WHERE n = 8; INSERT INTO t VALUES ('WORD8', 80); DELETE FROM t WHERE n = 80; INSERT INTO t VALUES ('word8', 81); UPDATE t SET n = 82 WHERE n = 81; COMMIT;",
         ],
-    )
-    .both("CREATE COLLATION anycase (provider = icu, locale = 'und-u-ks-level2', deterministic = false)"),
+    ),
     case(
         "deferred unique constraints",
         &["t"],
@@ -335,6 +364,29 @@ const KEYS: &[RowCase] = &[
         &["BEGIN; UPDATE t SET place = place + 1 WHERE id <= 10; UPDATE t SET place = 1 WHERE id = 11; COMMIT;", "BEGIN; UPDATE t SET place = 21 - place; INSERT INTO t VALUES (50, 5); UPDATE t SET place = 50 WHERE place = 5 AND id <> 50; COMMIT;"],
     )
     .destination("CREATE TABLE t (id int PRIMARY KEY, place int, CONSTRAINT places UNIQUE (place) DEFERRABLE INITIALLY DEFERRED);"),
+    case(
+        "a DEFERRABLE primary key under REPLICA IDENTITY FULL: keys that are swapped, shifted and shared for a while",
+        &["t", "shared", "parts", "there"],
+        "CREATE TABLE t (id int PRIMARY KEY DEFERRABLE, v text); ALTER TABLE t REPLICA IDENTITY FULL; INSERT INTO t VALUES (1, 'a'), (2, 'b');
+         CREATE TABLE shared (id int, v text, big text, CONSTRAINT \"the key\" PRIMARY KEY (id) WITH (fillfactor = 80) DEFERRABLE INITIALLY DEFERRED); ALTER TABLE shared ALTER big SET STORAGE EXTERNAL; ALTER TABLE shared REPLICA IDENTITY FULL;
+         INSERT INTO shared SELECT g, 'v' || g % 2, repeat(md5(g::text), 300) FROM generate_series(1, 20) g;
+         CREATE TABLE parts (id int, v text, PRIMARY KEY (id) DEFERRABLE) PARTITION BY RANGE (id); CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (10); CREATE TABLE parts_2 PARTITION OF parts DEFAULT;
+         ALTER TABLE parts REPLICA IDENTITY FULL; ALTER TABLE parts_1 REPLICA IDENTITY FULL; ALTER TABLE parts_2 REPLICA IDENTITY FULL; INSERT INTO parts SELECT g, 'v' || g FROM generate_series(1, 9) g;
+         CREATE TABLE there (id int PRIMARY KEY DEFERRABLE, v text); ALTER TABLE there REPLICA IDENTITY FULL; INSERT INTO there SELECT g, 'v' || g FROM generate_series(1, 9) g;",
+        &[
+            "UPDATE t SET id = 3 - id; UPDATE shared SET id = 21 - id; UPDATE parts SET id = 10 - id; UPDATE there SET id = 10 - id;",
+            "UPDATE t SET id = id + 1; UPDATE shared SET id = id + 1, v = v || '!'; UPDATE parts SET id = id + 1; UPDATE there SET id = id + 1;",
+            "BEGIN; INSERT INTO shared VALUES (5, 'second', 'x'); UPDATE shared SET v = 'both' WHERE id = 5; DELETE FROM shared WHERE id = 5 AND big <> 'x'; UPDATE shared SET id = 6 WHERE id = 5; UPDATE shared SET id = 5 WHERE id = 6 AND big <> 'x'; COMMIT;",
+            "BEGIN; DELETE FROM t WHERE id = 3; UPDATE t SET id = 3; INSERT INTO t VALUES (2, 'c'); UPDATE t SET id = 5 - id; COMMIT; DELETE FROM parts WHERE id = 4; UPDATE there SET v = 'w' WHERE id = 4; DELETE FROM there WHERE id = 5;",
+        ],
+    )
+    .destination("CREATE TABLE there (id int PRIMARY KEY, v text);"),
+    case(
+        "insert-only: a DEFERRABLE primary key, which is no identity",
+        &["t"],
+        "CREATE TABLE t (id int PRIMARY KEY DEFERRABLE, v text); INSERT INTO t SELECT g, 'v' || g FROM generate_series(1, 9) g;",
+        &["INSERT INTO t VALUES (10, 'x'), (11, 'y')", "TRUNCATE t", "INSERT INTO t VALUES (1, 'z')"],
+    ),
     case(
         "unique values swapped in one transaction",
         &["t"],
@@ -425,6 +477,22 @@ const NAMES: &[RowCase] = &[
         ],
     )
     .schema("Odd \"Schema\".ü"),
+    case(
+        "a schema's name of 63 bytes",
+        &["t", "t_full"],
+        "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TABLE t (id int PRIMARY KEY, v text, m mood DEFAULT 'ok'); INSERT INTO t SELECT g, 'v' FROM generate_series(1, 9) g;
+         CREATE TABLE t_full (m mood, v text); ALTER TABLE t_full REPLICA IDENTITY FULL; INSERT INTO t_full SELECT 'sad', 'v' FROM generate_series(1, 4) g;",
+        &["UPDATE t SET id = id + 100, m = 'sad' WHERE id < 4; DELETE FROM t WHERE id = 5; UPDATE t_full SET m = 'ok' WHERE ctid = (SELECT min(ctid) FROM t_full); TRUNCATE t;"],
+    )
+    .schema("a_schema_whose_name_is_63_bytes_long_a_schema_whose_name_is_63b"),
+    case(
+        "a reserved word as a schema's name",
+        &["t", "t_full"],
+        "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TABLE t (id int PRIMARY KEY, v text, m mood DEFAULT 'ok'); INSERT INTO t SELECT g, 'v' FROM generate_series(1, 9) g;
+         CREATE TABLE t_full (m mood, v text); ALTER TABLE t_full REPLICA IDENTITY FULL; INSERT INTO t_full SELECT 'sad', 'v' FROM generate_series(1, 4) g;",
+        &["UPDATE t SET id = id + 100, m = 'sad' WHERE id < 4; DELETE FROM t WHERE id = 5; UPDATE t_full SET m = 'ok' WHERE ctid = (SELECT min(ctid) FROM t_full); TRUNCATE t;"],
+    )
+    .schema("select"),
 ];
 
 const TRANSACTIONS: &[RowCase] = &[

@@ -66,6 +66,11 @@ async fn every_kind_of_row_arrives_exactly_as_it_was() -> Result<()> {
         .await?;
     let mut named: Vec<(&str, Vec<TablePair>)> =
         cases.iter().map(|case| (case.name, pairs(case))).collect();
+    let wider: Vec<&str> = cases
+        .iter()
+        .filter(|case| case.is_wider)
+        .map(|case| case.name)
+        .collect();
     named.push((
         "interleaved transactions",
         TablePair::all(&["public.busy", "public.busy_log"]),
@@ -78,7 +83,7 @@ async fn every_kind_of_row_arrives_exactly_as_it_was() -> Result<()> {
     mirror.wait_running().await?;
     let check = async |when: &str| -> Result<()> {
         mirror.wait_for_lsn(source.current_lsn().await?).await?;
-        assert_same(&scene.stage, &source, &destination, &named)
+        assert_same(&scene.stage, &source, &destination, &named, &wider)
             .await
             .context(when.to_owned())
     };

@@ -34,6 +34,7 @@ async fn a_latin1_source_into_a_utf8_destination() -> Result<()> {
         .await?;
     scene.stage.assert_converges(&mirror, &pairs).await?;
     scene.stage.assert_topics_hold(&mirror, &pairs).await?;
+    long_names_are_refused(&scene).await?;
 
     // A byte above 127 in a "char": a character of two bytes on its way, until 15.
     scene
@@ -88,4 +89,64 @@ async fn a_latin1_source_into_a_utf8_destination() -> Result<()> {
             is_refused(mirror, "public.streamed")
         })
         .await
+}
+
+/// 63 bytes of LATIN1 may be twice as many in UTF8, where a `name` has no room for them.
+async fn long_names_are_refused(scene: &Scene) -> Result<()> {
+    scene
+        .source
+        .run(
+            "CREATE TABLE name_loaded (id int PRIMARY KEY, v name); INSERT INTO name_loaded VALUES (1, repeat('é', 31)), (2, repeat('é', 32));
+             CREATE TABLE name_streamed (id int PRIMARY KEY, v name[]); INSERT INTO name_streamed VALUES (1, ARRAY[repeat('é', 31), 'a,b']);",
+        )
+        .await?;
+    let tables = ["public.name_loaded", "public.name_streamed"];
+    let names = scene
+        .stage
+        .create_mirror(&scene.api, "names", &tables, json!({}))
+        .await?;
+    let is_refused = |mirror: &Value, name: &str| {
+        let mut tables = mirror["tables"].as_array().into_iter().flatten();
+        tables.any(|table| {
+            table["source_table"] == name
+                && table["status"] == "ERRORED"
+                && table["error_message"].to_string().contains("63 bytes")
+        })
+    };
+    names
+        .wait_until("name_loaded ERRORED", CONVERGE, |mirror, _| {
+            is_refused(mirror, "public.name_loaded")
+        })
+        .await?;
+    let streamed = TablePair::all(&["public.name_streamed"]);
+    scene.stage.assert_converges(&names, &streamed).await?;
+    scene
+        .source
+        .run("UPDATE name_streamed SET v[2] = repeat('ü', 63)")
+        .await?;
+    names
+        .wait_until("name_streamed ERRORED", CONVERGE, |mirror, _| {
+            is_refused(mirror, "public.name_streamed")
+        })
+        .await?;
+    // The same for names of columns, said when the mirror is created.
+    scene
+        .source
+        .run(&format!(
+            "CREATE TABLE name_of_column (id int PRIMARY KEY, \"{}\" text)",
+            "é".repeat(32)
+        ))
+        .await?;
+    let body = json!({
+        "name": "columns", "source_peer": "source", "destination_peer": "destination",
+        "table_mappings": [{"source_table": "public.name_of_column", "destination_table": "public.name_of_column"}],
+    });
+    let answer = scene.api.post("/v1/mirrors", body).await?;
+    anyhow::ensure!(
+        answer.status == 422 && answer.body.to_string().contains("longer than 63 bytes"),
+        "{} {}",
+        answer.status,
+        answer.body
+    );
+    Ok(())
 }

@@ -157,12 +157,13 @@ impl ValueTables {
         ];
         if self.case.key {
             let first = self.first_of_equals();
+            let (is_free, is_held) = (self.equal("v", "free.v"), self.equal("v", "held.v"));
             let chain = format!(
                 "DO $$ DECLARE free record; held record; BEGIN
                      SELECT v, i INTO free FROM {first} AS x ORDER BY i LIMIT 1;
-                     DELETE FROM {keyed} WHERE v = free.v;
+                     DELETE FROM {keyed} WHERE {is_free};
                      FOR held IN SELECT v, i FROM {first} AS x ORDER BY i OFFSET 1 LOOP
-                         UPDATE {keyed} SET v = free.v WHERE v = held.v;
+                         UPDATE {keyed} SET v = free.v WHERE {is_held};
                          free := held;
                      END LOOP;
                  END $$"
@@ -171,8 +172,8 @@ impl ValueTables {
                 format!("INSERT INTO {keyed} SELECT v, i FROM {first} AS x WHERE i % 2 = 1"),
                 format!("UPDATE {keyed} SET n = n + 100"),
                 chain,
-                format!("UPDATE {keyed} AS t SET v = w.v FROM (SELECT DISTINCT ON (v) v FROM {all} WHERE v IS NOT NULL AND pg_column_size(v) < {KEY_BYTES_MAX} ORDER BY v, i DESC) AS w WHERE t.v = w.v AND t.v::text <> w.v::text"),
-                format!("DELETE FROM {keyed} AS t USING {all} AS x WHERE t.v = x.v AND x.i % 3 = 1"),
+                format!("UPDATE {keyed} AS t SET v = w.v FROM (SELECT DISTINCT ON (v) v FROM {all} WHERE v IS NOT NULL AND pg_column_size(v) < {KEY_BYTES_MAX} ORDER BY v, i DESC) AS w WHERE {} AND t.v::text <> w.v::text", self.equal("t.v", "w.v")),
+                format!("DELETE FROM {keyed} AS t USING {all} AS x WHERE {} AND x.i % 3 = 1", self.equal("t.v", "x.v")),
                 format!("INSERT INTO {keyed} SELECT v, i FROM {first} AS x ON CONFLICT DO NOTHING"),
             ]);
         }
@@ -201,6 +202,13 @@ impl ValueTables {
              WHEN 2 THEN ARRAY[[x.v, w.v], [w.v, NULL]]::{array} WHEN 3 THEN ('[-1:0]=' || ARRAY[x.v, w.v]::{array}::text)::{array} \
              ELSE NULL END"
         )
+    }
+
+    fn equal(&self, this: &str, that: &str) -> String {
+        match self.case.compared_as {
+            "" => format!("{this} = {that}"),
+            base => format!("{this}::{base} = {that}::{base}"),
+        }
     }
 
     /// `next` is the value after `this`, the first after the last.

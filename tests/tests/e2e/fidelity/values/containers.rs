@@ -23,6 +23,9 @@ pub(super) const CASES: &[ValueCase] = &[
     case("objects.floatrange", &["[0.1,0.30000000000000004]", "(NaN,)", "empty", "[-0,5e-324]"])
         .setup("CREATE TYPE objects.floatrange AS RANGE (subtype = float8)")
         .note("a range type of the user's"),
+    case("objects.floats", &["{}", "{[0.1,0.30000000000000004],[1,)}", "{(,)}", "{(NaN,)}"])
+        .setup("CREATE TYPE objects.somefloats AS RANGE (subtype = float8, multirange_type_name = objects.floats)")
+        .note("a multirange type of the user's"),
     case("objects.\"Mood's\"", &["sad", "ok", "very, \"happy\"", "\\N", "{}"])
         .setup("CREATE TYPE objects.\"Mood's\" AS ENUM ('sad', 'ok', 'very, \"happy\"', '\\N', '{}')")
         .note("an enum"),
@@ -36,10 +39,23 @@ pub(super) const CASES: &[ValueCase] = &[
     case("objects.narrow", &["1", "99"])
         .setup("CREATE DOMAIN objects.wide AS integer; CREATE DOMAIN objects.narrow AS objects.wide CHECK (VALUE < 100)")
         .note("a domain over a domain"),
+    case("objects.calm", &["ok", "very, \"happy\"", "{}"])
+        .setup("CREATE DOMAIN objects.calm AS objects.\"Mood's\" CHECK (VALUE <> 'sad')")
+        .compared_as("objects.\"Mood's\"")
+        .note("a domain over an enum"),
+    case("objects.few", &["empty", "[1,5)", "(,3)"])
+        .setup("CREATE DOMAIN objects.few AS int4range CHECK (NOT upper_inf(VALUE))")
+        .note("a domain over a range"),
+    case("objects.words[]", &["{}", "{\"{a,b}\",NULL,\"{}\"}", "{\"{\\\"c,\\\",NULL}\"}"])
+        .no_arrays()
+        .note("an array of a domain over an array"),
     case("objects.bits", &["101", "000"]).setup("CREATE DOMAIN objects.bits AS bit(3)"),
     case("objects.pair", &["(1,a)", "(,)", "(2,\"\")", "(3,\"quote \"\" comma , back\\\\slash ( )\")", "(4,\"tab\tnew\nline\")"])
         .setup("CREATE TYPE objects.pair AS (a integer, b text)")
         .note("a composite, with NULLs, quotes and backslashes"),
+    case("objects.whole", &["(1,a)", "(2,\"\")", "(3,\"quote \"\" comma , back\\\\slash ( )\")"])
+        .setup("CREATE DOMAIN objects.whole AS objects.pair CHECK ((VALUE).a > 0)")
+        .note("a domain over a composite"),
     case("objects.nest", &["(\"(1,\"\"a \"\"\"\"b\"\"\"\"\"\")\",\"{1,NULL}\",\"{\"\"(2,c)\"\",NULL}\")", "(,,)", "(\"(,)\",{},{})"])
         .setup("CREATE TYPE objects.inner AS (a integer, b text); CREATE TYPE objects.nest AS (p objects.inner, q integer[], r objects.inner[])")
         .note("a composite of composites and arrays"),

@@ -25,6 +25,8 @@ pub struct ValueCase {
     pub since: u32,
     /// The extension it comes from.
     pub extension: &'static str,
+    /// What its values are compared as, where Postgres has no `=` for the type itself.
+    pub compared_as: &'static str,
     /// What has to be there before the table, at both sides.
     pub setup: &'static str,
     /// What else a reader should know.
@@ -40,6 +42,7 @@ const fn case(type_name: &'static str, values: &'static [&'static str]) -> Value
         arrays: true,
         since: 14,
         extension: "",
+        compared_as: "",
         setup: "",
         note: "",
     }
@@ -68,6 +71,11 @@ impl ValueCase {
 
     const fn extension(mut self, extension: &'static str) -> ValueCase {
         self.extension = extension;
+        self
+    }
+
+    const fn compared_as(mut self, type_name: &'static str) -> ValueCase {
+        self.compared_as = type_name;
         self
     }
 

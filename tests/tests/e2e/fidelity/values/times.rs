@@ -8,6 +8,7 @@ pub(super) const CASES: &[ValueCase] = &[
         &[
             "infinity",
             "-infinity",
+            "4714-11-24 BC",
             "4713-01-01 BC",
             "0001-12-31 BC",
             "0001-01-01",
@@ -45,6 +46,7 @@ pub(super) const CASES: &[ValueCase] = &[
         &[
             "infinity",
             "-infinity",
+            "4714-11-24 00:00:00 BC",
             "4713-01-01 00:00:00 BC",
             "294276-12-31 23:59:59.999999",
             "2000-01-01 00:00:00",
@@ -60,6 +62,7 @@ pub(super) const CASES: &[ValueCase] = &[
         &[
             "infinity",
             "-infinity",
+            "4714-11-24 00:00:00+00 BC",
             "4713-01-01 00:00:00+00 BC",
             "294276-12-31 23:59:59.999999+00",
             "2024-03-31 02:30:00 Europe/Berlin",
@@ -86,8 +89,14 @@ pub(super) const CASES: &[ValueCase] = &[
             "-1 day 00:00:01",
             "1 year -2 mons 3 days -04:05:06.789",
             "-1 year 2 mons -3 days 04:05:06.789",
-            "1 mon 2 days 3 hours",
-            "-1 mon -2 days -3 hours",
+            "1 mon 2 days 03:00",
+            "1 mon 2 days -03:00",
+            "1 mon -2 days 03:00",
+            "1 mon -2 days -03:00",
+            "-1 mon 2 days 03:00",
+            "-1 mon 2 days -03:00",
+            "-1 mon -2 days 03:00",
+            "-1 mon -2 days -03:00",
             "1 microsecond",
             "-1 microsecond",
             "24:00",
@@ -110,6 +119,9 @@ pub(super) const CASES: &[ValueCase] = &[
         "interval day to second(3)",
         &["1 day 02:03:04.567", "-1 day"],
     ),
+    case("interval(3)", &["infinity", "-infinity", "1 day"])
+        .since(17)
+        .note("infinities"),
     case("interval year to month", &["1 year 2 mons", "-3 mons"]),
     case("interval hour to minute", &["02:03"]),
 ];
