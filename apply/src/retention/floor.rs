@@ -37,8 +37,9 @@ pub(super) fn lowest_needed(
         return None;
     }
     let out_of_main = tables.iter().filter(|table| !table.in_main);
-    // A failed swap is done with: its table goes on without it.
-    let beside = beside.iter().filter(|table| table.state != State::Errored);
+    // What is done with needs nothing: its table goes on without it.
+    let is_done = |table: &TableState| matches!(table.state, State::Errored | State::Removing);
+    let beside = beside.iter().filter(|table| !is_done(table));
     let mut lowest = (progress.next_offset - 1).min(in_window);
     for table in out_of_main.chain(beside) {
         // The offset may still be that of a former sync, and this one's changes begin earlier.
