@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_loaded_beside_counts_until_it_has_failed() {
+    fn what_is_loaded_beside_counts_until_it_is_done_with() {
         let live = table(State::Live, true, None);
         let with = |beside: TableState| {
             lowest_needed(std::slice::from_ref(&live), &[beside], &progress(), 500)
@@ -226,6 +226,7 @@ mod tests {
         assert_eq!(with(table(State::Syncing, false, Some(20))), Some(20));
         assert_eq!(with(table(State::Pending, false, None)), None);
         assert_eq!(with(table(State::Errored, false, None)), Some(99));
+        assert_eq!(with(table(State::Removing, false, None)), Some(99));
     }
 
     #[test]
