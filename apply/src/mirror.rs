@@ -201,6 +201,7 @@ async fn go(run: &MirrorRun, stats: &Arc<Stats>, loads: &Loads) -> Result<Finish
         beside.spawn(Box::pin(parked::run(run.clone())));
         if swap::is_asked_for(run).await? {
             let swapping = run.beside();
+            beside.spawn(Box::pin(swap::tidy(swapping.clone())));
             beside.spawn(Box::pin(load_beside(
                 swapping.clone(),
                 loads.beside.clone(),

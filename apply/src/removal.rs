@@ -66,7 +66,11 @@ async fn leave(
 
 /// The statements that remove by hand what a mirror keeps at its destination. Pure.
 fn left_at_destination(mirror_id: Uuid) -> String {
-    bookkeeping::forgetting_by_hand(&[mirror_id, swap::ledger_of(mirror_id)])
+    format!(
+        "{} {}",
+        swap::dropping_by_hand(mirror_id),
+        bookkeeping::forgetting_by_hand(&[mirror_id, swap::ledger_of(mirror_id)])
+    )
 }
 
 async fn forget(mirror: &Mirror, context: &MirrorContext) -> Result<()> {
@@ -78,8 +82,12 @@ async fn forget(mirror: &Mirror, context: &MirrorContext) -> Result<()> {
     bookkeeping::install(&session).await?;
     let epoch = bookkeeping::take_over(&session, mirror).await?;
     let client: &tokio_postgres::Client = &session;
+    // Who reads what a swap has left is waited for with the failure that this becomes, which shows.
     client
-        .batch_execute("BEGIN")
+        .batch_execute(&format!(
+            "BEGIN; SET LOCAL lock_timeout = '{}'",
+            swap::LOCK_TIMEOUT
+        ))
         .await
         .map_err(Error::sql("beginning to forget the mirror"))?;
     bookkeeping::fence(client, mirror.id, epoch).await?;

@@ -19,6 +19,8 @@ pub(crate) enum Task {
     CatchUpBeside,
     /// The exchange of a table's rows for those beside it.
     Exchange,
+    /// The drop of what is wanted beside a table no more.
+    Tidy,
 }
 
 /// What the tasks of one run wait for; cheap to clone.
@@ -73,6 +75,9 @@ impl Task {
             }
             Task::Exchange => {
                 "rows could not be exchanged for those of a resync, which is tried again; the table goes on with those it has"
+            }
+            Task::Tidy => {
+                "a table that was filled for a resync could not be dropped, which is tried again"
             }
         }
     }

@@ -155,6 +155,7 @@ fn changes(mappings: &[MirrorTable], present: Present<'_>, generation: Uuid) -> 
     }
     let left = beside.iter();
     changes.remove_beside = left
+        .filter(|found| found.state != State::Removing)
         .filter(|found| !stay_beside.contains(&found.request_id))
         .cloned()
         .collect();
@@ -174,8 +175,7 @@ pub(crate) async fn reconcile(run: &MirrorRun, session: &Session) -> Result<()> 
     begin(client).await?;
     bookkeeping::fence(client, mirror_id, run.epoch).await?;
     let tables = bookkeeping::tables(client, mirror_id).await?;
-    let ledger = swap::ledger_of(mirror_id);
-    let beside = bookkeeping::tables(client, ledger).await?;
+    let beside = bookkeeping::tables(client, swap::ledger_of(mirror_id)).await?;
     let mut oids = HashMap::new();
     let mappings = run.mirror.tables.iter();
     for mapping in mappings.filter(|mapping| mapping.loads_beside()) {
@@ -190,10 +190,10 @@ pub(crate) async fn reconcile(run: &MirrorRun, session: &Session) -> Result<()> 
     };
     let changes = changes(&run.mirror.tables, present, run.mirror.generation);
     for table in &changes.remove_beside {
-        swap::forget(client, mirror_id, table).await?;
+        swap::let_go(client, mirror_id, table).await?;
     }
     for table in &changes.put_beside {
-        bookkeeping::put_table(client, ledger, table).await?;
+        swap::put(client, mirror_id, table).await?;
     }
     for table in &changes.put {
         bookkeeping::put_table(client, mirror_id, table).await?;
@@ -324,9 +324,13 @@ fn enter(table: &TableState) -> TableState {
     }
 }
 
+/// Nobody is waited for without end: somebody's lock on the bookkeeping is a failure that shows.
 async fn begin(client: &tokio_postgres::Client) -> Result<()> {
     client
-        .batch_execute("BEGIN")
+        .batch_execute(&format!(
+            "BEGIN; SET LOCAL lock_timeout = '{}'",
+            swap::LOCK_TIMEOUT
+        ))
         .await
         .map_err(Error::sql("beginning to change table states"))
 }

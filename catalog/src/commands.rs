@@ -158,12 +158,23 @@ pub(crate) async fn open(executor: impl PgExecutor<'_>, mirror_id: Uuid) -> Resu
 
 /// Ends a command well, inside the transaction of its last effect. Doing so twice is nothing.
 pub(crate) async fn finish(connection: &mut PgConnection, command_id: Uuid) -> Result<()> {
+    finish_with(connection, command_id, None).await
+}
+
+/// The same, with what came of it.
+pub(crate) async fn finish_with(
+    connection: &mut PgConnection,
+    command_id: Uuid,
+    outcome: Option<&str>,
+) -> Result<()> {
     sqlx::query(
         "UPDATE bunny.commands
-         SET state = 'done', updated_at = clock_timestamp(), finished_at = clock_timestamp()
+         SET state = 'done', outcome = coalesce($2, outcome),
+             updated_at = clock_timestamp(), finished_at = clock_timestamp()
          WHERE id = $1 AND state IN ('pending', 'running')",
     )
     .bind(command_id)
+    .bind(outcome)
     .execute(connection)
     .await
     .map(|_| ())

@@ -1,19 +1,33 @@
 //! `retry`: a failed mirror is tried again, and tables that were set aside come back.
+//!
+//! Only what is in trouble starts anew: a copy that capture has under way would begin again
+//! from its first row for the sake of a table that apply has set aside.
 
 use bunny_postgres::TableName;
+use chrono::{DateTime, Utc};
 use serde_json::{Map, Value, json};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::leases::Role;
-use crate::mirrors::{Desired, notify};
+use crate::mirrors::{Desired, Mirror, notify};
+use crate::reports::{self, Reports, TableReport};
+use crate::status::is_mute;
 use crate::{Catalog, Error, Result, commands};
+
+/// So long what apply has said of its tables is taken for what they are.
+const FRESH_SECONDS: i64 = 5;
+
+/// What the outcome says where no role was in trouble.
+const NOTHING_TO_RETRY: &str =
+    "nothing has failed and no table is set aside, so that no role was started anew";
 
 impl Catalog {
     /// Asks workers to try a failed mirror again, and to bring back its tables that are
     /// set aside, or only `table`; returns the `retry` command, which ends when the roles
-    /// concerned have started anew. Asked again while it is open, the same command, carried out
-    /// from its beginning: a role that is down must not keep the other from trying.
+    /// concerned have started anew, and at once where none is. Asked again while it is open, the
+    /// same command, carried out from its beginning: a role that is down must not keep the other
+    /// from trying.
     /// [`Error::NotFound`] for a mirror, or a table of it, that does not exist.
     pub async fn request_retry(
         &self,
@@ -29,19 +43,18 @@ impl Catalog {
         }
         let mirror_id = mirror.id;
         // A table comes back at the destination: capture need not begin anew for it.
-        let roles: &[Role] = match table {
-            Some(_) => &[Role::Apply],
-            None if mirror.owner.is_some() => &[Role::Apply],
-            None => &[Role::Capture, Role::Apply],
+        let roles = match table {
+            Some(_) => vec![Role::Apply],
+            None => in_trouble(&mirror, &reports::read(&mut *transaction, mirror_id).await?),
         };
         sqlx::query(
-            "UPDATE bunny.mirrors SET version = version + $2, apply_version = apply_version + $3,
-                 updated_at = clock_timestamp()
+            "UPDATE bunny.mirrors SET capture_version = capture_version + $2,
+                 apply_version = apply_version + $3, updated_at = clock_timestamp()
              WHERE id = $1",
         )
         .bind(mirror_id)
-        .bind(i64::from(table.is_none()))
-        .bind(i64::from(table.is_some()))
+        .bind(i64::from(roles.contains(&Role::Capture)))
+        .bind(i64::from(roles.contains(&Role::Apply)))
         .execute(&mut *transaction)
         .await
         .map_err(failed)?;
@@ -76,10 +89,34 @@ impl Catalog {
                 commands::insert(&mut transaction, mirror_id, name, "retry", &args, by).await?
             }
         };
+        if roles.is_empty() {
+            commands::finish_with(&mut transaction, command_id, Some(NOTHING_TO_RETRY)).await?;
+        }
         notify(&mut transaction).await?;
         commands::commit(transaction).await.map_err(failed)?;
         Ok(command_id)
     }
+}
+
+/// The roles that are to start anew. What is not known counts as trouble; of apply that is all
+/// that it has not said just now, for it loses nothing that it has loaded. Pure.
+fn in_trouble(mirror: &Mirror, reports: &Reports) -> Vec<Role> {
+    let (now, capture, apply) = (reports.read_at, &reports.capture, &reports.apply);
+    let captures = mirror.owner.is_none()
+        && (capture.failure.is_some() || capture.report.is_none() || is_mute(capture, mirror, now));
+    let is_fresh = |at: DateTime<Utc>| (now - at).num_seconds() < FRESH_SECONDS;
+    let fresh = apply.report.as_ref();
+    let fresh = fresh.filter(|_| apply.reported_at.is_some_and(is_fresh));
+    let is_aside = |table: &TableReport| ["ERRORED", "PARKED"].contains(&table.state.as_str());
+    let is_well = fresh.is_some_and(|report| !report.tables.iter().any(is_aside));
+    let roles = [
+        (Role::Capture, captures),
+        (Role::Apply, apply.failure.is_some() || !is_well),
+    ];
+    roles
+        .into_iter()
+        .filter_map(|(role, is_meant)| is_meant.then_some(role))
+        .collect()
 }
 
 async fn mark_tables(

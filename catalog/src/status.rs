@@ -1,7 +1,10 @@
 //! The status of a mirror: a pure function of what is wanted, what the roles
 //! said and when. Nothing of it is stored.
 
+mod mute;
 mod paused;
+
+pub(crate) use mute::is_mute;
 
 use bunny_postgres::Lsn;
 use chrono::{DateTime, Utc};
@@ -157,7 +160,8 @@ pub fn derive(
     commands: &[Command],
     now: DateTime<Utc>,
 ) -> StatusView {
-    let problems = problems(mirror, reports, now);
+    let mut problems = problems(mirror, reports, now);
+    problems.extend(mute::problems(mirror, reports, commands, now));
     // An owner's capture that has failed is for the owner to be mended.
     let capture = reports.capture.failure.as_ref();
     let fatal = capture

@@ -25,6 +25,7 @@ pub enum State {
     Parked,
     /// Set aside: `error` says why, `restart_offset` from where its changes are missing.
     Errored,
+    /// Wanted beside its table no more, and to be dropped.
     Removing,
 }
 
@@ -356,12 +357,14 @@ pub async fn unpark_table<C: GenericClient + Sync>(
         .map_err(Error::sql(format!("letting table {source} go on")))
 }
 
-/// Every table leaves main: another generation begins. ERRORED tables stay so.
+/// Every table leaves main: another generation begins. ERRORED tables stay so, and what is to
+/// be dropped.
 pub async fn leave_main<C: GenericClient + Sync>(client: &C, mirror_id: Uuid) -> Result<()> {
     client
         .execute(
             "UPDATE _bunny.tables SET in_main = false, live_commit_lsn = NULL, live_seq = NULL,
-                 state = CASE WHEN state = 'ERRORED' THEN state ELSE 'PENDING' END, updated_at = now()
+                 state = CASE WHEN state IN ('ERRORED', 'REMOVING') THEN state ELSE 'PENDING' END,
+                 updated_at = now()
              WHERE mirror_id = $1",
             &[&mirror_id],
         )

@@ -134,7 +134,6 @@ async fn exchange(run: &MirrorRun, look: &mut Look, pause: &mut Duration) -> Res
 /// have.
 async fn try_exchange(run: &MirrorRun, look: &mut Look) -> Result<usize> {
     let session = look.session().await?;
-    swap::tidy(run, &session).await?;
     let exchanged = swap::exchange(run, &session).await;
     if exchanged.is_err() {
         // What was begun goes with its session.

@@ -37,8 +37,9 @@ pub(super) fn lowest_needed(
         return None;
     }
     let out_of_main = tables.iter().filter(|table| !table.in_main);
-    // A failed swap is done with: its table goes on without it.
-    let beside = beside.iter().filter(|table| table.state != State::Errored);
+    // What is done with needs nothing: its table goes on without it.
+    let is_done = |table: &TableState| matches!(table.state, State::Errored | State::Removing);
+    let beside = beside.iter().filter(|table| !is_done(table));
     let mut lowest = (progress.next_offset - 1).min(in_window);
     for table in out_of_main.chain(beside) {
         // The offset may still be that of a former sync, and this one's changes begin earlier.
@@ -217,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_loaded_beside_counts_until_it_has_failed() {
+    fn what_is_loaded_beside_counts_until_it_is_done_with() {
         let live = table(State::Live, true, None);
         let with = |beside: TableState| {
             lowest_needed(std::slice::from_ref(&live), &[beside], &progress(), 500)
@@ -225,6 +226,7 @@ mod tests {
         assert_eq!(with(table(State::Syncing, false, Some(20))), Some(20));
         assert_eq!(with(table(State::Pending, false, None)), None);
         assert_eq!(with(table(State::Errored, false, None)), Some(99));
+        assert_eq!(with(table(State::Removing, false, None)), Some(99));
     }
 
     #[test]

@@ -99,10 +99,21 @@ async fn one(
     // Rows that change are deleted and inserted: nothing may follow them.
     writer::enter_replica_role(client, &[destination.quoted()]).await?;
     begin(run, client).await?;
-    let columns = columns(run, client, table, beside).await?;
-    tracing::info!(mirror = %run.mirror.name, table = %table.source, "exchanging rows");
-    // Readers go on; whoever writes beside us waits, or has made us wait. What the planner
-    // thinks of tables just filled must not make it compare each row with each.
+    // What is beside is dropped in the end. Who reads it, as a dump does, is met now, while
+    // nothing is done and nobody has to wait for us.
+    client
+        .batch_execute(&format!(
+            "LOCK TABLE {} IN ACCESS EXCLUSIVE MODE",
+            beside.destination.quoted()
+        ))
+        .await
+        .map_err(Error::sql(format!(
+            "{}, locking {}",
+            doing(),
+            beside.destination
+        )))?;
+    // Readers of the table go on; whoever writes beside us waits, or has made us wait. What the
+    // planner thinks of tables just filled must not make it compare each row with each.
     client
         .batch_execute(&format!(
             "LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE; SET LOCAL enable_nestloop = off",
@@ -110,6 +121,8 @@ async fn one(
         ))
         .await
         .map_err(Error::sql(doing()))?;
+    let columns = columns(run, client, table, beside).await?;
+    tracing::info!(mirror = %run.mirror.name, table = %table.source, "exchanging rows");
     let sql = Statements::new(destination, &beside.destination, &columns);
     let removed = client
         .execute(&sql.delete, &[])

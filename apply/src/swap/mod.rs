@@ -17,6 +17,7 @@
 //! puts back.
 
 mod exchange;
+mod tidy;
 
 use bunny_catalog::LogLevel;
 use bunny_postgres::TableName;
@@ -28,12 +29,13 @@ use crate::context::MirrorRun;
 use crate::error::{Error, Result};
 
 pub(crate) use exchange::{exchange, is_due, may_pass};
+pub(crate) use tidy::{dropping_by_hand, forget_all, let_go, put, tidy};
 
 /// What the status says of a table that is out of main for the exchange.
 pub(crate) const EXCHANGED: &str = "its rows are being exchanged for those of its resync";
 
 /// How long anything of a swap waits for someone else's lock.
-const LOCK_TIMEOUT: &str = "5s";
+pub(crate) const LOCK_TIMEOUT: &str = "5s";
 
 /// The id under which `_bunny` holds what a mirror loads beside its tables.
 pub(crate) fn ledger_of(mirror_id: Uuid) -> Uuid {
@@ -87,48 +89,6 @@ pub(crate) async fn create(
         ))
         .await
         .map_err(Error::sql(format!("making room beside {destination}")))
-}
-
-/// Forgets what was loaded beside a table, and drops it.
-pub(crate) async fn forget(client: &Client, mirror_id: Uuid, table: &TableState) -> Result<()> {
-    client
-        .batch_execute(&format!(
-            "DROP TABLE IF EXISTS {}",
-            table.destination.quoted()
-        ))
-        .await
-        .map_err(Error::sql(format!("dropping {}", table.destination)))?;
-    bookkeeping::remove_table(client, ledger_of(mirror_id), &table.source).await
-}
-
-/// Forgets all that a mirror loads beside its tables, in the caller's transaction.
-pub(crate) async fn forget_all(client: &Client, mirror_id: Uuid) -> Result<()> {
-    for table in bookkeeping::tables(client, ledger_of(mirror_id)).await? {
-        forget(client, mirror_id, &table).await?;
-    }
-    Ok(())
-}
-
-/// Drops what failed swaps have left beside their tables. Their rows stay: they say that the
-/// request is done with, and why.
-pub(crate) async fn tidy(run: &MirrorRun, client: &Client) -> Result<()> {
-    let rows = client
-        .query(
-            "SELECT dest_schema, dest_table FROM _bunny.tables WHERE mirror_id = $1 AND state = 'ERRORED'
-               AND to_regclass(format('%I.%I', dest_schema, dest_table)) IS NOT NULL",
-            &[&run.ledger],
-        )
-        .await
-        .map_err(Error::sql("looking for what failed swaps left"))?;
-    for row in rows {
-        let left = TableName::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
-        begin(run, client).await?;
-        client
-            .batch_execute(&format!("DROP TABLE IF EXISTS {}; COMMIT", left.quoted()))
-            .await
-            .map_err(Error::sql(format!("dropping {left}")))?;
-    }
-    Ok(())
 }
 
 /// The tables that are in main and so can be taken out of it.

@@ -149,6 +149,13 @@ fn a_table_that_stands_is_loaded_beside_itself() {
     assert_eq!(beside[0].destination, name("_bunny_resync_9"));
     assert_eq!(beside[0].request_id, mapping.request_id);
     assert_eq!(with(&table, &beside, &oids), Changes::default());
+    // What is let go already is left to be dropped.
+    let left = TableState {
+        state: State::Removing,
+        ..TableState::wanted(name("_bunny_resync_8"), name("_bunny_resync_8"), None)
+    };
+    let with_left = [beside[0].clone(), left];
+    assert_eq!(with(&table, &with_left, &oids), Changes::default());
     // A run ended while the table was out of main.
     let parked = TableState {
         state: State::Parked,

@@ -26,6 +26,7 @@ pub use config::{
 pub use fan_out::{Attach, AttachedTable, Granted, InitialCopy, Owner};
 pub(crate) use fan_out::{ask_capture, nothing_trimmed, refuse_attached, share_request};
 pub use naming::{NAME_LENGTH_MAX, check_name, slugs};
+pub(crate) use removal::is_removed;
 pub use store::TableInUse;
 pub(crate) use store::{lock_creation, notify, raise_version, replace_tables, set_request};
 

@@ -191,7 +191,8 @@ fn removed_steps(role: Role) -> &'static [&'static str] {
     }
 }
 
-fn is_removed(command: &commands::Command, role: Role) -> bool {
+/// Whether a `delete` command tells that the role has taken down its side. Pure.
+pub(crate) fn is_removed(command: &commands::Command, role: Role) -> bool {
     let done = removed_steps(role);
     command
         .steps

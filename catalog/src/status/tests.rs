@@ -203,6 +203,68 @@ fn a_role_that_is_silent_for_30_seconds_shows() {
 }
 
 #[test]
+fn a_role_that_is_alive_and_says_nothing_for_30_seconds_shows() {
+    let mut mirror = mirror("m");
+    let alive = reports("LIVE");
+    let now = alive.read_at;
+    let mut apply = alive.clone();
+    let mut capture = alive.clone();
+    for (age, health) in [(29, Health::Ok), (30, Health::Degraded)] {
+        apply.apply.reported_at = Some(now - TimeDelta::seconds(age));
+        capture.capture.reported_at = apply.apply.reported_at;
+        assert_eq!(seen(&mirror, &apply).2, health);
+        assert_eq!(seen(&mirror, &capture).2, health);
+    }
+    let view = derive(&mirror, &apply, &[], now);
+    let message = view.error_message.unwrap();
+    let since = "apply has not reported for 30 s (since 2023-11-14T22:14:30Z)";
+    assert!(message.starts_with(since), "{message}");
+    assert_eq!((view.status, view.error_count), (Status::Running, 0));
+
+    // What shows already needs no other words.
+    let mut dead = apply.clone();
+    dead.apply.heartbeat_at = dead.apply.reported_at;
+    let message = derive(&mirror, &dead, &[], now).error_message.unwrap();
+    assert!(message.starts_with("no apply worker"), "{message}");
+    let mut failing = apply.clone();
+    failing.apply.failure = trouble(false);
+    let message = derive(&mirror, &failing, &[], now).error_message.unwrap();
+    assert_eq!(message, "apply: it broke");
+
+    // It is not heard of before there is a history, and then not at once.
+    let mut new = alive;
+    new.apply.reported_at = None;
+    mirror.updated_at = now - TimeDelta::seconds(29);
+    assert_eq!(seen(&mirror, &new).2, Health::Ok);
+    mirror.updated_at = now - TimeDelta::seconds(31);
+    assert_eq!(seen(&mirror, &new).2, Health::Degraded);
+    mirror.generation_ready = false;
+    assert_eq!(seen(&mirror, &new).2, Health::Ok);
+    new.capture.reported_at = None;
+    assert_eq!(seen(&mirror, &new).2, Health::Degraded);
+
+    // Nor while it takes part in what tells of itself.
+    let adopting = [command("adopt", json!({}), &capture)];
+    let health =
+        |reports: &Reports, commands: &[Command]| derive(&mirror, reports, commands, now).health;
+    assert_eq!(health(&capture, &adopting), Health::Ok);
+    assert_eq!(health(&capture, &[]), Health::Degraded);
+
+    // Capture's part of a deletion takes as long as apply's, which is not long.
+    mirror.desired = Desired::Deleted;
+    mirror.generation_ready = true;
+    assert_eq!(seen(&mirror, &capture).2, Health::Ok);
+    let mut delete = command("delete", json!({}), &apply);
+    let health = |delete: &Command| {
+        let commands = std::slice::from_ref(delete);
+        derive(&mirror, &apply, commands, now).health
+    };
+    assert_eq!(health(&delete), Health::Degraded);
+    delete.steps.push("destination_clean".to_owned());
+    assert_eq!(health(&delete), Health::Ok);
+}
+
+#[test]
 fn a_slot_at_risk_shows() {
     let mut reports = reports("LIVE");
     for (wal_status, health) in [("unreserved", Health::Degraded), ("lost", Health::Down)] {

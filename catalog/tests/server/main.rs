@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 mod commands;
 mod keys;
+mod retries;
 mod supervision;
 mod wishes;
 

@@ -66,7 +66,7 @@ impl Drop for Presence {
     }
 }
 
-fn worker<F, Fut>(
+pub(super) fn worker<F, Fut>(
     catalog: Catalog,
     role: Role,
     holder: &'static str,

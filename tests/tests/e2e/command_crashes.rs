@@ -294,6 +294,14 @@ async fn other_commands_outlive_the_death_of_everyone_who_acts_on_them() -> Resu
         .run("ALTER TABLE accounts ADD CONSTRAINT refused CHECK (owner <> 'new') NOT VALID")
         .await?;
     wait_status(&scene.mirror, "public.accounts", "ERRORED").await?;
+    // Main goes on past what the table refuses: where it still stands there, the table would be
+    // back without a row of it written.
+    scene.load.advance(20).await;
+    let source = scene.stage.source.connect().await?;
+    scene
+        .mirror
+        .wait_for_lsn(source.current_lsn().await?)
+        .await?;
     let copy = destination.text(COPY).await?;
 
     // Several at once, for both roles.

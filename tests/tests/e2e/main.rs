@@ -64,6 +64,7 @@ mod source_writes;
 mod subscribers;
 mod swap;
 mod swap_kinds;
+mod swap_locked;
 mod table_list;
 #[cfg(feature = "full")]
 mod table_list_points;
