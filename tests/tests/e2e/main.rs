@@ -16,6 +16,7 @@ mod excluded_columns;
 mod failover;
 mod failures;
 mod fan_out;
+mod fan_out_deaths;
 mod fidelity;
 #[cfg(feature = "full")]
 mod full;
