@@ -71,5 +71,6 @@ mod tables;
 mod tail;
 mod tls;
 mod types;
+mod until_schema;
 mod untracked;
 mod untracked_proofs;
