@@ -7,6 +7,8 @@
 
 mod answers;
 mod api_deaths;
+#[cfg(feature = "full")]
+mod checkpoint_interval;
 mod command_crashes;
 mod control;
 mod crashes;
