@@ -18,14 +18,12 @@ use crate::replay::IN_REPLAY;
 pub const APPLY_GRANTED: [(&str, u32); 1] = [("apply::trim_granted", 1)];
 
 /// On the way of a first load from retained copies.
-const LOAD: [(&str, u32); 3] = [
+const LOAD: [(&str, u32); 2] = [
     ("apply::chunk_before_commit", 2),
-    ("apply::chunks_loaded", 1),
     ("apply::table_loaded", 1),
 ];
 /// On the way of a replay.
-const REPLAY: [(&str, u32); 4] = [
-    ("apply::sync_started", 1),
+const REPLAY: [(&str, u32); 3] = [
     ("apply::chunk_mid_copy", 1),
     ("apply::catch_up_before_commit", 1),
     ("apply::catch_up_before_join", 1),
