@@ -79,6 +79,8 @@ pub const TABLE_PARKED: &str = "apply::table_parked";
 /// Every table is out of main, whose progress is the begin of another generation.
 pub const GENERATION_ENTERED: &str = "apply::generation_entered";
 
+/// The catalog permits more to be trimmed than is; that it is to be is not stored yet.
+pub const TRIM_GRANTED: &str = "apply::trim_granted";
 /// What the change topic is kept for is stored; nothing is trimmed yet.
 pub const RETENTION_RAISED: &str = "apply::retention_raised";
 
@@ -146,6 +148,7 @@ pub const ALL: &[&str] = &[
     SCHEMA_SYNC_STEP,
     SCHEMA_SYNC_DONE,
     SCHEMA_SYNC_TOLD,
+    TRIM_GRANTED,
     RETENTION_RAISED,
 ];
 

@@ -65,5 +65,5 @@ pub use supervise::{
 };
 pub use tables::{AwaitedTable, RESYNC, TABLES, TableChanges};
 pub use topic_bytes::TopicBytes;
-pub use untracked::UntrackedChange;
+pub use untracked::{Cure, UntrackedChange};
 pub use users::{User, UserRole};

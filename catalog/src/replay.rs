@@ -270,11 +270,29 @@ async fn log_end(connection: &mut PgConnection, command: &Command, mirror_id: Uu
     logs::insert(connection, mirror_id, LogLevel::Info, &message, details).await
 }
 
-/// What stood still goes on when the mirror does; not what is still on its way there.
+/// What stood still goes on when the mirror does; not what is still on its way there. The log from
+/// the copy on leads to the present only if no sync was asked for since: a sync may have brought over
+/// what no event carries, and then its copy is loaded again.
 pub(crate) async fn let_go_on(connection: &mut PgConnection, mirror_id: Uuid) -> Result<()> {
     sqlx::query(
-        "UPDATE bunny.mirror_tables t SET replay = t.replay - 'until'
-         WHERE t.mirror_id = $1 AND t.replay ? 'until' AND NOT EXISTS (
+        "UPDATE bunny.mirror_tables t
+         SET replay = CASE WHEN standing.is_behind THEN NULL ELSE t.replay - 'until' END,
+             beside = t.beside AND NOT standing.is_behind
+         FROM (
+             SELECT s.source_schema, s.source_table,
+                 s.request_id::text IS DISTINCT FROM s.replay ->> 'sync' AND EXISTS (
+                     SELECT FROM bunny.commands later
+                     WHERE later.args -> 'awaited' @> jsonb_build_array(
+                               jsonb_build_object('request_id', s.request_id))
+                       AND NOT EXISTS (
+                           SELECT FROM bunny.commands of_copy
+                           WHERE of_copy.created_at > later.created_at
+                             AND of_copy.args -> 'awaited' @> jsonb_build_array(
+                                     jsonb_build_object('request_id', s.replay ->> 'sync')))) AS is_behind
+             FROM bunny.mirror_tables s WHERE s.mirror_id = $1) AS standing
+         WHERE t.mirror_id = $1 AND t.replay ? 'until'
+           AND standing.source_schema = t.source_schema AND standing.source_table = t.source_table
+           AND NOT EXISTS (
              SELECT FROM bunny.commands c
              WHERE c.mirror_id = $1 AND c.kind = 'replay' AND c.state IN ('pending', 'running')
                AND c.args -> 'awaited' @> jsonb_build_array(

@@ -2,10 +2,12 @@
 
 use bunny_postgres::TableName;
 use serde_json::json;
+use sqlx::Row as _;
+use sqlx::types::Json;
 use uuid::Uuid;
 
 use crate::logs::{self, LogLevel};
-use crate::mirrors::{self, MirrorTable, ResyncStrategy, notify};
+use crate::mirrors::{self, Mirror, MirrorTable, ResyncStrategy, notify};
 use crate::replay::REPLAY;
 use crate::schema_sync::SYNC_SCHEMA;
 use crate::tables::{AwaitedTable, RESYNC, TABLES};
@@ -27,7 +29,56 @@ pub struct UntrackedChange {
     pub reason: String,
 }
 
+/// A sync that brought over what had changed outside the stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cure {
+    /// At the source.
+    pub table: TableName,
+    /// The sync's.
+    pub request_id: Uuid,
+    /// What happened, a sentence.
+    pub reason: String,
+}
+
 impl Catalog {
+    /// The syncs that changes outside the stream have led to, of those who read the topics that a
+    /// mirror reads: of itself, and of whoever captures for it.
+    pub async fn cures(&self, mirror: &Mirror) -> Result<Vec<Cure>> {
+        let owner = mirror.owner.as_ref().map_or(mirror.id, |owner| owner.id);
+        let failed = |error| Error::database("reading what changed outside the stream", error);
+        let rows = sqlx::query(
+            "SELECT args -> 'awaited' AS awaited, args ->> 'reason' AS reason FROM bunny.commands
+             WHERE mirror_id IN ($1, $2) AND kind = $3 AND requested_by = $4 ORDER BY created_at, id",
+        )
+        .bind(mirror.id)
+        .bind(owner)
+        .bind(RESYNC)
+        .bind(REQUESTED_BY)
+        .fetch_all(self.pool())
+        .await
+        .map_err(failed)?;
+        let mut cures: Vec<Cure> = Vec::new();
+        for row in rows {
+            let awaited: Json<Vec<AwaitedTable>> = row.try_get("awaited").map_err(failed)?;
+            let reason: String = row.try_get("reason").map_err(failed)?;
+            for AwaitedTable { table, request_id } in awaited.0 {
+                let Some(request_id) = request_id else {
+                    continue;
+                };
+                // Those who share a sync have a command each.
+                if cures.iter().all(|known| known.request_id != request_id) {
+                    let reason = reason.clone();
+                    cures.push(Cure {
+                        table,
+                        request_id,
+                        reason,
+                    });
+                }
+            }
+        }
+        Ok(cures)
+    }
+
     /// Asks for a new sync of each table, under a `resync` command of its own, and says why
     /// in the mirror's log, all in one transaction. Returns the tables that will be synced
     /// anew; the others have a command under way that has to end first. A table of which

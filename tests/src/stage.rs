@@ -1,6 +1,7 @@
 //! Everything one test owns: a database on each server, a topic prefix, processes,
 //! peers and mirrors; removed when the test ends, however it ends.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -351,6 +352,14 @@ impl Stage {
             tables,
         )
         .await
+    }
+
+    /// First offset and end of the partitions of the mirror's topics, and of that of the schemas.
+    pub async fn watermarks_of(
+        &self,
+        mirror: &Mirror,
+    ) -> anyhow::Result<BTreeMap<String, Vec<(i64, i64)>>> {
+        topic::watermarks(&self.services.brokers, &self.name, &mirror.slug()).await
     }
 
     /// The ends of all logs of this test's processes.

@@ -7,11 +7,14 @@
 //! - that snapshot chunks plus the changes after each table's consistent point add up to
 //!   the source's present content, with no row inserted twice, updated or deleted unseen.
 
+mod copies;
 mod materialise;
 mod records;
 pub mod tables;
+mod watermarks;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 
@@ -105,6 +108,27 @@ pub async fn assert_nowhere(
             .await??;
     }
     Ok(())
+}
+
+/// First offset and end of the partitions of every topic of a mirror, and of that of the schemas.
+pub async fn watermarks(
+    brokers: &str,
+    prefix: &str,
+    slug: &str,
+) -> anyhow::Result<BTreeMap<String, Vec<(i64, i64)>>> {
+    let [brokers, prefix, slug] = [brokers, prefix, slug].map(str::to_owned);
+    tokio::task::spawn_blocking(move || watermarks::read(&brokers, &prefix, &slug)).await?
+}
+
+/// Makes every copy that the mirror's topics hold older than it is.
+pub async fn age_copies(
+    brokers: &str,
+    prefix: &str,
+    slug: &str,
+    by: Duration,
+) -> anyhow::Result<()> {
+    let [brokers, prefix, slug] = [brokers, prefix, slug].map(str::to_owned);
+    tokio::task::spawn_blocking(move || copies::age(&brokers, &prefix, &slug, by)).await?
 }
 
 /// Writes the last event of the mirror's change topic a second time: what the oracle

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use bunny_catalog::{Mirror, MirrorTable, NewReplay, ResyncStrategy, RetainedSync, Until};
+use bunny_catalog::{Cure, Mirror, MirrorTable, NewReplay, ResyncStrategy, RetainedSync, Until};
 use bunny_postgres::{Lsn, TableName};
 use bunny_schemas::control::SyncRecord;
 use bunny_schemas::reader::last_change;
@@ -61,6 +61,10 @@ pub(crate) async fn replay(
         refuse_future(&api, &mirror, until, &retained).await?;
     }
     let found = find(&mirror, &meant, request.until, &retained)?;
+    let unseen = match request.until {
+        Some(until) => unseen(&found, until, &api.catalog.cures(&mirror).await?, &retained),
+        None => String::new(),
+    };
     let replay = NewReplay {
         named: request.tables,
         tables: found,
@@ -87,7 +91,7 @@ pub(crate) async fn replay(
         None => when(&mirror, "is being", "will be"),
     };
     Ok(accepted(
-        format!("{what} {is} rebuilt from the topics{then}{when}"),
+        format!("{what} {is} rebuilt from the topics{then}{when}{unseen}"),
         command_id,
     ))
 }
@@ -261,16 +265,11 @@ fn newest<'a>(
     until: Option<Until>,
     retained: &'a Retained,
 ) -> Result<&'a SyncRecord, String> {
-    let is_early_enough = |sync: &SyncRecord| match until {
-        None => true,
-        Some(Until::Lsn(lsn)) => sync.lsn <= lsn,
-        Some(Until::Timestamp(time)) => sync.taken_at_us <= time.timestamp_micros(),
-    };
     let found = retained.newest(
         &table.source,
         mirror.generation,
         table.since_request,
-        is_early_enough,
+        |sync| until.is_none_or(|until| is_early_enough(sync, until)),
     );
     let anew = "POST …/resync or …/checkpoint makes a new one";
     found.map_err(|missing| match missing {
@@ -284,6 +283,42 @@ fn newest<'a>(
             shown(earliest.taken_at_us)
         ),
     })
+}
+
+/// Whether a moment can be had from a copy. Pure.
+fn is_early_enough(sync: &SyncRecord, until: Until) -> bool {
+    match until {
+        Until::Lsn(lsn) => sync.lsn <= lsn,
+        Until::Timestamp(time) => sync.taken_at_us <= time.timestamp_micros(),
+    }
+}
+
+/// Sentences on changes that are in no event: a moment between such a change and the copy that
+/// brought it over shows the rows as they were before it. When it happened nobody knows so well
+/// that the moment could be refused. Pure.
+fn unseen(
+    found: &[(TableName, Option<uuid::Uuid>, RetainedSync)],
+    until: Until,
+    cures: &[Cure],
+    retained: &Retained,
+) -> String {
+    let mut sentences = String::new();
+    for (table, _, begin) in found {
+        let of_table = cures.iter().filter(|cure| cure.table == *table);
+        let mut later = of_table.filter_map(|cure| {
+            let mut syncs = retained.syncs.iter();
+            let sync = syncs.find(|sync| sync.request_id == cure.request_id)?;
+            let is_later = sync.lsn > begin.lsn && !is_early_enough(sync, until);
+            is_later.then_some((sync, cure))
+        });
+        if let Some((sync, cure)) = later.next() {
+            sentences.push_str(&format!(
+                ". Table {table} is as it was before a change that no event carries, unless that came after the moment: {}; the copy of {}, of {}, is the first with it",
+                cure.reason, sync.lsn, shown(sync.taken_at_us)
+            ));
+        }
+    }
+    sentences
 }
 
 /// Microseconds since the Unix epoch as people read them.
@@ -352,6 +387,52 @@ mod tests {
             refusal.contains("\"lsn\"") && refusal.contains("\"timestamp\""),
             "{refusal}"
         );
+    }
+
+    #[test]
+    fn a_moment_before_the_copy_with_an_unseen_change_says_so() {
+        let sync = |request, lsn| SyncRecord {
+            request_id: uuid::Uuid::from_u128(request),
+            attempt: 1,
+            schema: "public".into(),
+            table: "t".into(),
+            state: bunny_schemas::control::SyncState::Finished,
+            lsn: Lsn(lsn),
+            start_offsets: vec![0],
+            generation: uuid::Uuid::nil(),
+            changes_offset: 0,
+            taken_at_us: i64::try_from(lsn).unwrap(),
+            rows: 0,
+            bytes: 0,
+        };
+        let retained = Retained {
+            syncs: vec![sync(1, 10), sync(2, 20), sync(3, 30)],
+            ..Retained::default()
+        };
+        let cure = |table: &str, request| Cure {
+            table: TableName::new("public", table),
+            request_id: uuid::Uuid::from_u128(request),
+            reason: format!("reason {request}"),
+        };
+        let cures = [cure("u", 3), cure("t", 2), cure("t", 3), cure("t", 9)];
+        let said = |begin: usize, until| {
+            let begin = kept(&retained.syncs[begin]);
+            let found = [(TableName::new("public", "t"), None, begin)];
+            unseen(&found, until, &cures, &retained)
+        };
+        let time = |us| Until::Timestamp(DateTime::from_timestamp_micros(us).unwrap());
+        for until in [Until::Lsn(Lsn(19)), time(19)] {
+            let said = said(0, until);
+            assert!(
+                said.contains("public.t") && said.contains("reason 2"),
+                "{said}"
+            );
+            assert!(!said.contains("reason 3"), "{said}");
+        }
+        assert!(said(1, Until::Lsn(Lsn(29))).contains("reason 3"));
+        for until in [Until::Lsn(Lsn(30)), time(30)] {
+            assert_eq!(said(2, until), "");
+        }
     }
 
     #[test]

@@ -103,7 +103,11 @@ async fn look(run: &MirrorRun, held: &Held) -> Result<()> {
     let granted = match &run.mirror.owner {
         None => {
             let asked = run.catalog.grant_trim(mirror_id, generation, lowest);
-            asked.await?
+            let granted = asked.await?;
+            if granted.floor > before.changes.0 {
+                reached(crash_points::TRIM_GRANTED);
+            }
+            granted
         }
         Some(owner) => {
             let trimmed = run.catalog.needs_log_from(owner.id, generation).await?;

@@ -25,6 +25,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 mod commands;
+mod fan_out;
 mod keys;
 mod retries;
 mod supervision;
@@ -59,11 +60,20 @@ impl Database {
         }
     }
 
-    fn open_with(&self, key: EncryptionKey) -> Catalog {
+    fn url(&self) -> String {
         let url = server_url();
         let (server, _) = url.rsplit_once('/').unwrap();
-        let location = Location::Url(SecretString::from(format!("{server}/{}", self.name)));
+        format!("{server}/{}", self.name)
+    }
+
+    fn open_with(&self, key: EncryptionKey) -> Catalog {
+        let location = Location::Url(SecretString::from(self.url()));
         Catalog::open(&location, key).unwrap()
+    }
+
+    /// A session beside the catalog's.
+    async fn connect(&self) -> PgConnection {
+        PgConnection::connect(&self.url()).await.unwrap()
     }
 
     fn open(&self) -> Catalog {

@@ -31,6 +31,8 @@ enum Mood {
 }
 
 struct StandIn {
+    /// The header that it lets in.
+    authorization: &'static str,
     state: Mutex<(Mood, HashMap<String, u32>)>,
     posted: Notify,
     url: String,
@@ -40,10 +42,16 @@ type Shared = State<Arc<StandIn>>;
 
 impl StandIn {
     async fn start() -> Arc<StandIn> {
+        // bunny:geheim
+        StandIn::start_for("Basic YnVubnk6Z2VoZWlt").await
+    }
+
+    async fn start_for(authorization: &'static str) -> Arc<StandIn> {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
             .await
             .expect("listen");
         let stand_in = Arc::new(StandIn {
+            authorization,
             state: Mutex::new((Mood::Well, HashMap::new())),
             posted: Notify::new(),
             url: format!("http://{}/base", listener.local_addr().expect("an address")),
@@ -70,10 +78,13 @@ impl StandIn {
     }
 
     fn authority_with(&self, password: &str) -> Authority {
-        let credentials = Credentials::Password {
+        self.authority_of(Credentials::Password {
             user: "bunny".into(),
             password: password.into(),
-        };
+        })
+    }
+
+    fn authority_of(&self, credentials: Credentials) -> Authority {
         Authority::Server(Arc::new(
             Server::new(&self.url, &credentials).expect("a good URL"),
         ))
@@ -85,7 +96,7 @@ async fn register(
     headers: HeaderMap,
     Json(body): Json<Value>,
 ) -> Response {
-    if let Some(denied) = denied(&headers) {
+    if let Some(denied) = denied(&stand_in, &headers) {
         return denied;
     }
     let schema = body["schema"].as_str().expect("a schema").to_owned();
@@ -109,7 +120,7 @@ async fn register(
 }
 
 async fn schema(State(stand_in): Shared, headers: HeaderMap, Path(id): Path<u32>) -> Response {
-    if let Some(denied) = denied(&headers) {
+    if let Some(denied) = denied(&stand_in, &headers) {
         return denied;
     }
     let (mood, ids) = &*stand_in.state();
@@ -125,10 +136,10 @@ async fn schema(State(stand_in): Shared, headers: HeaderMap, Path(id): Path<u32>
     }
 }
 
-fn denied(headers: &HeaderMap) -> Option<Response> {
+fn denied(stand_in: &StandIn, headers: &HeaderMap) -> Option<Response> {
     let given = headers.get("authorization").map(|value| value.as_bytes());
-    // bunny:geheim
-    (given != Some(b"Basic YnVubnk6Z2VoZWlt")).then(|| StatusCode::UNAUTHORIZED.into_response())
+    let is_known = given == Some(stand_in.authorization.as_bytes());
+    (!is_known).then(|| StatusCode::UNAUTHORIZED.into_response())
 }
 
 /// Several processes ask at once; one dies before it has written what it was given; the server
@@ -209,6 +220,38 @@ async fn ids_of_a_server_are_recorded_before_they_are_used() {
     assert!(matches!(error, Error::RegistryRefused { .. }), "{error}");
     assert!(!error.to_string().contains("wrong"), "{error}");
     registry.register_table(&late).await.unwrap();
+    kafka.delete_topics(&[&topics.schemas()]).await.unwrap();
+}
+
+/// A token goes with every request, those that look ids up too, and is told to nobody else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a broker"]
+async fn a_server_is_shown_a_token() {
+    let (kafka, topics) = (kafka(), topics());
+    let server = StandIn::start_for("Bearer geheim").await;
+    let open = |credentials| {
+        let authority = server.authority_of(credentials);
+        Registry::open_with(kafka.clone(), &topics, authority)
+    };
+    let token = |text: &str| Credentials::Token(text.into());
+    let first = open(token("geheim")).await.unwrap();
+    assert_eq!(first.register("a", "\"string\"").await.unwrap(), FIRST_ID);
+    // It looks up there what is recorded.
+    let second = open(token("geheim")).await.unwrap();
+    assert_eq!(
+        second.register("b", "\"long\"").await.unwrap(),
+        FIRST_ID + 1
+    );
+    for others in [token("falsch"), Credentials::None] {
+        let denied = open(others).await.unwrap();
+        let error = denied.register("c", "\"bytes\"").await.unwrap_err();
+        assert!(matches!(error, Error::RegistryRefused { .. }), "{error}");
+        let said = error.to_string();
+        assert!(
+            said.contains("_TOKEN") && !said.contains("falsch"),
+            "{said}"
+        );
+    }
     kafka.delete_topics(&[&topics.schemas()]).await.unwrap();
 }
 

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use crate::lifecycle::wait_status;
 
 const SLOTS: &str = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()";
-const FLOOR: &str = "SELECT coalesce(max(floor_offset), 0) FROM _bunny.retention";
+pub(crate) const FLOOR: &str = "SELECT coalesce(max(floor_offset), 0) FROM _bunny.retention";
 const PROGRESS: &str = "SELECT max(next_offset) FROM _bunny.progress";
 
 /// The owner `mirror` under a load, and what else a test of it needs.
@@ -28,7 +28,7 @@ pub(crate) struct FanOut {
     pub(crate) capture: Bunny,
     pub(crate) apply: Bunny,
     _api: Bunny,
-    source: Session,
+    pub(crate) source: Session,
     pub(crate) owner: Mirror,
     pub(crate) load: Option<Load>,
 }
@@ -36,7 +36,7 @@ pub(crate) struct FanOut {
 /// A mirror attached to it, and where it writes.
 pub(crate) struct Attached {
     pub(crate) mirror: Mirror,
-    destination: Url,
+    pub(crate) destination: Url,
     pairs: Vec<TablePair>,
 }
 
@@ -76,7 +76,7 @@ fn mappings(pairs: &[TablePair]) -> Value {
 }
 
 impl FanOut {
-    fn request(&self, name: &str, pairs: &[TablePair], options: &Value) -> Value {
+    pub(crate) fn request(&self, name: &str, pairs: &[TablePair], options: &Value) -> Value {
         let mut body = json!({
             "name": name, "source_mirror": "mirror", "destination_peer": name,
             "table_mappings": mappings(pairs),
@@ -95,6 +95,17 @@ impl FanOut {
         options: Value,
     ) -> Result<Attached> {
         let destination = self.stage.another_destination(&self.api, name).await?;
+        self.attach_to(name, destination, pairs, options).await
+    }
+
+    /// The same into a database that is there, and of which the peer `name` is known.
+    pub(crate) async fn attach_to(
+        &self,
+        name: &str,
+        destination: Url,
+        pairs: Vec<TablePair>,
+        options: Value,
+    ) -> Result<Attached> {
         let body = self.request(name, &pairs, &options);
         self.api
             .post("/v1/mirrors", body)
@@ -108,7 +119,7 @@ impl FanOut {
         })
     }
 
-    async fn advance(&self, transactions: u64) {
+    pub(crate) async fn advance(&self, transactions: u64) {
         if let Some(load) = &self.load {
             load.advance(transactions).await;
         }
@@ -141,7 +152,7 @@ impl FanOut {
     }
 
     /// Beginning and end of a partition of one of the owner's topics.
-    async fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64)> {
+    pub(crate) async fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64)> {
         let topic = format!("{}.mirror.{topic}", self.stage.name);
         let brokers = self.stage.services.brokers.clone();
         tokio::task::spawn_blocking(move || {
@@ -163,7 +174,7 @@ impl FanOut {
         Ok(ends)
     }
 
-    async fn patch(&self, name: &str, change: Value) -> Result<()> {
+    pub(crate) async fn patch(&self, name: &str, change: Value) -> Result<()> {
         let path = format!("/v1/mirrors/{name}");
         let answer = self.api.request(Method::PATCH, &path, Some(change));
         answer.await?.expect(202)?;
@@ -171,7 +182,7 @@ impl FanOut {
     }
 
     /// What an attached mirror is known to need of the log, once it will do.
-    async fn wait_need(&self, name: &str, will_do: impl Fn(i64) -> bool) -> Result<i64> {
+    pub(crate) async fn wait_need(&self, name: &str, will_do: impl Fn(i64) -> bool) -> Result<i64> {
         let sql = format!(
             "SELECT n.floor_offset FROM bunny.log_needs n JOIN bunny.mirrors m ON m.id = n.mirror_id
              WHERE m.name = '{name}'"
@@ -190,12 +201,16 @@ impl FanOut {
         }
     }
 
-    async fn ask(&self, path: &str, body: Value) -> Result<Value> {
+    pub(crate) async fn ask(&self, path: &str, body: Value) -> Result<Value> {
         self.api.post(path, body).await?.expect(202)
     }
 }
 
-async fn wait_number(session: &Session, sql: &str, will_do: impl Fn(i64) -> bool) -> Result<i64> {
+pub(crate) async fn wait_number(
+    session: &Session,
+    sql: &str,
+    will_do: impl Fn(i64) -> bool,
+) -> Result<i64> {
     let deadline = Instant::now() + CONVERGE;
     loop {
         let found = session.number(sql).await?;
@@ -427,7 +442,7 @@ async fn every_destination_follows_another_generation() -> Result<()> {
 }
 
 /// Waits until a command has ended well.
-async fn ended(fan: &FanOut, name: &str, accepted: &Value) -> Result<()> {
+pub(crate) async fn ended(fan: &FanOut, name: &str, accepted: &Value) -> Result<()> {
     let id = accepted["command_id"].as_str().unwrap_or_default();
     let path = format!("/v1/mirrors/{name}/commands/{id}");
     let deadline = Instant::now() + CONVERGE;

@@ -7,6 +7,8 @@
 
 mod answers;
 mod api_deaths;
+#[cfg(feature = "full")]
+mod checkpoint_interval;
 mod command_crashes;
 mod control;
 mod crashes;
@@ -16,6 +18,7 @@ mod excluded_columns;
 mod failover;
 mod failures;
 mod fan_out;
+mod fan_out_deaths;
 mod fidelity;
 #[cfg(feature = "full")]
 mod full;
@@ -73,5 +76,6 @@ mod tables;
 mod tail;
 mod tls;
 mod types;
+mod until_schema;
 mod untracked;
 mod untracked_proofs;
