@@ -55,7 +55,7 @@ test-full: deps ## Everything: also memory bounds, soak and the matrix (about an
 	scripts/with-services cargo test --workspace $(FEATURES),bunny-tests/full -- --include-ignored
 	$(MAKE) test-matrix
 
-test-matrix: deps ## The fidelity suite over PostgreSQL 14 to 18, mixed both ways; PAIRS="18:18 15:18" for some
+test-matrix: deps ## What depends on versions over PostgreSQL 14 to 18, mixed both ways; PAIRS="18:18 15:18" for some
 	cargo build --workspace --bin bunny --test e2e $(FEATURES)
 	scripts/test-matrix $(PAIRS)
 

@@ -37,6 +37,7 @@ const SAID: [&str; 14] = [
 
 /// What is asked of both catalogs about a table. `$S` and `$T` stand for schema and table
 /// as literals, `$O` for its oid. The table's own name is taken out of the answers.
+/// NOT NULL is asked for as a property: 17 and 18 list it among the constraints too, under a name that is not carried.
 const QUESTIONS: [(&str, &str); 7] = [
     (
         "table",
@@ -56,7 +57,7 @@ const QUESTIONS: [(&str, &str); 7] = [
                 regexp_replace(pg_get_constraintdef(oid), 'REFERENCES [^(]+', 'REFERENCES …'),
                 CASE WHEN confrelid <> 0 THEN (SELECT relname FROM pg_class WHERE oid = confrelid) END,
                 obj_description(oid, 'pg_constraint')
-         FROM pg_constraint WHERE conrelid = $O AND conname <> 'rest_outside' ORDER BY conname",
+         FROM pg_constraint WHERE conrelid = $O AND conname <> 'rest_outside' AND contype <> 'n' ORDER BY conname",
     ),
     (
         "indexes",
@@ -80,7 +81,7 @@ const QUESTIONS: [(&str, &str); 7] = [
         "SELECT t.oid::regtype::text, t.typtype, obj_description(t.oid, 'pg_type'), t.typnotnull, t.typdefault,
                 CASE WHEN t.typtype = 'd' THEN format_type(t.typbasetype, t.typtypmod) END, t.typcollation::regcollation,
                 ARRAY(SELECT enumlabel FROM pg_enum WHERE enumtypid = t.oid ORDER BY enumsortorder),
-                ARRAY(SELECT conname || pg_get_constraintdef(oid) FROM pg_constraint WHERE contypid = t.oid ORDER BY conname),
+                ARRAY(SELECT conname || pg_get_constraintdef(oid) FROM pg_constraint WHERE contypid = t.oid AND contype <> 'n' ORDER BY conname),
                 ARRAY(SELECT attname || format_type(atttypid, atttypmod) || attcollation::regcollation FROM pg_attribute
                       WHERE attrelid = t.typrelid AND attnum > 0 ORDER BY attnum),
                 (SELECT row(rngsubtype::regtype, rngmultitypid::regtype, rngsubdiff::regproc, o.opcname) FROM pg_range
