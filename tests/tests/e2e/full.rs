@@ -105,12 +105,14 @@ async fn a_long_pause_keeps_no_wal_at_the_source() -> Result<()> {
         .await?;
     mirror.wait_running().await?;
     let load = Load::start(&stage.source, 2, 30);
+    let asked = std::time::Instant::now();
     api.post("/v1/mirrors/mirror/pause", json!({}))
         .await?
         .expect(202)?;
     mirror
         .wait_until("PAUSED", LIMIT, |mirror, _| mirror["status"] == "PAUSED")
         .await?;
+    println!("PAUSED {:?} after it was asked for", asked.elapsed());
 
     let began = source.current_lsn().await?;
     let started = std::time::Instant::now();

@@ -32,8 +32,6 @@ mod jdbc_sink;
 mod kills;
 mod lifecycle;
 #[cfg(feature = "full")]
-mod long_pause;
-#[cfg(feature = "full")]
 mod machine;
 mod mirrors;
 mod objects;
