@@ -88,7 +88,7 @@ async fn what_goes_wrong_with_one_table_stays_with_it() -> Result<()> {
     let (at_source, at_destination) = (format!("{role}_source"), format!("{role}_destination"));
     let source = stage.source.connect().await?;
     let destination = stage.destination.connect().await?;
-    let names = ["no capture worker", "no apply worker"];
+    let names = ["good", "closed", "denied", "dropped"];
     for name in names {
         source
             .run(&format!(
