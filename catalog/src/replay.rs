@@ -272,7 +272,8 @@ async fn log_end(connection: &mut PgConnection, command: &Command, mirror_id: Uu
 
 /// What stood still goes on when the mirror does; not what is still on its way there. The log from
 /// the copy on leads to the present only if no sync was asked for since: a sync may have brought over
-/// what no event carries, and then its copy is loaded again.
+/// what no event carries, and then its copy is loaded again. A table that never was to be copied has
+/// the log alone to follow.
 pub(crate) async fn let_go_on(connection: &mut PgConnection, mirror_id: Uuid) -> Result<()> {
     sqlx::query(
         "UPDATE bunny.mirror_tables t
@@ -280,7 +281,8 @@ pub(crate) async fn let_go_on(connection: &mut PgConnection, mirror_id: Uuid) ->
              beside = t.beside AND NOT standing.is_behind
          FROM (
              SELECT s.source_schema, s.source_table,
-                 s.request_id::text IS DISTINCT FROM s.replay ->> 'sync' AND EXISTS (
+                 s.request_id IS NOT NULL
+                     AND s.request_id::text IS DISTINCT FROM s.replay ->> 'sync' AND EXISTS (
                      SELECT FROM bunny.commands later
                      WHERE later.args -> 'awaited' @> jsonb_build_array(
                                jsonb_build_object('request_id', s.request_id))

@@ -12,11 +12,11 @@ use crate::error::Error;
 
 /// How often it is asked for.
 const EVERY: Duration = Duration::from_secs(1);
-const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A client that Kafka has not answered for so long is to be made anew: librdkafka gets over most
-/// troubles by itself, not over all.
-const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// troubles by itself, not over all. The answer comes behind the records that are being fetched, and
+/// librdkafka cuts a connection on which it is late: on a slow line a large batch needs its time.
+const SILENCE_MAX: Duration = Duration::from_secs(45);
 
 /// Hands over the end of a partition each second. Ends when the topic is gone, and when Kafka does
 /// not answer any more: one who waits for the next record is told neither.
@@ -32,7 +32,7 @@ pub(crate) async fn watch<C: Borrow<StreamConsumer> + Send + Sync + 'static>(
         let (asked, of) = (consumer.clone(), topic.to_owned());
         let found = tokio::task::spawn_blocking(move || {
             let client: &StreamConsumer = (**asked).borrow();
-            client.fetch_watermarks(&of, partition, PATIENCE)
+            client.fetch_watermarks(&of, partition, SILENCE_MAX)
         });
         match found.await {
             Ok(Ok((_, end))) => {

@@ -1,6 +1,7 @@
 //! Looks into the change topic without following it: where a generation begins, and what
 //! waits first.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bunny_postgres::Lsn;
@@ -49,6 +50,9 @@ async fn generation_start_after(
     from: i64,
 ) -> Result<Option<(i64, Lsn)>> {
     let consumer = assign(run, topic, from)?;
+    // Of ids that went with a former schemas topic: what they are of is passed over, and to ask
+    // for one reads that topic again.
+    let mut lost = HashSet::new();
     loop {
         let message = match consumer.recv().await {
             Ok(message) => message,
@@ -56,9 +60,14 @@ async fn generation_start_after(
             Err(error) => return Err(Error::kafka(format!("reading {topic}"))(error)),
         };
         let (schema_id, datum) = wire::read_frame(message.payload().unwrap_or_default())?;
+        if lost.contains(&schema_id) {
+            continue;
+        }
         let schema = match run.registry.schema(schema_id).await {
-            // One that went with a former schemas topic: what it is of is passed over.
-            Err(bunny_schemas::Error::UnknownId(_)) => continue,
+            Err(bunny_schemas::Error::UnknownId(_)) => {
+                lost.insert(schema_id);
+                continue;
+            }
             found => found?,
         };
         if SchemaKind::of(&schema)? != SchemaKind::GenerationStarted {

@@ -128,7 +128,16 @@ async fn write(
     let is_ours = table.attempt > 0;
     let has_key = !definition.row_key().is_empty();
     let may_keep = config.on_existing_rows == OnExistingRows::Upsert && has_key;
-    let kept_rows = may_keep && is_ours && bookkeeping::keeps_rows(client, ledger, &source).await?;
+    let kept = is_ours && bookkeeping::keeps_rows(client, ledger, &source).await?;
+    if kept && !has_key && config.on_existing_rows == OnExistingRows::Upsert {
+        return Err(Error::Refused(format!(
+            "rows that were in destination table {} are to stay (\"on_existing_rows\": \"upsert\"), and no key of the source's \
+             tells them from copied ones any more; give it a key that is not DEFERRABLE, or set \"on_existing_rows\" to \
+             \"truncate\", which empties the table",
+            table.destination
+        )));
+    }
+    let kept_rows = kept && may_keep;
     let is_replay = mapping.replay.is_some() && is_ours && !kept_rows;
     let key = if is_replay && config.schema_changes != SchemaChanges::Manual {
         // The columns go quickly once the rows are gone.

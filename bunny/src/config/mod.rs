@@ -286,7 +286,8 @@ fn kafka(layers: &Layers) -> Result<KafkaConfig, Problem> {
     let brokers = layers
         .text(&settings::KAFKA_BROKERS)
         .ok_or_else(|| Problem::missing(&settings::KAFKA_BROKERS, " (host:port,...)"))?;
-    if !brokers.text.split(',').all(is_broker) {
+    let list = brokers.text.trim().trim_end_matches(',');
+    if !list.split(',').all(is_broker) {
         return Err(brokers.wrong(format!("must be host:port,..., not \"{}\"", brokers.text)));
     }
     let mut overrides: BTreeMap<String, String> = layers.file_kafka().clone();

@@ -9,6 +9,10 @@ use crate::leases::Role;
 use crate::mirrors::{Desired, Mirror, is_removed};
 use crate::reports::{Reports, RoleState};
 
+/// One that is paused asks Kafka and the source, each of which may take half a minute to say nothing,
+/// and being away is no failure of a mirror that does nothing.
+const PAUSED_SILENT_SECONDS: i64 = 120;
+
 /// What is wrong with roles that would have reported if they got on: what they wait for shows
 /// nowhere else.
 pub(super) fn problems(
@@ -25,32 +29,41 @@ pub(super) fn problems(
     let is_deleted = mirror.desired == Desired::Deleted;
     let has_gone = open.any(|command| command.kind == "delete" && is_removed(command, Role::Apply));
     // Where a mirror is deleted, capture waits for apply, which should have done its part at once.
-    let capture = problem(&reports.capture, &capture_of(mirror), mirror, now);
+    let capture = problem(&reports.capture, Role::Capture, mirror, now);
     let capture = capture.filter(|_| !is_deleted);
     // Before there is a history, apply has nothing to tell.
-    let apply = problem(&reports.apply, Role::Apply.as_str(), mirror, now);
+    let apply = problem(&reports.apply, Role::Apply, mirror, now);
     let apply = apply.filter(|_| mirror.generation_ready && !(is_deleted && has_gone));
     capture.into_iter().chain(apply).collect()
 }
 
 fn problem<R>(
     state: &RoleState<R>,
-    role: &str,
+    role: Role,
     mirror: &Mirror,
     now: DateTime<Utc>,
 ) -> Option<Problem> {
+    let name = match role {
+        Role::Capture => capture_of(mirror),
+        Role::Apply => role.as_str().to_owned(),
+    };
+    let silence_max = match mirror.desired_of(role) {
+        Desired::Paused => PAUSED_SILENT_SECONDS,
+        _ => SILENT_SECONDS,
+    };
     // One that is not alive, or has failed, is told of as such.
     let is_alive = state
         .heartbeat_at
         .is_some_and(|at| (now - at).num_seconds() < SILENT_SECONDS);
-    if !is_alive || state.failure.is_some() || !is_mute(state, mirror, now) {
+    let since = last_word(state, mirror);
+    let is_mute = (now - since).num_seconds() >= silence_max;
+    if !is_alive || state.failure.is_some() || !is_mute {
         return None;
     }
-    let since = last_word(state, mirror);
     Some(Problem {
         health: Health::Degraded,
         message: format!(
-            "{role} has not reported for {} s (since {}), though its worker is alive: it waits for something that it does not name, a lock perhaps",
+            "{name} has not reported for {} s (since {}), though its worker is alive: it waits for something that it does not name, a lock perhaps",
             (now - since).num_seconds(),
             since.to_rfc3339_opts(SecondsFormat::Secs, true)
         ),

@@ -231,6 +231,14 @@ fn a_role_that_is_alive_and_says_nothing_for_30_seconds_shows() {
     let message = derive(&mirror, &failing, &[], now).error_message.unwrap();
     assert_eq!(message, "apply: it broke");
 
+    // One that is paused has other questions to wait for.
+    let mut paused = mirror.clone();
+    paused.desired = Desired::Paused;
+    assert_eq!(seen(&paused, &apply).2, Health::Ok);
+    let mut longer = apply.clone();
+    longer.apply.reported_at = Some(now - TimeDelta::seconds(120));
+    assert_eq!(seen(&paused, &longer).2, Health::Degraded);
+
     // It is not heard of before there is a history, and then not at once.
     let mut new = alive;
     new.apply.reported_at = None;

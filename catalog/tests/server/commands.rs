@@ -176,3 +176,37 @@ async fn a_change_outside_the_stream_asks_once_and_waits_for_others() {
     assert_eq!(request().await, asked.tables[0].request_id);
     database.drop().await;
 }
+
+/// A table that was never to be copied has no copy to be loaded again, whatever other tables
+/// without one were asked for since.
+#[tokio::test]
+#[ignore = "needs a server"]
+async fn a_table_without_a_copy_of_its_own_follows_the_log_from_a_moment_on() {
+    let database = Database::new().await;
+    let catalog = database.migrated().await;
+    let mut wanted = mirror("m", "t");
+    wanted.config.do_initial_snapshot = false;
+    catalog.create_mirror(&wanted).await.unwrap();
+    catalog
+        .request_pause("m", PauseScope::Apply, "admin")
+        .await
+        .unwrap();
+    let mut session = database.connect().await;
+    session
+        .execute(
+            "UPDATE bunny.mirror_tables SET replay = '{\"sync\": \"a copy\", \"request_id\": \"a wish\", \"until\": {\"lsn\": \"0/1\"}}';
+             INSERT INTO bunny.commands (id, mirror_name, kind, args, requested_by)
+             VALUES (gen_random_uuid(), 'another', 'tables', '{\"awaited\": [{\"table\": \"u\", \"request_id\": null}]}', 'admin')",
+        )
+        .await
+        .unwrap();
+    catalog.request_resume("m", "admin").await.unwrap();
+    let left: Option<String> = sqlx::query_scalar(
+        "SELECT replay ->> 'sync' FROM bunny.mirror_tables WHERE NOT replay ? 'until'",
+    )
+    .fetch_one(&mut session)
+    .await
+    .unwrap();
+    assert_eq!(left.as_deref(), Some("a copy"));
+    database.drop().await;
+}

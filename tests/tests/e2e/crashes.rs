@@ -278,6 +278,7 @@ fn phases_of(point: &str) -> &'static [&'static str] {
         | "capture::generation_recorded" => &IN_SETUP,
         // Nobody has told of a copy yet, unless one died before.
         "capture::sync_slot_created"
+        | "capture::chunk_mid_copy"
         | "capture::sync_started"
         | "apply::after_take_over"
         | "apply::sync_started" => &BEFORE_CDC,

@@ -219,7 +219,7 @@ async fn a_copy_is_as_parallel_and_as_finely_cut_as_asked() -> Result<()> {
     // Threads for all that a sleep at a crash point may hold.
     let threads = [("TOKIO_WORKER_THREADS", "16")];
     let mut capture = stage.start_with(Role::Capture, &threads)?;
-    capture.restart_slowed("capture::chunk_mid_copy", Duration::from_millis(300))?;
+    capture.restart_slowed("capture::chunk_mid_copy", Duration::from_millis(500))?;
     let _others = [stage.start(Role::Apply)?, stage.start(Role::Api)?];
     let api = stage.api().await?;
     stage.create_peers(&api).await?;
@@ -244,17 +244,20 @@ async fn a_copy_is_as_parallel_and_as_finely_cut_as_asked() -> Result<()> {
         .await?;
     let mut most = Most::default();
     let deadline = Instant::now() + CONVERGE;
-    loop {
+    for look in 1_u32.. {
         let rows = source.query(COPYING, &[]).await?;
         let copied: Vec<Option<String>> = rows.iter().map(|row| row.get(0)).collect();
         let copied: Option<Vec<String>> = copied.into_iter().collect();
         most.see(&copied.context("a COPY of no known table")?);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        if !look.is_multiple_of(10) {
+            continue;
+        }
         let now = mirror.get().await?;
         if now["status"] == "RUNNING" {
             break;
         }
         ensure!(Instant::now() < deadline, "{now}{}", stage.logs_tail());
-        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let asked = Most {
         sessions: 6,
