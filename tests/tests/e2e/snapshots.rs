@@ -219,7 +219,8 @@ async fn a_copy_is_as_parallel_and_as_finely_cut_as_asked() -> Result<()> {
     // Threads for all that a sleep at a crash point may hold.
     let threads = [("TOKIO_WORKER_THREADS", "16")];
     let mut capture = stage.start_with(Role::Capture, &threads)?;
-    capture.restart_slowed("capture::chunk_mid_copy", Duration::from_millis(500))?;
+    // As many chunks as may be under way at once wait for each other.
+    capture.restart_slowed_at_first("capture::chunk_mid_copy", 6, Duration::from_secs(5))?;
     let _others = [stage.start(Role::Apply)?, stage.start(Role::Api)?];
     let api = stage.api().await?;
     stage.create_peers(&api).await?;
