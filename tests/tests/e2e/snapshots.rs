@@ -219,8 +219,9 @@ async fn a_copy_is_as_parallel_and_as_finely_cut_as_asked() -> Result<()> {
     // Threads for all that a sleep at a crash point may hold.
     let threads = [("TOKIO_WORKER_THREADS", "16")];
     let mut capture = stage.start_with(Role::Capture, &threads)?;
-    // As many chunks as may be under way at once wait for each other.
-    capture.restart_slowed_at_first("capture::chunk_mid_copy", 6, Duration::from_secs(5))?;
+    // The first table alone has enough chunks to wait for the second, which begins when its own
+    // session has a snapshot.
+    capture.restart_slowed_at_first("capture::chunk_mid_copy", 24, Duration::from_secs(3))?;
     let _others = [stage.start(Role::Apply)?, stage.start(Role::Api)?];
     let api = stage.api().await?;
     stage.create_peers(&api).await?;
@@ -231,7 +232,7 @@ async fn a_copy_is_as_parallel_and_as_finely_cut_as_asked() -> Result<()> {
         source
             .run(&format!(
                 "CREATE TABLE {table} (id int PRIMARY KEY, v text) WITH (fillfactor = 10);
-                 INSERT INTO {table} SELECT g, repeat(md5(g::text), 250) FROM generate_series(1, 1100) g;
+                 INSERT INTO {table} SELECT g, repeat(md5(g::text), 250) FROM generate_series(1, 2900) g;
                  ANALYZE {table}"
             ))
             .await?;
@@ -270,7 +271,7 @@ async fn a_copy_is_as_parallel_and_as_finely_cut_as_asked() -> Result<()> {
     for table in now["tables"].as_array().context("tables")? {
         let copy = &table["snapshot"];
         let chunks = (&copy["chunks_done"], &copy["chunks_total"]);
-        assert_eq!(chunks, (&json!(6), &json!(6)), "{table}");
+        assert_eq!(chunks, (&json!(15), &json!(15)), "{table}");
     }
     stage
         .assert_converges(&mirror, &TablePair::all(&TABLES))
