@@ -28,6 +28,7 @@ mod size;
 mod slot;
 mod snapshot;
 mod stream;
+mod superseded;
 mod table_topics;
 mod watch;
 

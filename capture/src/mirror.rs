@@ -26,7 +26,7 @@ use crate::snapshot::SyncRecorder;
 use crate::stream::{Parts, Stream};
 use crate::table_topics::{self, TopicPerTable};
 use crate::watch::Watch;
-use crate::{adopt, definitions, last_wish, paused, publication, removal, size};
+use crate::{adopt, definitions, last_wish, paused, publication, removal, size, superseded};
 
 /// Sync records and log lines under way between the tasks of one run.
 const SYNC_REQUESTS_MAX: usize = 16;
@@ -43,35 +43,39 @@ pub(crate) async fn run(
     memory: Memory,
 ) -> Result<Finished> {
     let run = Run::new(mirror, context, options, memory);
-    let desired = run.mirror.desired_of(Role::Capture);
-    if desired == Desired::Deleted {
-        return removal::run(&run).await;
-    }
-    let source = Session::connect(&run.peer()?, &run.application_name).await?;
-    end_former_sessions(&run, &source).await?;
-    if desired == Desired::Paused {
-        return paused::stand_by(&run, source).await;
-    }
-    let catalog = &run.options.catalog;
-    if let Some(command) = catalog.open_command(run.mirror.id, ADOPT).await? {
-        return adopt::read_log(&run, &command).await;
-    }
-    if !run.mirror.generation_ready {
-        claim_names(&run, &source).await?;
-    }
-    check_server(&source).await?;
     let cancel = run.context.cancel.clone();
     let overdue = async {
         cancel.cancelled().await;
         tokio::time::sleep(LAST_COMMIT_MAX).await;
     };
     tokio::select! {
-        ended = Box::pin(capture(&run, source)) => ended,
+        ended = Box::pin(as_desired(&run)) => ended,
         () = overdue => {
             tracing::info!("told to stop, and waits for Kafka or the source no longer");
             Ok(Finished::Idle)
         }
     }
+}
+
+async fn as_desired(run: &Run) -> Result<Finished> {
+    let desired = run.mirror.desired_of(Role::Capture);
+    if desired == Desired::Deleted {
+        return removal::run(run).await;
+    }
+    let source = Session::connect(&run.peer()?, &run.application_name).await?;
+    end_former_sessions(run, &source).await?;
+    if desired == Desired::Paused {
+        return paused::stand_by(run, source).await;
+    }
+    let catalog = &run.options.catalog;
+    if let Some(command) = catalog.open_command(run.mirror.id, ADOPT).await? {
+        return adopt::read_log(run, &command).await;
+    }
+    if !run.mirror.generation_ready {
+        claim_names(run, &source).await?;
+    }
+    check_server(&source).await?;
+    capture(run, source).await
 }
 
 async fn capture(run: &Run, source: Session) -> Result<Finished> {
@@ -186,7 +190,8 @@ async fn capture(run: &Run, source: Session) -> Result<Finished> {
     let recorder = SyncRecorder::new(sync_sender);
     tokio::select! {
         ended = stream.run(&source, &registry, run.context.cancel.clone()) => ended?,
-        ended = rounds::run(run, rounds, &registry, recorder, passed_seen) => ended?,
+        ended = superseded::run(run, &recorder) => ended?,
+        ended = rounds::run(run, rounds, &registry, recorder.clone(), passed_seen) => ended?,
         ended = Box::pin(definitions::run(run, exclusions, passed_by)) => ended?,
         ended = report::run(run, &report_session, reporting) => ended?,
         ended = watch.run(run, &watch_session, syncs, passed_looks, finding_sender, view) => ended?,

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
 use crate::checkpoints::{self, GivenUp};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::run::Run;
 use crate::snapshot::{
     self, Cause, LogSink, Loudness, Passed, Progress, SnapshotContext, SyncRecorder, TableSync,
@@ -442,6 +442,12 @@ pub(crate) async fn run(
                     return std::future::pending().await;
                 }
                 Err(error) => {
+                    let topic = run.options.topics.snapshot(&run.mirror.slug);
+                    if let Ok(None) = run.options.kafka.partitions(&topic).await {
+                        return Err(Error::transient(format!(
+                            "there is no topic {topic} any more, it is made anew for the copies that are not finished: {error}"
+                        )));
+                    }
                     let message = format!(
                         "copying tables was interrupted and starts over for those not finished: {error}"
                     );

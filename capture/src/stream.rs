@@ -9,7 +9,7 @@ use bunny_postgres::pgoutput::{self, Message};
 use bunny_postgres::replication::{WalEvent, WalStream};
 use bunny_postgres::{Lsn, Session, TableName};
 use bunny_schemas::Position;
-use bunny_schemas::control::{PositionRecord, SyncRecord, TableRecord};
+use bunny_schemas::control::{PositionRecord, TableRecord};
 use bunny_schemas::registry::Registry;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -19,7 +19,7 @@ use crate::crash_points::{AFTER_CONFIRM, MID_TRANSACTION, crash_point};
 use crate::error::{Error, Result};
 use crate::publisher::{Captured, Publisher, Tables};
 use crate::slot::{OpenTransaction, Place, Reached, Sequencer};
-use crate::snapshot::{Passed, SyncRequest};
+use crate::snapshot::{Passed, SyncNote, SyncRequest};
 use crate::watch::{Finding, Streamed};
 
 /// How often a position that only keepalives moved is recorded, so that a quiet source
@@ -526,12 +526,14 @@ impl Stream {
     async fn begin_commit(&mut self, tables: &[(TableName, Option<TableRecord>)]) -> Result<()> {
         self.end_commit().await?;
         let syncs = std::mem::take(&mut self.syncs_waiting);
-        let sync_records: Vec<SyncRecord> =
-            syncs.iter().map(|(record, _)| record.clone()).collect();
+        let notes: Vec<SyncNote> = syncs
+            .iter()
+            .flat_map(|(notes, _)| notes.iter().cloned())
+            .collect();
         let tables = self.tables.records(tables);
         let record = self.reached.record().clone();
         self.publisher
-            .begin_commit(&record, &sync_records, &tables)
+            .begin_commit(&record, &notes, &tables)
             .await?;
         let open = self.sequencer.open();
         // What is sent now is the beginning of the open one, and all before it.

@@ -4,6 +4,8 @@
 //! A wish is `checkpoint_id` beside a table's mapping: capture publishes a sync under that
 //! request as under any other. The command shows how it goes; capture ends it.
 
+use std::collections::HashSet;
+
 use bunny_postgres::TableName;
 use serde_json::json;
 use uuid::Uuid;
@@ -16,6 +18,23 @@ use crate::{Catalog, Error, Result, commands};
 pub const CHECKPOINT: &str = "checkpoint";
 
 impl Catalog {
+    /// Every sync that a mirror's tables speak of, those of the mirrors attached to it too: the one
+    /// that is held at the destination, the last checkpoint, the first that counts, and what is
+    /// loaded again. What the log knows of others is only about what it still holds.
+    pub async fn syncs_named(&self, mirror_id: Uuid) -> Result<HashSet<Uuid>> {
+        let named: Vec<Uuid> = sqlx::query_scalar(
+            "SELECT DISTINCT named.sync
+             FROM bunny.mirrors m JOIN bunny.mirror_tables t ON t.mirror_id = m.id,
+                 unnest(ARRAY[t.request_id, t.checkpoint_id, t.since_request, (t.replay ->> 'sync')::uuid]) AS named (sync)
+             WHERE (m.id = $1 OR m.source_mirror = $1) AND named.sync IS NOT NULL",
+        )
+        .bind(mirror_id)
+        .fetch_all(self.pool())
+        .await
+        .map_err(|error| Error::database("reading which syncs are spoken of", error))?;
+        Ok(named.into_iter().collect())
+    }
+
     /// Asks for fresh copies of `named` tables, or of all; returns the `checkpoint` command,
     /// which ends when they are in the topics. Asked again while the same is under way, the
     /// same command. [`Error::NotFound`] for a mirror, or a table of it, that does not exist.

@@ -22,8 +22,8 @@ pub struct Retained {
     pub syncs: Vec<SyncRecord>,
     /// First offset and end of the change topic.
     pub changes: (i64, i64),
-    /// First offsets of the snapshot topic's partitions.
-    pub snapshot: Vec<i64>,
+    /// First offset and end of each partition of the snapshot topic; empty if there is no such topic.
+    pub snapshot: Vec<(i64, i64)>,
 }
 
 /// Why a table cannot be rebuilt.
@@ -46,7 +46,7 @@ impl Retained {
         let topic = topics.snapshot(slug);
         let mut snapshot = Vec::new();
         for partition in 0..kafka.partitions(&topic).await?.unwrap_or_default() {
-            snapshot.push(kafka.watermarks(&topic, partition).await?.0);
+            snapshot.push(kafka.watermarks(&topic, partition).await?);
         }
         Ok(Retained {
             position: positions.position,
@@ -58,21 +58,32 @@ impl Retained {
 
     /// Whether all that the sync needs is there. Pure.
     pub fn holds(&self, sync: &SyncRecord) -> bool {
-        let is_there = |(first, low): (&i64, &i64)| first >= low;
         sync.state == SyncState::Finished
             && !sync.generation.is_nil()
             && sync.changes_offset >= self.changes.0
             && sync.changes_offset <= self.changes.1
-            && !sync.start_offsets.is_empty()
-            && sync.start_offsets.iter().zip(&self.snapshot).all(is_there)
+            && self.holds_copy(sync)
+    }
+
+    /// Whether the snapshot topic reaches from where the copy begins to beyond that: one that was
+    /// deleted and made anew ends before. Pure.
+    fn holds_copy(&self, sync: &SyncRecord) -> bool {
+        let starts = &sync.start_offsets;
+        let mut partitions = starts.iter().zip(&self.snapshot);
+        let is_within = |(first, (low, end)): (&i64, &(i64, i64))| (low..=end).contains(&first);
+        // The first partition has the beginning and the end of every copy.
+        let is_begun = starts
+            .first()
+            .zip(self.snapshot.first())
+            .is_some_and(|(first, (_, end))| first < end);
+        is_begun && starts.len() <= self.snapshot.len() && partitions.all(is_within)
     }
 
     /// Bytes of COPY text of the copies that are there. Pure.
     pub fn copies_bytes(&self) -> u64 {
-        let held = self.syncs.iter().filter(|sync| {
-            let mut starts = sync.start_offsets.iter().zip(&self.snapshot);
-            sync.state == SyncState::Finished && starts.all(|(first, low)| first >= low)
-        });
+        let is_held =
+            |sync: &&SyncRecord| sync.state == SyncState::Finished && self.holds_copy(sync);
+        let held = self.syncs.iter().filter(is_held);
         held.map(|sync| u64::try_from(sync.bytes).unwrap_or_default())
             .sum()
     }
@@ -170,7 +181,7 @@ mod tests {
         Retained {
             syncs,
             changes: (low, 1000),
-            snapshot: vec![low, low, 5],
+            snapshot: vec![(low, 1000), (low, 1000), (5, 1000)],
             ..Retained::default()
         }
     }
@@ -219,6 +230,27 @@ mod tests {
             Ok(1),
             "its record is gone, so the rest is later"
         );
+    }
+
+    #[test]
+    fn a_snapshot_topic_that_was_made_anew_holds_nothing_of_before() {
+        let copy = SyncRecord {
+            start_offsets: vec![0, 3],
+            ..sync(1, 10, 1)
+        };
+        let holds = |snapshot: &[(i64, i64)]| {
+            let retained = Retained {
+                snapshot: snapshot.to_vec(),
+                ..retained(vec![copy.clone()], 0)
+            };
+            assert_eq!(retained.holds(&copy), retained.copies_bytes() > 0);
+            retained.holds(&copy)
+        };
+        assert!(holds(&[(0, 4), (3, 3)]), "all its chunks are in one");
+        assert!(holds(&[(0, 4), (0, 5), (0, 0)]), "a partition came later");
+        for anew in [&[][..], &[(0, 0), (0, 0)], &[(0, 4)], &[(0, 4), (0, 2)], &[(0, 0), (0, 5)]] {
+            assert!(!holds(anew), "{anew:?}");
+        }
     }
 
     #[test]

@@ -178,6 +178,29 @@ async fn topics_are_created_and_checked() {
     assert!(error.is_transient(), "{error}");
 }
 
+/// The broker takes its time with many topics that go, and answers all the while with what it knew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a broker"]
+async fn a_deleted_topic_is_gone_while_the_broker_is_busy_with_others() {
+    let kafka = kafka();
+    let prefix = topics().changes("gone");
+    let many: Vec<String> = (0..100).map(|n| format!("{prefix}.{n}")).collect();
+    for name in &many {
+        kafka
+            .ensure_topic(name, TopicKind::Snapshot { partitions: 4 })
+            .await
+            .unwrap();
+    }
+    let (last, others) = many.split_last().unwrap();
+    let others: Vec<&str> = others.iter().map(String::as_str).collect();
+    let (deleted_others, gone) = tokio::join!(kafka.delete_topics(&others), async {
+        kafka.delete_topics(&[last]).await.unwrap();
+        kafka.partitions(last).await.unwrap().is_none()
+    });
+    deleted_others.unwrap();
+    assert!(gone, "{last} is still known");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs a broker"]
 async fn a_commit_has_sent_what_would_linger() {

@@ -13,7 +13,7 @@ mod records;
 pub mod tables;
 mod watermarks;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -118,6 +118,16 @@ pub async fn watermarks(
 ) -> anyhow::Result<BTreeMap<String, Vec<(i64, i64)>>> {
     let [brokers, prefix, slug] = [brokers, prefix, slug].map(str::to_owned);
     tokio::task::spawn_blocking(move || watermarks::read(&brokers, &prefix, &slug)).await?
+}
+
+/// The requests under which the mirror's position topic knows of copies.
+pub async fn recorded_copies(
+    brokers: &str,
+    prefix: &str,
+    slug: &str,
+) -> anyhow::Result<BTreeSet<String>> {
+    let [brokers, prefix, slug] = [brokers, prefix, slug].map(str::to_owned);
+    tokio::task::spawn_blocking(move || copies::requests(&brokers, &prefix, &slug)).await?
 }
 
 /// Makes every copy that the mirror's topics hold older than it is.

@@ -153,7 +153,7 @@ fn only_what_the_topics_hold_whole_is_begun() {
     let retained = Retained {
         syncs: vec![sync],
         changes: (7, 9),
-        snapshot: vec![0],
+        snapshot: vec![(0, 100)],
         ..Retained::default()
     };
     assert!(is_held(&replay(1), &retained, generation));

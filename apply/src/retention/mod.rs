@@ -281,7 +281,7 @@ async fn trim(
     let snapshot = run.topics.snapshot(run.mirror.topics_slug());
     let firsts = (0..).zip(decision.firsts.iter().zip(&before.snapshot));
     let chunks: Vec<(i32, i64)> = firsts
-        .filter(|(_, (first, low))| low < first)
+        .filter(|(_, (first, (low, _)))| low < first)
         .map(|(partition, (first, _))| (partition, *first))
         .collect();
     let trims_changes = before.changes.0 < decision.floor;

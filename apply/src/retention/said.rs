@@ -126,7 +126,7 @@ mod tests {
         Retained {
             syncs: vec![copy(1, 10), copy(2, 20)],
             changes: (low, 100),
-            snapshot: vec![0],
+            snapshot: vec![(0, 100)],
             ..Retained::default()
         }
     }

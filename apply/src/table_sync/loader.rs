@@ -157,15 +157,20 @@ async fn load_all(run: &MirrorRun, progress: &LoadProgress) -> Result<()> {
         return Ok(());
     }
     let mut changed = shared.watch();
-    let (driver, readers) = snapshot_topic::open(run, &requests).await?;
     // Dropped with this future, which ends every task.
     let mut tasks = JoinSet::new();
+    // What the source refuses, or the topics do not hold, may be all that is asked for.
+    tasks.spawn(Box::pin(refusals::run(shared.clone(), requests.clone())));
+    let (driver, readers) = tokio::select! {
+        opened = snapshot_topic::open(run, &requests) => opened?,
+        error = first_error(run, &mut tasks) => return Err(error),
+        () = all_settled(&shared, &mut changed) => return Ok(()),
+    };
     for reader in readers {
         let task = PartitionTask::new(shared.clone(), reader);
         tasks.spawn(Box::pin(task.run()));
     }
     tasks.spawn(Box::pin(finishing::run(shared.clone(), to_finish)));
-    tasks.spawn(Box::pin(refusals::run(shared.clone(), requests)));
     let ended = tokio::select! {
         error = driver.run() => Err(error),
         error = first_error(run, &mut tasks) => Err(error),

@@ -4,12 +4,12 @@
 //! Only if that is the one that this run knows too does it count: a report outlives the
 //! capture that gave it, and a table that is tried again must not be refused by it.
 //!
-//! Nor will a copy come that was published whole and trimmed since. Nobody who knows that it
-//! is to be loaded trims it, but a destination may know less than it did: it was restored from
-//! a backup, or made anew.
+//! Nor will a copy come that was published whole and is not in the topics any more. Nobody who
+//! knows that it is to be loaded trims it, but a destination may know less than it did: it was
+//! restored from a backup, or made anew. Or someone has deleted the topic.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bunny_catalog::{Mirror, Reports};
 use bunny_schemas::control::SyncState;
@@ -29,22 +29,31 @@ const GONE: &str = "its copy was published, and what it needs is trimmed from th
 /// How often the report is read.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// A copy that is missing is so still after that time, or a broker has just not known better.
+const GONE_AFTER: Duration = Duration::from_secs(5);
+
 /// Looks until an error.
 pub(super) async fn run(shared: Arc<Shared>, requests: Vec<Uuid>) -> Error {
-    let mut is_looked_for = false;
+    let mut missing: Vec<Uuid> = Vec::new();
+    let mut next_look = Some(Instant::now());
     loop {
         let run = &shared.run;
-        if !is_looked_for
+        if next_look.is_some_and(|at| at <= Instant::now())
             && let Ok(retained) =
                 Retained::read(&run.kafka, &run.topics, run.mirror.topics_slug()).await
         {
-            is_looked_for = true;
             let published = |request| replay::published_as(&run.mirror, request);
-            for request_id in gone(&requests, published, run.mirror.generation, &retained) {
-                if let Err(error) = set_aside(&shared, request_id, GONE).await {
+            let (gone, unsure): (Vec<Uuid>, Vec<Uuid>) =
+                gone(&requests, published, run.mirror.generation, &retained)
+                    .into_iter()
+                    .partition(|request_id| missing.contains(request_id));
+            for request_id in &gone {
+                if let Err(error) = set_aside(&shared, *request_id, GONE).await {
                     return error;
                 }
             }
+            next_look = (!unsure.is_empty()).then(|| Instant::now() + GONE_AFTER);
+            missing = unsure;
         }
         tokio::time::sleep(LOOK_EVERY).await;
         // Without the catalog the tables wait.
@@ -138,7 +147,7 @@ mod tests {
             let retained = Retained {
                 syncs: vec![sync],
                 changes,
-                snapshot: vec![low],
+                snapshot: vec![(low, 9)],
                 ..Retained::default()
             };
             gone(&requests, |request| request, generation, &retained).len()

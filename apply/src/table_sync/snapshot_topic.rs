@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bunny_schemas::control::{SchemaKind, SnapshotChunk, TableSyncFinished, TableSyncStarted};
 use bunny_schemas::reader::read_positions;
@@ -32,8 +32,9 @@ use bunny_schemas::kafka::{Closing, KafkaConfig};
 const QUEUED_KBYTES_MAX: &str = "1024";
 const FETCH_BYTES_MAX: &str = "262144";
 
-/// How often a topic that is not there yet is looked for.
+/// How often a topic that is not there yet is looked for, and for how long before that is said.
 const TOPIC_POLL: Duration = Duration::from_millis(500);
+const TOPIC_PATIENCE: Duration = Duration::from_secs(30);
 
 /// One record of the snapshot topic.
 #[derive(Debug, Clone)]
@@ -126,10 +127,16 @@ pub(super) async fn open(
     requests: &[Uuid],
 ) -> Result<(Driver, Vec<PartitionReader>)> {
     let topic = run.topics.snapshot(run.mirror.topics_slug());
+    let deadline = Instant::now() + TOPIC_PATIENCE;
     let partitions = loop {
         match run.kafka.partitions(&topic).await? {
             Some(partitions) => break partitions,
-            None => tokio::time::sleep(TOPIC_POLL).await,
+            None if Instant::now() < deadline => tokio::time::sleep(TOPIC_POLL).await,
+            None => {
+                return Err(Error::NotYet(format!(
+                    "there is no topic {topic}, which capture makes as it starts; waiting for it"
+                )));
+            }
         }
     };
     let mut config = run

@@ -38,6 +38,7 @@ use crate::crash_points::{
 use crate::error::{Error, Result};
 use crate::memory::Share;
 use crate::size::Sent;
+use crate::snapshot::SyncNote;
 use crate::table_topics::Records;
 
 /// A Kafka transaction is committed when it holds this much, or its share of the process's memory,
@@ -297,15 +298,18 @@ impl Publisher {
     pub(crate) async fn begin_commit(
         &mut self,
         position: &PositionRecord,
-        syncs: &[SyncRecord],
+        syncs: &[SyncNote],
         tables: &[(TableName, Option<TableRecord>)],
     ) -> Result<()> {
         self.hand_over().await?;
         let record = position.encode(self.position_schema_id);
         self.record(PositionRecord::KEY, Some(&record)).await?;
-        for sync in syncs {
-            let record = sync.encode(self.sync_schema_id);
-            self.record(sync.key().as_bytes(), Some(&record)).await?;
+        for (request, record) in syncs {
+            let record = record
+                .as_ref()
+                .map(|record| record.encode(self.sync_schema_id));
+            let key = SyncRecord::key_of(*request);
+            self.record(key.as_bytes(), record.as_deref()).await?;
         }
         for (table, record) in tables {
             let record = record

@@ -15,7 +15,7 @@ use bunny_schemas::reader;
 use bunny_schemas::registry::Registry;
 use bunny_schemas::topics::Topics;
 
-use super::start::{LastInTopic, SlotFacts, SourceFacts, check_log, check_source};
+use super::start::{LastInTopic, Refusal, SlotFacts, SourceFacts, check_log, check_source};
 use super::waiting;
 use crate::crash_points::{GENERATION_RECORDED, SLOT_CREATED, crash_point};
 use crate::error::{Error, Result};
@@ -56,7 +56,7 @@ pub(crate) async fn prepare(
 ) -> Result<PositionRecord> {
     let mirror = places.mirror;
     let system = replication.identify_system().await?;
-    let record = if mirror.generation_ready {
+    let mut found = if mirror.generation_ready {
         positions
     } else {
         let started = match positions {
@@ -64,25 +64,33 @@ pub(crate) async fn prepare(
             _ => start_generation(places, publisher, replication, &system).await?,
         };
         crash_point(GENERATION_RECORDED);
-        places
-            .catalog
-            .set_generation_ready(mirror.id, mirror.generation)
-            .await?;
         Some(started)
     };
     let patience = Patience::until(Instant::now() + STALE_PATIENCE);
-    let mut found = record;
     let record = loop {
         match agreed(places, replication, found).await {
             Err(error) if patience.has_left_for(&error) => {
                 tracing::info!(mirror = %mirror.name, %error, "log and slot disagree, reading again");
                 tokio::time::sleep(STALE_PAUSE).await;
             }
+            Err(Error::Refused(Refusal::NoPosition(_))) if !mirror.generation_ready => {
+                return Err(Error::transient(
+                    "the position topic has lost what was just written to it: it was deleted meanwhile; the generation is started once more",
+                ));
+            }
             answer => break answer?,
         }
         let again = reader::read_positions(places.kafka, places.topics, &mirror.slug);
         found = again.await?.position;
     };
+    // Only now: should topics be lost that were about to go when they were written to, the next
+    // run starts the generation once more.
+    if !mirror.generation_ready {
+        places
+            .catalog
+            .set_generation_ready(mirror.id, mirror.generation)
+            .await?;
+    }
     wait_released(places.source, &mirror.slot_name).await?;
     Ok(record)
 }
@@ -296,7 +304,6 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::slot::Refusal;
 
     #[test]
     fn only_what_a_stale_answer_explains_is_asked_again_and_not_for_ever() {

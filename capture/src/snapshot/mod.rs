@@ -59,7 +59,7 @@ use partitions::Partitions;
 use sessions::Sessions;
 use trouble::Trouble;
 
-pub(crate) use port::{LogSink, Loudness, Passed, SyncRecorder, SyncRequest, passed};
+pub(crate) use port::{LogSink, Loudness, Passed, SyncNote, SyncRecorder, SyncRequest, passed};
 pub(crate) use progress::Progress;
 pub(crate) use survey::published_columns;
 pub(crate) use trouble::Cause;

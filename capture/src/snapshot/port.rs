@@ -8,12 +8,16 @@ use bunny_postgres::Lsn;
 use bunny_schemas::Position;
 use bunny_schemas::control::SyncRecord;
 use tokio::sync::{mpsc, oneshot, watch};
+use uuid::Uuid;
 
 use crate::error::{Error, Result};
 
-/// A sync record on its way to the publisher, with the line to answer on once the Kafka
-/// transaction that holds it is committed. Dropping the answer means: not recorded.
-pub type SyncRequest = (SyncRecord, oneshot::Sender<()>);
+/// What is to be recorded of a sync, by its request; without a record the former one is removed.
+pub type SyncNote = (Uuid, Option<SyncRecord>);
+
+/// Notes on their way to the publisher, with the line to answer on once the Kafka
+/// transaction that holds them is committed. Dropping the answer means: not recorded.
+pub type SyncRequest = (Vec<SyncNote>, oneshot::Sender<()>);
 
 /// How far the main stream is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -42,9 +46,22 @@ impl SyncRecorder {
     /// # Errors
     /// The publisher is gone; the record may or may not have been committed.
     pub async fn record(&self, record: SyncRecord) -> Result<()> {
+        self.note(vec![(record.request_id, Some(record))]).await
+    }
+
+    /// Returns when the position topic has no records of these syncs any more.
+    ///
+    /// # Errors
+    /// The publisher is gone; they may or may not have been removed.
+    pub async fn forget(&self, requests: Vec<Uuid>) -> Result<()> {
+        let notes = requests.into_iter().map(|request| (request, None));
+        self.note(notes.collect()).await
+    }
+
+    async fn note(&self, notes: Vec<SyncNote>) -> Result<()> {
         let (committed, answer) = oneshot::channel();
         self.requests
-            .send((record, committed))
+            .send((notes, committed))
             .await
             .map_err(|_| publisher_gone())?;
         answer.await.map_err(|_| publisher_gone())

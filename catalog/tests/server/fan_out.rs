@@ -1,5 +1,7 @@
 //! Up to where the log of several mirrors may be trimmed, and who can still be attached to it.
 
+use std::collections::HashSet;
+
 use bunny_catalog::{Attach, InitialCopy};
 use uuid::Uuid;
 
@@ -172,4 +174,30 @@ async fn a_grant_during_an_attach_sees_who_comes() {
     let needs = catalog.needs_log_from(second.id, owner.generation);
     assert_eq!(needs.await.unwrap(), 50);
     database.drop().await;
+}
+
+#[tokio::test]
+#[ignore = "needs a server"]
+async fn the_copies_that_a_log_is_kept_for_are_all_known() {
+    let database = Database::new().await;
+    let (catalog, owner) = with_owner(&database).await;
+    let of_tables = |mirror: &Mirror| -> HashSet<Uuid> {
+        let tables = mirror.tables.iter();
+        let named =
+            tables.flat_map(|table| [table.request_id, table.since_request, table.checkpoint_id]);
+        named.flatten().collect()
+    };
+    let first = of_tables(&owner);
+    assert_eq!(catalog.syncs_named(owner.id).await.unwrap(), first);
+
+    let asked = catalog.request_checkpoint("owner", None, "admin").await;
+    asked.unwrap();
+    let second = attached(&owner, "second", None);
+    let second = catalog.create_mirror(&second).await.unwrap();
+    let owner = catalog.get_mirror("owner").await.unwrap();
+    let all: HashSet<Uuid> = of_tables(&owner).union(&of_tables(&second)).copied().collect();
+    assert!(all.is_superset(&first) && all.len() > first.len() + 1, "{all:?}");
+    assert_eq!(catalog.syncs_named(owner.id).await.unwrap(), all);
+    let others = catalog.syncs_named(Uuid::new_v4()).await.unwrap();
+    assert!(others.is_empty());
 }

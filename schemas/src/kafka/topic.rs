@@ -207,7 +207,9 @@ impl KafkaConfig {
         .await
     }
 
-    /// Deletes topics; those that do not exist count as deleted.
+    /// Deletes topics; those that do not exist count as deleted. Returns once brokers know no more of
+    /// them: one that has not heard yet would call a topic there that is made anew under the name,
+    /// and lose what is written to it.
     pub async fn delete_topics(&self, names: &[&str]) -> Result<()> {
         if names.is_empty() {
             return Ok(());
@@ -228,6 +230,10 @@ impl KafkaConfig {
                     ));
                 }
             }
+        }
+        for name in names {
+            self.wait_until(name, |partitions| partitions.is_none())
+                .await?;
         }
         Ok(())
     }
@@ -450,17 +456,27 @@ impl KafkaConfig {
         Ok(())
     }
 
-    /// Brokers learn of a new topic one after the other.
     async fn wait_for_topic(&self, name: &str) -> Result<i32> {
+        let found = self.wait_until(name, |partitions| partitions.is_some());
+        Ok(found.await?.unwrap_or_default())
+    }
+
+    /// Brokers learn of topics that come and go one after the other, and in their own time.
+    async fn wait_until(
+        &self,
+        name: &str,
+        is_so: impl Fn(Option<i32>) -> bool,
+    ) -> Result<Option<i32>> {
         let deadline = tokio::time::Instant::now() + CALL_TIMEOUT;
         while tokio::time::Instant::now() < deadline {
-            if let Some(partitions) = self.partitions(name).await? {
+            let partitions = self.partitions(name).await?;
+            if is_so(partitions) {
                 return Ok(partitions);
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         Err(Error::Timeout {
-            doing: format!("wait for new topic {name}"),
+            doing: format!("wait until the brokers know that topic {name} has come or gone"),
             seconds: CALL_TIMEOUT.as_secs(),
         })
     }

@@ -1,6 +1,6 @@
 //! What the position topic says of the copies in the snapshot topic.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -14,18 +14,38 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 use super::records;
 
+/// The records of copies that stand, by key.
+fn recorded(brokers: &str, topic: &str) -> anyhow::Result<HashMap<Vec<u8>, Vec<u8>>> {
+    let mut syncs = HashMap::new();
+    records::consume_messages(brokers, topic, |message| {
+        let key = message.key().unwrap_or_default().to_vec();
+        if key.starts_with(b"sync/") {
+            match message.payload() {
+                Some(payload) => syncs.insert(key, payload.to_vec()),
+                None => syncs.remove(&key),
+            };
+        }
+        Ok(())
+    })?;
+    Ok(syncs)
+}
+
+/// The requests under which copies are recorded.
+pub(super) fn requests(
+    brokers: &str,
+    prefix: &str,
+    slug: &str,
+) -> anyhow::Result<BTreeSet<String>> {
+    let keys = recorded(brokers, &format!("{prefix}.{slug}.position"))?.into_keys();
+    let requests = keys.map(|key| String::from_utf8(key).map(|key| key.replace("sync/", "")));
+    Ok(requests.collect::<Result<_, _>>()?)
+}
+
 /// Nothing else lets a test wait for hours: every copy becomes as old as if it had been taken
 /// `by` earlier.
 pub(super) fn age(brokers: &str, prefix: &str, slug: &str, by: Duration) -> anyhow::Result<()> {
     let topic = format!("{prefix}.{slug}.position");
-    let mut syncs = HashMap::new();
-    records::consume_messages(brokers, &topic, |message| {
-        let key = message.key().unwrap_or_default().to_vec();
-        if key.starts_with(b"sync/") {
-            syncs.insert(key, message.payload().unwrap_or_default().to_vec());
-        }
-        Ok(())
-    })?;
+    let syncs = recorded(brokers, &topic)?;
     ensure!(!syncs.is_empty(), "no copies in {topic}");
     let path = crate::services::repository().join("schemas/avro/Sync.avsc");
     let schema = Schema::parse_str(&std::fs::read_to_string(path)?)?;

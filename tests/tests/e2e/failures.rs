@@ -19,10 +19,10 @@ use serde_json::{Value, json};
 use crate::lifecycle::ended;
 use crate::scene::Scene;
 
-const LIMIT: Duration = Duration::from_secs(90);
+pub const LIMIT: Duration = Duration::from_secs(90);
 
 /// Waits until a table has that status, and says `words` about it.
-async fn wait_table(mirror: &Mirror, table: &str, status: &str, words: &[&str]) -> Result<()> {
+pub async fn wait_table(mirror: &Mirror, table: &str, status: &str, words: &[&str]) -> Result<()> {
     let what = format!("{table} {status} {words:?}");
     mirror
         .wait_until(&what, LIMIT, |mirror, _| {
@@ -254,7 +254,7 @@ async fn assert_log_says_where(api: &Api) -> Result<()> {
     Ok(())
 }
 
-fn admin(stage: &Stage) -> Result<AdminClient<DefaultClientContext>> {
+pub fn admin(stage: &Stage) -> Result<AdminClient<DefaultClientContext>> {
     Ok(ClientConfig::new()
         .set("bootstrap.servers", &stage.services.brokers)
         .create()?)

@@ -31,6 +31,7 @@ mod given_names;
 mod jdbc_sink;
 mod kills;
 mod lifecycle;
+mod lost_copies;
 #[cfg(feature = "full")]
 mod machine;
 mod mirrors;

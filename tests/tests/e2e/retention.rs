@@ -1,5 +1,6 @@
 //! Topics are trimmed of what nobody needs, and of nothing else.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -189,6 +190,36 @@ async fn only_what_nobody_needs_is_trimmed() -> Result<()> {
         "done"
     );
     // A new start finds its place in topics that begin late.
+    source.run(change).await?;
+    stage.assert_converges(&mirror, &pairs).await?;
+
+    // Of a checkpoint that is trimmed, and not the last, not even the record stays.
+    let named = "SELECT string_agg(id::text, ',') FROM (
+             SELECT unnest(ARRAY[request_id, since_request, checkpoint_id]) AS id FROM bunny.mirror_tables) AS n";
+    let former = "SELECT checkpoint_id::text FROM bunny.mirror_tables WHERE checkpoint_id IS NOT NULL";
+    let former = stage.catalog_text(former).await?;
+    let recorded = async || {
+        let brokers = &stage.services.brokers;
+        bunny_tests::topic::recorded_copies(brokers, &stage.name, &mirror.name).await
+    };
+    assert!(recorded().await?.contains(&former));
+    for path in [CHECKPOINT, REPLAY] {
+        let command = api.post(path, json!({"tables": ["public.t"]})).await?;
+        let command = ended(&api, &mirror, &stage, &command.expect(202)?).await?;
+        assert_eq!(command["state"], "done", "{command}");
+    }
+    assert!(recorded().await?.contains(&former), "it can be loaded");
+    patch(&api, json!({"topic_retention_hours": 0})).await?;
+    mirror.wait_until("trimmed", CONVERGE, gone).await?;
+    capture.restart()?;
+    let deadline = Instant::now() + CONVERGE;
+    while recorded().await?.contains(&former) {
+        ensure!(Instant::now() < deadline, "the record of {former} stays");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let named = stage.catalog_text(named).await?;
+    let named: BTreeSet<String> = named.split(',').map(str::to_owned).collect();
+    assert_eq!(recorded().await?, named);
     source.run(change).await?;
     stage.assert_converges(&mirror, &pairs).await
 }

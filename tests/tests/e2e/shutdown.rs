@@ -10,6 +10,7 @@ use bunny_tests::proxy::Proxy;
 use bunny_tests::services::{Server, Services};
 use bunny_tests::stage::{CONVERGE, Mirror, Stage};
 use serde_json::json;
+use tokio::time::{Instant, sleep};
 
 use crate::scene::Scene;
 
@@ -146,6 +147,23 @@ async fn sigterm_ends_every_role_whatever_it_is_doing() -> Result<()> {
         silent.heal();
         drained?;
     }
+
+    // Nor does anyone answer those who come.
+    to_source.freeze();
+    to_destination.freeze();
+    for process in &mut processes {
+        process.restart()?;
+    }
+    let catalog = stage.catalog.connect().await?;
+    let deadline = Instant::now() + CONVERGE;
+    while catalog.number(LEASES_HELD).await? < 2 {
+        ensure!(Instant::now() < deadline, "{}", stage.logs_tail());
+        sleep(Duration::from_millis(50)).await;
+    }
+    let drained = all_drain(&mut processes, &stage, "coming to silent databases").await;
+    to_source.heal();
+    to_destination.heal();
+    drained?;
 
     for process in &mut processes {
         process.restart()?;
