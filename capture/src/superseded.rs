@@ -116,7 +116,11 @@ mod tests {
         };
         assert_eq!(gone(0, &[5]), [0; 0], "all are held, and one is under way");
         assert_eq!(gone(15, &[5]), [1]);
-        assert_eq!(gone(15, &[1, 5]), [0; 0], "it is what is held at the destination");
+        assert_eq!(
+            gone(15, &[1, 5]),
+            [0; 0],
+            "it is what is held at the destination"
+        );
         assert_eq!(gone(90, &[5]), [1, 2], "the last of each table stays");
         assert_eq!(gone(0, &[]), [5], "it was begun for nobody");
     }

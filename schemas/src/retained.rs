@@ -248,7 +248,13 @@ mod tests {
         };
         assert!(holds(&[(0, 4), (3, 3)]), "all its chunks are in one");
         assert!(holds(&[(0, 4), (0, 5), (0, 0)]), "a partition came later");
-        for anew in [&[][..], &[(0, 0), (0, 0)], &[(0, 4)], &[(0, 4), (0, 2)], &[(0, 0), (0, 5)]] {
+        for anew in [
+            &[][..],
+            &[(0, 0), (0, 0)],
+            &[(0, 4)],
+            &[(0, 4), (0, 2)],
+            &[(0, 0), (0, 5)],
+        ] {
             assert!(!holds(anew), "{anew:?}");
         }
     }

@@ -195,8 +195,14 @@ async fn the_copies_that_a_log_is_kept_for_are_all_known() {
     let second = attached(&owner, "second", None);
     let second = catalog.create_mirror(&second).await.unwrap();
     let owner = catalog.get_mirror("owner").await.unwrap();
-    let all: HashSet<Uuid> = of_tables(&owner).union(&of_tables(&second)).copied().collect();
-    assert!(all.is_superset(&first) && all.len() > first.len() + 1, "{all:?}");
+    let all: HashSet<Uuid> = of_tables(&owner)
+        .union(&of_tables(&second))
+        .copied()
+        .collect();
+    assert!(
+        all.is_superset(&first) && all.len() > first.len() + 1,
+        "{all:?}"
+    );
     assert_eq!(catalog.syncs_named(owner.id).await.unwrap(), all);
     let others = catalog.syncs_named(Uuid::new_v4()).await.unwrap();
     assert!(others.is_empty());

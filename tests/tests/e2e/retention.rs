@@ -196,7 +196,8 @@ async fn only_what_nobody_needs_is_trimmed() -> Result<()> {
     // Of a checkpoint that is trimmed, and not the last, not even the record stays.
     let named = "SELECT string_agg(id::text, ',') FROM (
              SELECT unnest(ARRAY[request_id, since_request, checkpoint_id]) AS id FROM bunny.mirror_tables) AS n";
-    let former = "SELECT checkpoint_id::text FROM bunny.mirror_tables WHERE checkpoint_id IS NOT NULL";
+    let former =
+        "SELECT checkpoint_id::text FROM bunny.mirror_tables WHERE checkpoint_id IS NOT NULL";
     let former = stage.catalog_text(former).await?;
     let recorded = async || {
         let brokers = &stage.services.brokers;
@@ -210,7 +211,9 @@ async fn only_what_nobody_needs_is_trimmed() -> Result<()> {
     }
     assert!(recorded().await?.contains(&former), "it can be loaded");
     patch(&api, json!({"topic_retention_hours": 0})).await?;
+    source.run(change).await?;
     mirror.wait_until("trimmed", CONVERGE, gone).await?;
+    wait_trimmed(&stage, &mirror, destination.number(FLOOR).await?).await?;
     capture.restart()?;
     let deadline = Instant::now() + CONVERGE;
     while recorded().await?.contains(&former) {

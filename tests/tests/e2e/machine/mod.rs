@@ -315,6 +315,7 @@ impl Machine {
                 Instant::now() < deadline,
                 "the tables do not settle: {mirror:#}"
             );
+            self.cure_leftovers(&tables).await?;
             tokio::time::sleep(Duration::from_millis(200)).await;
         };
         let (load, writer) = self.load.take().context("no load")?;
@@ -342,6 +343,29 @@ impl Machine {
         world::bring_spare_back(&self.source).await?;
         self.note(format!("at rest with {mapped:?}"));
         self.write();
+        Ok(())
+    }
+
+    /// A table that left the mirror and came back finds what it left at the destination, which may
+    /// lack columns by now: the mirror does not extend what it takes for another's. The cure is the
+    /// user's, who lets it be created anew.
+    async fn cure_leftovers(&mut self, tables: &[Value]) -> Result<()> {
+        for table in tables {
+            let error = table["error_message"].as_str().unwrap_or_default();
+            if table["status"] != "ERRORED" || !error.contains("lacks the columns") {
+                continue;
+            }
+            let name = |side: &str| table[side].as_str().unwrap_or_default();
+            let (source, destination) = (name("source_table"), name("destination_table"));
+            let session = self.stage.destination.connect().await?;
+            let drop = format!("DROP TABLE IF EXISTS {destination}");
+            session.run(&drop).await?;
+            let body = json!({ "table_name": source });
+            let retry = self.api.post("/v1/mirrors/mirror/retry", body).await?;
+            self.note(format!("{error}: {drop}, and retried: {}", retry.status));
+            let deadline = Instant::now() + REST;
+            self.run_on(deadline).await?;
+        }
         Ok(())
     }
 
