@@ -75,7 +75,7 @@ async fn as_desired(run: &Run) -> Result<Finished> {
         claim_names(run, &source).await?;
     }
     check_server(&source).await?;
-    capture(run, source).await
+    Box::pin(capture(run, source)).await
 }
 
 async fn capture(run: &Run, source: Session) -> Result<Finished> {
