@@ -71,7 +71,8 @@ impl Error {
     /// lock timeout, resources that ran out.
     pub fn is_transient(&self) -> bool {
         if let Some(code) = self.sqlstate() {
-            return is_transient_sqlstate(code);
+            let is_connecting = matches!(self, Error::Connect { .. });
+            return is_transient_sqlstate(code) || (is_connecting && ails_the_server(code));
         }
         match self {
             Error::Connect { source, .. } | Error::Sql { source, .. } => lost_connection(source),
@@ -164,6 +165,12 @@ pub(crate) fn is_transient_sqlstate(code: &str) -> bool {
         )
 }
 
+/// Codes with which a server lets no session begin because it is ill itself: with a full disk a
+/// backend that cannot write its cache of the catalog says XX000 ("could not write init file").
+fn ails_the_server(code: &str) -> bool {
+    matches!(code.get(..2), Some("58" | "XX"))
+}
+
 fn lost_connection(error: &tokio_postgres::Error) -> bool {
     if error.is_closed() {
         return true;
@@ -197,6 +204,19 @@ mod tests {
             "23505", "42P01", "28P01", "57014", "22P02", "58P01", "", "x",
         ] {
             assert!(!is_transient_sqlstate(code), "{code}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_is_ill_lets_in_later_whom_it_lets_in_at_all() {
+        for code in ["XX000", "58P01"] {
+            assert!(
+                ails_the_server(code) && !is_transient_sqlstate(code),
+                "{code}"
+            );
+        }
+        for code in ["28P01", "3D000", "42501", ""] {
+            assert!(!ails_the_server(code), "{code}");
         }
     }
 

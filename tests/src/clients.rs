@@ -217,6 +217,16 @@ pub fn output_of(command: &mut Command) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// The class path of the Kafka that is installed.
+pub(crate) fn kafka_libraries() -> anyhow::Result<PathBuf> {
+    let mut versions: Vec<PathBuf> = std::fs::read_dir(repository().join(".local"))?
+        .filter_map(|entry| Some(entry.ok()?.path().join("libs")))
+        .filter(|libs| libs.is_dir())
+        .collect();
+    versions.sort();
+    Ok(versions.pop().context("no Kafka in .local")?.join("*"))
+}
+
 /// Kafka's own console consumer on a topic of one partition: the offsets of the first `count`
 /// records it sees. That many, so that it need not guess whether more will come.
 pub fn console_consumer_offsets(
@@ -224,16 +234,10 @@ pub fn console_consumer_offsets(
     topic: &str,
     count: usize,
 ) -> anyhow::Result<Vec<i64>> {
-    let mut versions: Vec<PathBuf> = std::fs::read_dir(repository().join(".local"))?
-        .filter_map(|entry| Some(entry.ok()?.path().join("libs")))
-        .filter(|libs| libs.is_dir())
-        .collect();
-    versions.sort();
-    let libs = versions.pop().context("no Kafka in .local")?;
     let mut command = Command::new("java");
     command
         .args(["-XX:TieredStopAtLevel=1", "-cp"])
-        .arg(libs.join("*"))
+        .arg(kafka_libraries()?)
         .arg("org.apache.kafka.tools.consumer.ConsoleConsumer")
         .args(["--bootstrap-server", brokers, "--topic", topic])
         .args(["--partition", "0", "--offset", "earliest"])

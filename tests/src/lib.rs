@@ -12,6 +12,7 @@
 //! - [`load`]: writers that keep changing the source while things break.
 //! - [`transfers`]: writers and a reader that tell whether whole transactions arrive.
 //! - [`clients`]: programs that read the topics from outside.
+//! - [`cluster`]: a Kafka of three nodes that die one by one.
 //! - [`connect`]: Kafka Connect with Debezium's JDBC sink.
 //! - [`proxy`]: a TCP proxy that cuts, freezes and refuses connections.
 //!
@@ -23,6 +24,7 @@ pub mod broker;
 pub mod bunny;
 pub mod certificates;
 pub mod clients;
+pub mod cluster;
 pub mod connect;
 pub mod content;
 pub mod contract;

@@ -107,6 +107,18 @@ impl Services {
         })
     }
 
+    /// The same Postgres servers beside another Kafka.
+    pub fn beside(&self, brokers: String) -> Services {
+        Services {
+            directory: self.directory.clone(),
+            source: self.source.clone(),
+            destination: self.destination.clone(),
+            catalog: self.catalog.clone(),
+            brokers,
+            reaper: None,
+        }
+    }
+
     /// Where the set lives; removed with it.
     pub fn directory(&self) -> &Path {
         &self.directory
@@ -176,6 +188,26 @@ impl Services {
             "{server:?} was not promoted within a minute"
         );
         Ok(())
+    }
+
+    /// A file system of so many MiB that a Postgres server may have a tablespace on; it goes with
+    /// the set.
+    ///
+    /// # Errors
+    /// Only root may mount one.
+    pub fn small_volume(&self, server: Server, mebibytes: u32) -> anyhow::Result<PathBuf> {
+        let volume = self.directory.join("volume");
+        std::fs::create_dir_all(&volume)?;
+        let size = format!("size={mebibytes}m");
+        run(Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+            .arg(&volume))
+        .context("mounting a small file system, which takes root")?;
+        let place = volume.join(server.name());
+        std::fs::create_dir(&place)?;
+        let like = format!("--reference={}", self.data(server)?.display());
+        run(Command::new("chown").arg(like).arg(&place))?;
+        Ok(place)
     }
 
     /// The data directory of a Postgres server, by the file that says where they are.

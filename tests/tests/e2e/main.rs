@@ -8,6 +8,8 @@
 mod answers;
 mod api_deaths;
 #[cfg(feature = "full")]
+mod broker_cluster;
+#[cfg(feature = "full")]
 mod checkpoint_interval;
 mod command_crashes;
 mod control;
@@ -22,6 +24,8 @@ mod fan_out_deaths;
 mod fidelity;
 #[cfg(feature = "full")]
 mod full;
+#[cfg(feature = "full")]
+mod full_disk;
 #[cfg(feature = "full")]
 mod fuzz;
 mod generated_columns;
