@@ -20,6 +20,8 @@ pub const AFTER_KAFKA_COMMIT: &str = "capture::after_kafka_commit";
 pub const AFTER_CONFIRM: &str = "capture::after_confirm";
 /// A Kafka transaction was committed in the middle of a source transaction.
 pub const MID_TRANSACTION: &str = "capture::mid_transaction";
+/// The snapshot topic is gone and the position topic says so; there is no other yet.
+pub const COPIES_LOST: &str = "capture::copies_lost";
 /// The temporary slot of a table sync round exists.
 pub const SYNC_SLOT_CREATED: &str = "capture::sync_slot_created";
 /// `TableSyncStarted` of a table is in the snapshot topic.

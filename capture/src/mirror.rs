@@ -9,8 +9,8 @@ use bunny_postgres::replication::Replication;
 use bunny_postgres::{Session, introspect, terminate_sessions};
 use bunny_schemas::control::SchemaKind;
 use bunny_schemas::kafka::TopicKind;
+use bunny_schemas::reader;
 use bunny_schemas::registry::Registry;
-use bunny_schemas::{reader, topics::SNAPSHOT_PARTITIONS_MAX};
 use tokio::sync::mpsc;
 
 use crate::change::EventEncoder;
@@ -26,7 +26,9 @@ use crate::snapshot::SyncRecorder;
 use crate::stream::{Parts, Stream};
 use crate::table_topics::{self, TopicPerTable};
 use crate::watch::Watch;
-use crate::{adopt, definitions, last_wish, paused, publication, removal, size, superseded};
+use crate::{
+    adopt, definitions, last_wish, paused, publication, removal, size, snapshot, superseded,
+};
 
 /// Sync records and log lines under way between the tasks of one run.
 const SYNC_REQUESTS_MAX: usize = 16;
@@ -100,6 +102,7 @@ async fn capture(run: &Run, source: Session) -> Result<Finished> {
     // Before anything is done for this catalog at the source.
     last_wish::check(run, positions.wish).await?;
     last_wish::remember(run, positions.wish, &mut publisher).await?;
+    snapshot::ensure_topic(run, &mut publisher, &positions.syncs).await?;
     if !mirror.generation_ready {
         publication::create(&source, mirror).await?;
     }
@@ -278,24 +281,15 @@ async fn check_server(source: &Session) -> Result<()> {
 async fn ensure_topics(run: &Run) -> Result<()> {
     let Options { kafka, topics, .. } = &*run.options;
     let slug = &run.mirror.slug;
-    let config = &run.mirror.config;
-    let workers = config
-        .snapshot_num_tables_in_parallel
-        .saturating_mul(config.snapshot_max_parallel_workers);
-    let partitions = i32::try_from(workers)
-        .unwrap_or(SNAPSHOT_PARTITIONS_MAX)
-        .clamp(1, SNAPSHOT_PARTITIONS_MAX);
-    let (all, position, changes, snapshot) = (
+    let (all, position, changes) = (
         topics.schemas(),
         topics.position(slug),
         topics.changes(slug),
-        topics.snapshot(slug),
     );
     tokio::try_join!(
         kafka.ensure_topic(&all, TopicKind::Schemas),
         kafka.ensure_topic(&position, TopicKind::Position),
         kafka.ensure_topic(&changes, TopicKind::Changes),
-        kafka.ensure_topic(&snapshot, TopicKind::Snapshot { partitions }),
     )?;
     table_topics::ensure(run).await
 }

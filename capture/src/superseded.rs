@@ -23,6 +23,12 @@ use crate::snapshot::SyncRecorder;
 /// Copies come once an hour at most, and are trimmed as late.
 const LOOK_EVERY: Duration = Duration::from_secs(600);
 
+/// What has no use has none either after that time, or a broker has just not known better.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(10);
+
+/// Those that go with one Kafka transaction.
+const AT_ONCE: usize = 1000;
+
 /// Looks at once and every ten minutes, for ever. What can't be looked at now is looked at later.
 pub(crate) async fn run(run: &Run, recorder: &SyncRecorder) -> Result<()> {
     loop {
@@ -34,21 +40,31 @@ pub(crate) async fn run(run: &Run, recorder: &SyncRecorder) -> Result<()> {
 }
 
 async fn remove(run: &Run, recorder: &SyncRecorder) -> Result<()> {
-    let options = &run.options;
-    // In this order: what the catalog comes to name later was held by what was read before.
-    let retained = Retained::read(&options.kafka, &options.topics, &run.mirror.slug).await?;
-    let named = options.catalog.syncs_named(run.mirror.id).await?;
-    let superseded = superseded(&retained, &named);
-    if superseded.is_empty() {
+    let first = look(run).await?;
+    if first.is_empty() {
         return Ok(());
     }
+    tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+    let mut superseded = look(run).await?;
+    superseded.retain(|request| first.contains(request));
+    for some in superseded.chunks(AT_ONCE) {
+        recorder.forget(some.to_vec()).await?;
+    }
     let count = superseded.len();
-    recorder.forget(superseded).await?;
     tracing::info!(mirror = %run.mirror.name, count, "records of former syncs are removed");
     Ok(())
 }
 
-/// The syncs whose records have no use any more; `named`: those that the catalog speaks of. Pure.
+async fn look(run: &Run) -> Result<Vec<Uuid>> {
+    let options = &run.options;
+    // In this order: what the catalog comes to name later was held when this was read.
+    let retained = Retained::read(&options.kafka, &options.topics, &run.mirror.slug).await?;
+    let named = options.catalog.syncs_named(run.mirror.id).await?;
+    Ok(superseded(&retained, &named))
+}
+
+/// The syncs whose records have no use any more; `named`: those that the catalog speaks of. One
+/// that has only started stays: it may be under way. Pure.
 fn superseded(retained: &Retained, named: &HashSet<Uuid>) -> Vec<Uuid> {
     let mut last: HashMap<TableName, &SyncRecord> = HashMap::new();
     let finished = |sync: &&SyncRecord| sync.state == SyncState::Finished;
@@ -62,7 +78,7 @@ fn superseded(retained: &Retained, named: &HashSet<Uuid>) -> Vec<Uuid> {
         let last = last.get(&sync.table_name());
         last.is_some_and(|last| last.request_id == sync.request_id)
     };
-    let superseded = retained.syncs.iter().filter(|sync| {
+    let superseded = retained.syncs.iter().filter(finished).filter(|sync| {
         !retained.holds(sync) && !named.contains(&sync.request_id) && !is_last(sync)
     });
     superseded.map(|sync| sync.request_id).collect()
@@ -122,6 +138,6 @@ mod tests {
             "it is what is held at the destination"
         );
         assert_eq!(gone(90, &[5]), [1, 2], "the last of each table stays");
-        assert_eq!(gone(0, &[]), [5], "it was begun for nobody");
+        assert_eq!(gone(0, &[]), [0; 0], "who began it may end it");
     }
 }

@@ -19,7 +19,7 @@ pub const CHECKPOINT: &str = "checkpoint";
 
 impl Catalog {
     /// Every sync that a mirror's tables speak of, those of the mirrors attached to it too: the one
-    /// that is held at the destination, the last checkpoint, the first that counts, and what is
+    /// that the destination is to hold, the last checkpoint, the first that counts, and what is
     /// loaded again. What the log knows of others is only about what it still holds.
     pub async fn syncs_named(&self, mirror_id: Uuid) -> Result<HashSet<Uuid>> {
         let named: Vec<Uuid> = sqlx::query_scalar(

@@ -156,6 +156,7 @@ async fn load_all(run: &MirrorRun, progress: &LoadProgress) -> Result<()> {
     if is_done {
         return Ok(());
     }
+    refusals::before_loading(&shared, &requests).await?;
     let mut changed = shared.watch();
     // Dropped with this future, which ends every task.
     let mut tasks = JoinSet::new();

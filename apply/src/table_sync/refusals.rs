@@ -22,38 +22,56 @@ use crate::error::{Error, Result};
 use crate::replay;
 
 /// What is said of a table whose copy is gone.
-const GONE: &str = "its copy was published, and what it needs is trimmed from the topics by now: the destination was \
-     restored from a backup older than topic_retention_hours, or made anew, or the topics were changed by something \
-     else. Nothing was changed; resync the table";
+const GONE: &str = "its copy was published, and what it needs is not in the topics any more: the destination was restored \
+     from a backup older than topic_retention_hours, or made anew, or the topics were changed by something else";
 
 /// How often the report is read.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// How often it is looked whether the copies are there.
+const COPIES_EVERY: Duration = Duration::from_secs(10);
+
 /// A copy that is missing is so still after that time, or a broker has just not known better.
 const GONE_AFTER: Duration = Duration::from_secs(5);
 
+/// Sets aside the tables whose copies are gone, before anything is done for them at the destination.
+///
+/// # Errors
+/// Kafka or the destination cannot be asked.
+pub(super) async fn before_loading(shared: &Shared, requests: &[Uuid]) -> Result<()> {
+    let missing = missing(shared, requests).await?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    tokio::time::sleep(GONE_AFTER).await;
+    for request_id in self::missing(shared, &missing).await? {
+        set_aside(shared, request_id, &said_of_gone(shared, request_id)).await?;
+    }
+    Ok(())
+}
+
 /// Looks until an error.
 pub(super) async fn run(shared: Arc<Shared>, requests: Vec<Uuid>) -> Error {
-    let mut missing: Vec<Uuid> = Vec::new();
-    let mut next_look = Some(Instant::now());
+    let mut known_missing: Vec<Uuid> = Vec::new();
+    let mut looked_at = Instant::now();
     loop {
         let run = &shared.run;
-        if next_look.is_some_and(|at| at <= Instant::now())
-            && let Ok(retained) =
-                Retained::read(&run.kafka, &run.topics, run.mirror.topics_slug()).await
+        let pause = match known_missing.is_empty() {
+            true => COPIES_EVERY,
+            false => GONE_AFTER,
+        };
+        if looked_at.elapsed() >= pause
+            && let Ok(found) = missing(&shared, &requests).await
         {
-            let published = |request| replay::published_as(&run.mirror, request);
-            let (gone, unsure): (Vec<Uuid>, Vec<Uuid>) =
-                gone(&requests, published, run.mirror.generation, &retained)
-                    .into_iter()
-                    .partition(|request_id| missing.contains(request_id));
-            for request_id in &gone {
-                if let Err(error) = set_aside(&shared, *request_id, GONE).await {
+            looked_at = Instant::now();
+            // One that can't be set aside at the moment is still missing the next time.
+            for request_id in found.iter().filter(|found| known_missing.contains(found)) {
+                let reason = said_of_gone(&shared, *request_id);
+                if let Err(error) = set_aside(&shared, *request_id, &reason).await {
                     return error;
                 }
             }
-            next_look = (!unsure.is_empty()).then(|| Instant::now() + GONE_AFTER);
-            missing = unsure;
+            known_missing = found;
         }
         tokio::time::sleep(LOOK_EVERY).await;
         // Without the catalog the tables wait.
@@ -65,6 +83,30 @@ pub(super) async fn run(shared: Arc<Shared>, requests: Vec<Uuid>) -> Error {
                 return error;
             }
         }
+    }
+}
+
+/// Those of `requests` that wait for a copy which was made and is not there.
+async fn missing(shared: &Shared, requests: &[Uuid]) -> Result<Vec<Uuid>> {
+    let run = &shared.run;
+    let retained = Retained::read(&run.kafka, &run.topics, run.mirror.topics_slug()).await?;
+    let published = |request| replay::published_as(&run.mirror, request);
+    let gone = gone(requests, published, run.mirror.generation, &retained);
+    let tables = shared.update(|board| board.progress());
+    let waits = |request: &Uuid| {
+        let mut tables = tables.iter();
+        tables.any(|table| table.request_id == *request && table.outcome.is_none())
+    };
+    Ok(gone.into_iter().filter(waits).collect())
+}
+
+fn said_of_gone(shared: &Shared, request_id: Uuid) -> String {
+    let tables = shared.update(|board| board.progress());
+    let mut tables = tables.iter();
+    let is_begun = tables.any(|table| table.request_id == request_id && table.started);
+    match is_begun {
+        true => format!("{GONE}. What was loaded of it is not whole; resync the table"),
+        false => format!("{GONE}. Nothing was changed; resync the table"),
     }
 }
 

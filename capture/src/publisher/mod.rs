@@ -304,13 +304,7 @@ impl Publisher {
         self.hand_over().await?;
         let record = position.encode(self.position_schema_id);
         self.record(PositionRecord::KEY, Some(&record)).await?;
-        for (request, record) in syncs {
-            let record = record
-                .as_ref()
-                .map(|record| record.encode(self.sync_schema_id));
-            let key = SyncRecord::key_of(*request);
-            self.record(key.as_bytes(), record.as_deref()).await?;
-        }
+        self.record_all(syncs).await?;
         for (table, record) in tables {
             let record = record
                 .as_ref()
@@ -328,6 +322,24 @@ impl Publisher {
         self.record(WishRecord::KEY, Some(&record)).await?;
         self.end_transaction();
         self.answered().await
+    }
+
+    /// Records what is known of syncs; returns once Kafka has answered.
+    pub(crate) async fn note(&mut self, syncs: &[SyncNote]) -> Result<()> {
+        self.record_all(syncs).await?;
+        self.end_transaction();
+        self.answered().await
+    }
+
+    async fn record_all(&mut self, syncs: &[SyncNote]) -> Result<()> {
+        for (request, record) in syncs {
+            let record = record
+                .as_ref()
+                .map(|record| record.encode(self.sync_schema_id));
+            let key = SyncRecord::key_of(*request);
+            self.record(key.as_bytes(), record.as_deref()).await?;
+        }
+        Ok(())
     }
 
     /// Has Kafka commit all that was handed over.

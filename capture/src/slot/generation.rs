@@ -15,7 +15,7 @@ use bunny_schemas::reader;
 use bunny_schemas::registry::Registry;
 use bunny_schemas::topics::Topics;
 
-use super::start::{LastInTopic, Refusal, SlotFacts, SourceFacts, check_log, check_source};
+use super::start::{LastInTopic, SlotFacts, SourceFacts, check_log, check_source};
 use super::waiting;
 use crate::crash_points::{GENERATION_RECORDED, SLOT_CREATED, crash_point};
 use crate::error::{Error, Result};
@@ -56,35 +56,11 @@ pub(crate) async fn prepare(
 ) -> Result<PositionRecord> {
     let mirror = places.mirror;
     let system = replication.identify_system().await?;
-    let mut found = if mirror.generation_ready {
-        positions
+    let record = if mirror.generation_ready {
+        agreed_in_time(places, replication, positions).await?
     } else {
-        let started = match positions {
-            Some(record) if record.generation == mirror.generation => record,
-            _ => start_generation(places, publisher, replication, &system).await?,
-        };
-        crash_point(GENERATION_RECORDED);
-        Some(started)
+        begun(places, publisher, replication, &system, positions).await?
     };
-    let patience = Patience::until(Instant::now() + STALE_PATIENCE);
-    let record = loop {
-        match agreed(places, replication, found).await {
-            Err(error) if patience.has_left_for(&error) => {
-                tracing::info!(mirror = %mirror.name, %error, "log and slot disagree, reading again");
-                tokio::time::sleep(STALE_PAUSE).await;
-            }
-            Err(Error::Refused(Refusal::NoPosition(_))) if !mirror.generation_ready => {
-                return Err(Error::transient(
-                    "the position topic has lost what was just written to it: it was deleted meanwhile; the generation is started once more",
-                ));
-            }
-            answer => break answer?,
-        }
-        let again = reader::read_positions(places.kafka, places.topics, &mirror.slug);
-        found = again.await?.position;
-    };
-    // Only now: should topics be lost that were about to go when they were written to, the next
-    // run starts the generation once more.
     if !mirror.generation_ready {
         places
             .catalog
@@ -93,6 +69,53 @@ pub(crate) async fn prepare(
     }
     wait_released(places.source, &mirror.slot_name).await?;
     Ok(record)
+}
+
+/// Begins the generation, or finds that it has begun, and reads it back: topics that were about to
+/// be deleted take what was written to them along. Nobody has read it then, and it begins once more.
+async fn begun(
+    places: &Places<'_>,
+    publisher: &mut Publisher,
+    replication: &mut Replication,
+    system: &SystemId,
+    positions: Option<PositionRecord>,
+) -> Result<PositionRecord> {
+    let mirror = places.mirror;
+    let recorded = positions.filter(|record| record.generation == mirror.generation);
+    if recorded.is_none() {
+        start_generation(places, publisher, replication, system).await?;
+    }
+    crash_point(GENERATION_RECORDED);
+    let found = reader::last_position(places.kafka, places.topics, &mirror.slug).await?;
+    match agreed_in_time(places, replication, found).await {
+        Err(Error::Refused(refusal)) if refusal.may_be_stale() => {
+            tracing::warn!(mirror = %mirror.name, %refusal, "the generation is not in the log, and begins once more");
+            start_generation(places, publisher, replication, system).await?;
+            let found = reader::last_position(places.kafka, places.topics, &mirror.slug).await?;
+            agreed_in_time(places, replication, found).await
+        }
+        answer => answer,
+    }
+}
+
+/// The record, if log, slot and source belong together, or do after a while.
+async fn agreed_in_time(
+    places: &Places<'_>,
+    replication: &mut Replication,
+    mut found: Option<PositionRecord>,
+) -> Result<PositionRecord> {
+    let mirror = places.mirror;
+    let patience = Patience::until(Instant::now() + STALE_PATIENCE);
+    loop {
+        match agreed(places, replication, found).await {
+            Err(error) if patience.has_left_for(&error) => {
+                tracing::info!(mirror = %mirror.name, %error, "log and slot disagree, reading again");
+                tokio::time::sleep(STALE_PAUSE).await;
+            }
+            answer => return answer,
+        }
+        found = reader::last_position(places.kafka, places.topics, &mirror.slug).await?;
+    }
 }
 
 /// The record, if log, slot and source belong together.
@@ -304,6 +327,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::slot::Refusal;
 
     #[test]
     fn only_what_a_stale_answer_explains_is_asked_again_and_not_for_ever() {

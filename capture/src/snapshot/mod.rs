@@ -34,6 +34,7 @@ mod progress;
 mod sessions;
 mod survey;
 mod table;
+mod topic;
 mod trouble;
 mod worker;
 
@@ -62,6 +63,7 @@ use trouble::Trouble;
 pub(crate) use port::{LogSink, Loudness, Passed, SyncNote, SyncRecorder, SyncRequest, passed};
 pub(crate) use progress::Progress;
 pub(crate) use survey::published_columns;
+pub(crate) use topic::ensure_topic;
 pub(crate) use trouble::Cause;
 
 /// One table of a round.

@@ -4,14 +4,15 @@
 //! gives back when Kafka has answered for it. So a slow Kafka slows COPY down, and the
 //! memory of a process doesn't depend on rows, chunks, workers or mirrors.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bunny_schemas::kafka::KafkaConfig;
 use rdkafka::ClientContext;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::message::DeliveryResult;
+use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
@@ -81,7 +82,29 @@ struct Ticket {
     _budget: OwnedSemaphorePermit,
 }
 
-struct Acknowledgements;
+/// What Kafka has acknowledged.
+#[derive(Default)]
+struct Acknowledgements {
+    /// The last offset of each partition. They rise, for nobody else writes there; where they do not,
+    /// the topic was deleted and made anew, and what was acknowledged before is gone.
+    last: Mutex<HashMap<i32, i64>>,
+    is_torn: AtomicBool,
+}
+
+impl Acknowledgements {
+    /// Whether all that was acknowledged so far is in the topic, this one included.
+    fn is_whole_with(&self, partition: i32, offset: i64) -> bool {
+        // Not known of a record that Kafka had already.
+        if offset >= 0 {
+            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = last.insert(partition, offset);
+            if before.is_some_and(|before| offset <= before) {
+                self.is_torn.store(true, Ordering::Release);
+            }
+        }
+        !self.is_torn.load(Ordering::Acquire)
+    }
+}
 
 impl ClientContext for Acknowledgements {
     fn error(&self, error: KafkaError, reason: &str) {
@@ -93,7 +116,13 @@ impl ProducerContext for Acknowledgements {
     type DeliveryOpaque = Box<Ticket>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
-        let failure = result.as_ref().err().map(|(error, _)| error.clone());
+        let failure = match result {
+            Ok(message) if self.is_whole_with(message.partition(), message.offset()) => None,
+            Ok(_) => Some(KafkaError::MessageProduction(
+                RDKafkaErrorCode::UnknownTopicOrPartition,
+            )),
+            Err((error, _)) => Some(error.clone()),
+        };
         ticket.consignment.answered(failure);
     }
 }
@@ -147,7 +176,7 @@ impl Outlet {
     pub(super) fn open(kafka: &KafkaConfig, topic: String, under_way: UnderWay) -> Result<Self> {
         let producer = kafka
             .idempotent_producer()
-            .create_with_context(Acknowledgements)
+            .create_with_context(Acknowledgements::default())
             .map_err(|error| Error::Kafka {
                 doing: "opening the snapshot producer",
                 error,
@@ -251,6 +280,16 @@ impl Drop for Outlet {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_topic_made_anew_under_a_copy_is_noticed() {
+        let told = Acknowledgements::default();
+        for (partition, offset) in [(0, 4), (1, 0), (0, 5), (0, -1), (1, 9)] {
+            assert!(told.is_whole_with(partition, offset));
+        }
+        assert!(!told.is_whole_with(0, 0), "the first of another topic");
+        assert!(!told.is_whole_with(1, 10), "what came before is gone");
+    }
 
     #[tokio::test]
     async fn settles_with_the_last_answer() {

@@ -479,9 +479,12 @@ impl Held {
 
     fn end(&mut self, outcome: Outcome, now: Instant) {
         // One that ends before its first report has got no further than its predecessor.
-        let place = self.task.take().and_then(|task| task.reporter.place());
+        let task = self.task.take();
+        // One that was told to stop may have got no further than its predecessor either.
+        let was_stopped = task.as_ref().is_some_and(|task| task.cancel.is_cancelled());
+        let place = task.and_then(|task| task.reporter.place());
         self.failed_at = place.or(self.failed_at.take());
-        let finished_well = outcome.is_ok();
+        let finished_well = outcome.is_ok() && !was_stopped;
         match self.entry.ended(outcome, now) {
             Some(trouble) => self.trouble(trouble),
             None if finished_well => self.recovered(),

@@ -11,6 +11,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::Message;
+use rdkafka::metadata::MetadataBroker;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::{CALL_TIMEOUT, KafkaConfig};
@@ -207,9 +208,10 @@ impl KafkaConfig {
         .await
     }
 
-    /// Deletes topics; those that do not exist count as deleted. Returns once brokers know no more of
-    /// them: one that has not heard yet would call a topic there that is made anew under the name,
-    /// and lose what is written to it.
+    /// Deletes topics; those that do not exist count as deleted. Returns once no broker that answers
+    /// knows of them: one that has not heard yet would call a topic there that is made anew under the
+    /// name, and lose what is written to it. One that is known for long has been made anew, by a
+    /// subscriber where brokers make what is asked for (`auto.create.topics.enable`).
     pub async fn delete_topics(&self, names: &[&str]) -> Result<()> {
         if names.is_empty() {
             return Ok(());
@@ -231,11 +233,54 @@ impl KafkaConfig {
                 }
             }
         }
-        for name in names {
-            self.wait_until(name, |partitions| partitions.is_none())
-                .await?;
+        let brokers = self.each_broker().await?;
+        for broker in &brokers {
+            for name in names {
+                if !broker.forgets(name).await {
+                    break;
+                }
+            }
         }
         Ok(())
+    }
+
+    /// A configuration for each broker, whose first client asks that one.
+    async fn each_broker(&self) -> Result<Vec<KafkaConfig>> {
+        let addresses = self
+            .with_consumer(|consumer, longest| {
+                let metadata = consumer
+                    .fetch_metadata(None, longest)
+                    .map_err(Error::kafka("list the brokers"))?;
+                let brokers = metadata.brokers().iter();
+                let address =
+                    |broker: &MetadataBroker| format!("{}:{}", broker.host(), broker.port());
+                Ok(brokers.map(address).collect::<Vec<_>>())
+            })
+            .await?;
+        let at = |address| KafkaConfig::with_overrides(address, self.overrides().clone());
+        Ok(addresses.into_iter().map(at).collect())
+    }
+
+    /// Waits until there is no such topic; false if it is there for long.
+    async fn forgets(&self, name: &str) -> bool {
+        let deadline = tokio::time::Instant::now() + CALL_TIMEOUT;
+        loop {
+            let known = match self.partitions(name).await {
+                Ok(None) => return true,
+                Ok(Some(_)) => "it is still known".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            if tokio::time::Instant::now() >= deadline {
+                tracing::warn!(
+                    topic = name,
+                    broker = self.brokers(),
+                    known,
+                    "Kafka has deleted the topic, a broker does not say so"
+                );
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Deletes a consumer group and the offsets it has committed; one that does not exist counts
@@ -456,27 +501,17 @@ impl KafkaConfig {
         Ok(())
     }
 
+    /// Brokers learn of a new topic one after the other.
     async fn wait_for_topic(&self, name: &str) -> Result<i32> {
-        let found = self.wait_until(name, |partitions| partitions.is_some());
-        Ok(found.await?.unwrap_or_default())
-    }
-
-    /// Brokers learn of topics that come and go one after the other, and in their own time.
-    async fn wait_until(
-        &self,
-        name: &str,
-        is_so: impl Fn(Option<i32>) -> bool,
-    ) -> Result<Option<i32>> {
         let deadline = tokio::time::Instant::now() + CALL_TIMEOUT;
         while tokio::time::Instant::now() < deadline {
-            let partitions = self.partitions(name).await?;
-            if is_so(partitions) {
+            if let Some(partitions) = self.partitions(name).await? {
                 return Ok(partitions);
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         Err(Error::Timeout {
-            doing: format!("wait until the brokers know that topic {name} has come or gone"),
+            doing: format!("wait for new topic {name}"),
             seconds: CALL_TIMEOUT.as_secs(),
         })
     }

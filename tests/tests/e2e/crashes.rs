@@ -320,6 +320,7 @@ fn every_crash_point_is_in_a_suite() -> Result<()> {
         &APPLY_CATCH_UP,
         &crate::replay::APPLY_REPLAY,
         &crate::retention::APPLY_RETENTION,
+        &crate::lost_copies::CAPTURE_LOST,
         &crate::fan_out_deaths::APPLY_GRANTED,
         &crate::swap::APPLY_SWAP,
         &crate::generations::APPLY_GENERATION,
