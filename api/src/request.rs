@@ -540,7 +540,13 @@ impl Query {
     /// A text, if it is there.
     pub(crate) fn text(&mut self, name: &'static str) -> Option<String> {
         self.asked(name, || AskedKind::Text);
-        self.values.remove(name).filter(|text| !text.is_empty())
+        let text = self.values.remove(name).filter(|text| !text.is_empty())?;
+        if text.contains('\0') {
+            let problem = format!("{name}: must not hold a zero character");
+            self.problems.push(problem);
+            return None;
+        }
+        Some(text)
     }
 
     /// `true` or `false`, or `default`.

@@ -88,19 +88,23 @@ impl Retained {
             .sum()
     }
 
-    /// The syncs of a table in `generation` that count: not before `since`, where that is
-    /// still known. Pure.
+    /// The syncs of a table in `generation` that count: none before the first of `since` that is
+    /// recorded, and none at all where none of them is yet; all if there is no `since`. Pure.
     fn of<'a>(
         &'a self,
         table: &TableName,
         generation: Uuid,
-        since: Option<Uuid>,
-    ) -> impl Iterator<Item = &'a SyncRecord> {
-        let of_since = self
-            .syncs
-            .iter()
-            .find(|sync| Some(sync.request_id) == since);
-        let first = of_since.map_or(Lsn(0), |sync| sync.lsn);
+        since: &[Uuid],
+    ) -> impl Iterator<Item = &'a SyncRecord> + use<'a> {
+        let recorded = |since: &Uuid| {
+            let mut syncs = self.syncs.iter();
+            syncs.find(|sync| sync.request_id == *since)
+        };
+        let first = match since.iter().find_map(recorded) {
+            Some(sync) => sync.lsn,
+            None if since.is_empty() => Lsn(0),
+            None => Lsn(u64::MAX),
+        };
         let table = table.clone();
         self.syncs.iter().filter(move |sync| {
             sync.table_name() == table
@@ -116,7 +120,7 @@ impl Retained {
         &self,
         table: &TableName,
         generation: Uuid,
-        since: Option<Uuid>,
+        since: &[Uuid],
         is_early_enough: impl Fn(&SyncRecord) -> bool,
     ) -> std::result::Result<&SyncRecord, Missing> {
         let known: Vec<&SyncRecord> = self.of(table, generation, since).collect();
@@ -141,7 +145,7 @@ impl Retained {
         &self,
         table: &TableName,
         generation: Uuid,
-        since: Option<Uuid>,
+        since: &[Uuid],
     ) -> Option<&SyncRecord> {
         let held = self
             .of(table, generation, since)
@@ -188,47 +192,47 @@ mod tests {
 
     fn newest(
         retained: &Retained,
-        since: Option<u128>,
+        since: &[u128],
         until: u64,
     ) -> std::result::Result<u128, Missing> {
         let early = |sync: &SyncRecord| sync.lsn.0 <= until;
-        let found = retained.newest(&table(), GENERATION, since.map(Uuid::from_u128), early);
+        let since: Vec<Uuid> = since.iter().copied().map(Uuid::from_u128).collect();
+        let found = retained.newest(&table(), GENERATION, &since, early);
         found.map(|sync| sync.request_id.as_u128())
     }
 
     #[test]
     fn the_newest_that_is_early_enough_and_held() {
         let all = retained(vec![sync(1, 10, 1), sync(2, 20, 2), sync(3, 30, 3)], 0);
-        assert_eq!(newest(&all, None, 100), Ok(3));
-        assert_eq!(newest(&all, None, 29), Ok(2));
+        assert_eq!(newest(&all, &[], 100), Ok(3));
+        assert_eq!(newest(&all, &[], 29), Ok(2));
         assert!(
-            matches!(newest(&all, None, 9), Err(Missing::OnlyLater(first)) if first.lsn == Lsn(10))
+            matches!(newest(&all, &[], 9), Err(Missing::OnlyLater(first)) if first.lsn == Lsn(10))
         );
         let trimmed = retained(all.syncs.clone(), 2);
         assert!(
-            matches!(newest(&trimmed, None, 19), Err(Missing::OnlyLater(first)) if first.lsn == Lsn(20))
+            matches!(newest(&trimmed, &[], 19), Err(Missing::OnlyLater(first)) if first.lsn == Lsn(20))
         );
         assert_eq!(
-            newest(&retained(all.syncs.clone(), 4), None, 100),
+            newest(&retained(all.syncs.clone(), 4), &[], 100),
             Err(Missing::Trimmed)
         );
-        assert_eq!(
-            newest(&Retained::default(), None, 100),
-            Err(Missing::NoSync)
-        );
+        assert_eq!(newest(&Retained::default(), &[], 100), Err(Missing::NoSync));
     }
 
     #[test]
     fn what_was_copied_under_another_mapping_does_not_count() {
         let all = retained(vec![sync(1, 10, 1), sync(2, 20, 2)], 0);
-        assert!(matches!(
-            newest(&all, Some(2), 19),
-            Err(Missing::OnlyLater(_))
-        ));
+        assert!(matches!(newest(&all, &[2], 19), Err(Missing::OnlyLater(_))));
         assert_eq!(
-            newest(&all, Some(9), 19),
-            Ok(1),
-            "its record is gone, so the rest is later"
+            newest(&all, &[9, 2], 100),
+            Ok(2),
+            "what was asked for first was asked for anew before it began"
+        );
+        assert_eq!(
+            newest(&all, &[9, 8], 100),
+            Err(Missing::NoSync),
+            "neither has begun"
         );
     }
 
@@ -274,13 +278,13 @@ mod tests {
             ..sync(3, 10, 1)
         };
         let all = retained(vec![started, other, earlier_version], 0);
-        assert_eq!(newest(&all, None, 100), Err(Missing::NoSync));
+        assert_eq!(newest(&all, &[], 100), Err(Missing::NoSync));
         let later = SyncRecord {
             changes_offset: 2000,
             ..sync(4, 10, 1)
         };
         assert_eq!(
-            newest(&retained(vec![later], 0), None, 100),
+            newest(&retained(vec![later], 0), &[], 100),
             Err(Missing::Trimmed)
         );
     }

@@ -255,8 +255,8 @@ fn copy_of(
         // It is asked for because what was copied before will not do any more.
         return Ok((Some(request), None));
     }
-    let since = mapped.since_request;
-    match retained.newest(&mapped.source, owner.generation, since, |_| true) {
+    let since = mapped.copies_since();
+    match retained.newest(&mapped.source, owner.generation, &since, |_| true) {
         Ok(sync) => Ok((Some(sync.request_id), Some(sync.changes_offset))),
         Err(Missing::NoSync) => Err("no copy of it has finished in this history of the mirror"),
         Err(Missing::Trimmed | Missing::OnlyLater(_)) => {

@@ -268,7 +268,7 @@ fn newest<'a>(
     let found = retained.newest(
         &table.source,
         mirror.generation,
-        table.since_request,
+        &table.copies_since(),
         |sync| until.is_none_or(|until| is_early_enough(sync, until)),
     );
     let anew = "POST …/resync or …/checkpoint makes a new one";

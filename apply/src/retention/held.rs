@@ -61,7 +61,7 @@ impl Held {
         let retained = self.retained.lock().unwrap_or_else(PoisonError::into_inner);
         let mapping = mirror.tables.iter().find(|table| table.source == *source)?;
         let retained = retained.as_ref()?;
-        let earliest = retained.earliest(source, mirror.generation, mapping.since_request)?;
+        let earliest = retained.earliest(source, mirror.generation, &mapping.copies_since())?;
         Some(ReplayableFrom {
             lsn: earliest.lsn,
             time: DateTime::from_timestamp_micros(earliest.taken_at_us).unwrap_or_default(),
@@ -122,7 +122,7 @@ impl Held {
         };
         let hours = i64::from(mirror.config.topic_retention_hours);
         let soon = TimeDelta::minutes(hours * 6).min(TimeDelta::days(1));
-        let warning = |source: &TableName, since: Option<Uuid>| {
+        let warning = |source: &TableName, since: &[Uuid]| {
             let newest = retained
                 .newest(source, mirror.generation, since, |_| true)
                 .ok()?;
@@ -137,7 +137,7 @@ impl Held {
         };
         let tables = mirror.tables.iter();
         tables
-            .filter_map(|table| warning(&table.source, table.since_request))
+            .filter_map(|table| warning(&table.source, &table.copies_since()))
             .collect()
     }
 }

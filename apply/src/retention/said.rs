@@ -25,8 +25,8 @@ pub(super) fn what_goes(
     let mut from_later = BTreeMap::new();
     for table in tables {
         let earliest = |retained: &Retained| {
-            let since = table.since_request;
-            let found = retained.earliest(&table.source, generation, since);
+            let since = table.copies_since();
+            let found = retained.earliest(&table.source, generation, &since);
             found.cloned()
         };
         let source = table.source.to_string();

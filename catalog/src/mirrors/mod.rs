@@ -188,6 +188,16 @@ pub struct MirrorTable {
 }
 
 impl MirrorTable {
+    /// The syncs from the first recorded of which on copies carry what the mapping says; all do if
+    /// there are none. One that was asked for anew before it began is never recorded.
+    pub fn copies_since(&self) -> Vec<Uuid> {
+        let since = self.since_request.into_iter();
+        since
+            .flat_map(|since| [Some(since), self.request_id])
+            .flatten()
+            .collect()
+    }
+
     /// The sync that the destination is to hold: of a replay, under its own name.
     pub fn wanted_request(&self) -> Option<Uuid> {
         let replayed = self.replay.as_ref().map(|replay| replay.request_id);

@@ -311,11 +311,16 @@ impl Shared {
     /// (Kafka was lost, and is there anew) all is read, and what was known is void.
     fn read_on(&self) -> Result<()> {
         let tail = Tail::open(&self.kafka, &self.topic, 0)?;
-        let (low, _) = tail.watermarks()?;
+        let (low, end) = tail.watermarks()?;
         let first = tail.first_written(low)?;
         let (is_other, known) =
             self.read_state(|state| (state.is_of_another(first), state.next_offset));
         let from = if is_other { low } else { known.max(low) };
+        // Shorter than it was: a broker that is only just back, or a topic made anew that nobody has
+        // written to. Neither says anything new.
+        if from > end {
+            return Ok(());
+        }
         let mut records = Vec::new();
         let next_offset = tail.read(from, |record| {
             records.push(state::parse(&self.topic, &record)?);
