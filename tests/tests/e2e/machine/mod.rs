@@ -347,12 +347,13 @@ impl Machine {
     }
 
     /// A table that left the mirror and came back finds what it left at the destination, which may
-    /// lack columns by now: the mirror does not extend what it takes for another's. The cure is the
+    /// lack columns by now, or have others: the mirror does not change what it takes for another's. The cure is the
     /// user's, who lets it be created anew.
     async fn cure_leftovers(&mut self, tables: &[Value]) -> Result<()> {
         for table in tables {
             let error = table["error_message"].as_str().unwrap_or_default();
-            if table["status"] != "ERRORED" || !error.contains("lacks the columns") {
+            let mut cures = ["lacks the columns", "cannot take the source's values"].into_iter();
+            if table["status"] != "ERRORED" || !cures.any(|cure| error.contains(cure)) {
                 continue;
             }
             let name = |side: &str| table[side].as_str().unwrap_or_default();
