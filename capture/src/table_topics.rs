@@ -11,9 +11,12 @@ use std::sync::Arc;
 
 use bunny_catalog::TableTopics;
 use bunny_postgres::TableName;
-use bunny_schemas::debezium::{NEW_KEY_HEADER, OLD_KEY_HEADER, Origin, RowEncoder, RowEvent};
+use bunny_schemas::debezium::{
+    AvroSchemas, NEW_KEY_HEADER, OLD_KEY_HEADER, Origin, RowEncoder, RowEvent,
+};
 use bunny_schemas::envelope::{Op, Source, TableSchema, Value};
 use bunny_schemas::kafka::{KafkaConfig, TopicKind};
+use bunny_schemas::registry::Registry;
 use bunny_schemas::topics::Topics;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use rdkafka::error::RDKafkaErrorCode;
@@ -75,7 +78,7 @@ pub(crate) async fn all_names(run: &Run) -> Result<BTreeSet<String>> {
 }
 
 fn is_on(run: &Run) -> bool {
-    run.mirror.config.table_topics == TableTopics::Debezium
+    run.mirror.config.table_topics != TableTopics::Off
 }
 
 fn name(run: &Run, table: &TableName) -> String {
@@ -88,6 +91,14 @@ pub(crate) struct TopicPerTable {
     topics: Topics,
     slug: String,
     origin: Origin,
+    format: Format,
+}
+
+/// What their records are written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Json,
+    Avro,
 }
 
 impl TopicPerTable {
@@ -95,26 +106,43 @@ impl TopicPerTable {
     pub(crate) fn of(run: &Run) -> Option<Self> {
         let topics = &run.options.topics;
         let slug = &run.mirror.slug;
-        is_on(run).then(|| Self {
+        let format = match run.mirror.config.table_topics {
+            TableTopics::Off => return None,
+            TableTopics::Debezium => Format::Json,
+            TableTopics::DebeziumAvro => Format::Avro,
+        };
+        Some(Self {
             topics: topics.clone(),
             slug: slug.clone(),
             origin: Origin {
                 name: topics.table_prefix(slug).into(),
                 database: run.context.source.database.as_str().into(),
             },
+            format,
         })
     }
 
-    /// The topic of a table, for the records of one version of it.
-    pub(crate) fn topic(&self, schema: &TableSchema) -> TableTopic {
-        let topics = &self.topics;
-        TableTopic {
-            name: topics
-                .table(&self.slug, &schema.schema, &schema.table)
-                .into(),
-            has_key: schema.has_key(),
-            encoder: RowEncoder::json(schema, &self.origin),
-        }
+    /// The topic of a table, for the records of one version of it. Their schemas are registered
+    /// before there is one.
+    pub(crate) async fn topic(
+        &self,
+        schema: &TableSchema,
+        registry: &Registry,
+    ) -> Result<TableTopic> {
+        let name = self.name(schema);
+        let encoder = match self.format {
+            Format::Json => RowEncoder::json(schema, &self.origin),
+            Format::Avro => {
+                let schemas = AvroSchemas::of(schema, &self.origin);
+                let ids = registry.register_topic(&name, &schemas).await?;
+                RowEncoder::avro(schema, &self.origin, ids)
+            }
+        };
+        Ok(TableTopic::new(name, schema, encoder))
+    }
+
+    fn name(&self, schema: &TableSchema) -> String {
+        self.topics.table(&self.slug, &schema.schema, &schema.table)
     }
 }
 
@@ -132,6 +160,14 @@ impl fmt::Display for TableTopic {
 }
 
 impl TableTopic {
+    fn new(name: String, schema: &TableSchema, encoder: RowEncoder) -> Self {
+        Self {
+            name: name.into(),
+            has_key: schema.has_key(),
+            encoder,
+        }
+    }
+
     /// Appends the records of one change. An update that changes the key is a delete of the old
     /// one and a create of the new; a delete is followed by a record without a value.
     pub(crate) fn row(
@@ -151,17 +187,17 @@ impl TableTopic {
             source,
             read_us: now_us(),
         };
-        let moved = match (before, after) {
-            (Some(before), Some(after)) => self.has_key && !self.encoder.is_same_key(before, after),
-            _ => false,
-        };
-        if moved {
+        if let (Some(before), Some(after)) = (before, after)
+            && self.has_key
+            && !self.encoder.is_same_key(before, after)
+        {
+            let (old_header, new_header) = (self.key_header(before)?, self.key_header(after)?);
             let delete = RowEvent {
                 op: Op::Delete,
                 after: None,
                 ..event
             };
-            let header = Some((NEW_KEY_HEADER, without_schema(&new_key)));
+            let header = Some((NEW_KEY_HEADER, &*new_header));
             self.push(records, &old_key, Some(&delete), header)?;
             self.push(records, &old_key, None, header)?;
             let create = RowEvent {
@@ -169,7 +205,7 @@ impl TableTopic {
                 before: None,
                 ..event
             };
-            let header = Some((OLD_KEY_HEADER, without_schema(&old_key)));
+            let header = Some((OLD_KEY_HEADER, &*old_header));
             return self.push(records, &new_key, Some(&create), header);
         }
         let key = if after.is_some() { &new_key } else { &old_key };
@@ -198,6 +234,12 @@ impl TableTopic {
             self.encoder.key(&mut key, row)?;
         }
         Ok(key)
+    }
+
+    fn key_header(&self, row: &[Value<'_>]) -> Result<Vec<u8>> {
+        let mut header = Vec::new();
+        self.encoder.key_header(&mut header, row)?;
+        Ok(header)
     }
 
     fn push(
@@ -229,17 +271,6 @@ impl TableTopic {
         });
         Ok(())
     }
-}
-
-/// The payload of a key: what Kafka Connect's default converter for headers writes, and reads
-/// back. Within a schema the name is never followed by a colon, so the first one is the key's own.
-fn without_schema(key: &[u8]) -> &[u8] {
-    const NAME: &[u8] = b"\"payload\":";
-    let at = key.windows(NAME.len()).position(|part| part == NAME);
-    let payload = at.and_then(|at| key.get(at + NAME.len()..));
-    payload
-        .and_then(|payload| payload.strip_suffix(b"}"))
-        .unwrap_or(key)
 }
 
 fn now_us() -> i64 {
@@ -352,15 +383,12 @@ mod tests {
             table: "t".to_owned(),
             columns: vec![column("id", keyed), column("n", false)],
         };
-        let topics = TopicPerTable {
-            topics: Topics::new("bunny"),
-            slug: "shop".to_owned(),
-            origin: Origin {
-                name: "bunny.shop".into(),
-                database: "d".into(),
-            },
+        let origin = Origin {
+            name: "bunny.shop".into(),
+            database: "d".into(),
         };
-        topics.topic(&schema)
+        let name = Topics::new("bunny").table("shop", "public", "t");
+        TableTopic::new(name, &schema, RowEncoder::json(&schema, &origin))
     }
 
     fn row(id: &'static str, n: &'static str) -> [Value<'static>; 2] {

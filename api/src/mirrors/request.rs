@@ -210,6 +210,7 @@ fn config(fields: &mut Fields) -> MirrorConfig {
                 &[
                     ("off", TableTopics::Off),
                     ("debezium", TableTopics::Debezium),
+                    ("debezium_avro", TableTopics::DebeziumAvro),
                 ],
             )
             .unwrap_or(defaults.table_topics),

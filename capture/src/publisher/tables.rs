@@ -278,8 +278,9 @@ impl Tables {
         )
         .await?;
         if let Some(mut published) = published {
-            let topics = self.topic_per_table.as_ref();
-            published.topic = topics.map(|topics| topics.topic(&published.schema));
+            if let Some(topics) = &self.topic_per_table {
+                published.topic = Some(topics.topic(&published.schema, registry).await?);
+            }
             self.known.insert(oid, Known::Mapped(Box::new(published)));
         }
         Ok(())

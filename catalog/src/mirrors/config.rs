@@ -70,8 +70,10 @@ pub enum TableTopics {
     /// None.
     #[default]
     Off,
-    /// One for each table, with the records that Debezium would write.
+    /// One for each table, with the records that Debezium would write, as JSON with schemas.
     Debezium,
+    /// The same records as Avro, their schemas in the registry.
+    DebeziumAvro,
 }
 
 /// How a table is rebuilt.

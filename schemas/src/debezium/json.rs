@@ -5,8 +5,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value as Json, json};
 
+use super::connect::{envelope_schema, key_schema};
 use super::fields::{Column, Datum};
-use super::{Origin, RowEvent};
+use super::{Origin, RowEvent, sequence, times_of};
 use crate::Result;
 use crate::envelope::{Source, TableSchema, Value, numbers};
 
@@ -16,17 +17,60 @@ pub(super) struct Plan {
     /// Up to the payload, which closes with a `}` of its own.
     key_head: Vec<u8>,
     value_head: Vec<u8>,
-    /// Per column: its name and the colon.
-    names: Vec<Vec<u8>>,
+    names: Names,
     /// `source` up to the first field that differs from record to record.
     source_head: Vec<u8>,
     /// Its fields `schema` and `table`.
     source_table: Vec<u8>,
 }
 
+/// Per column: its name in records, and the colon.
+#[derive(Debug, Clone)]
+pub(super) struct Names(Vec<Vec<u8>>);
+
+impl Names {
+    pub(super) fn of(names: &[String]) -> Names {
+        let names = names.iter().map(|name| format!("{}:", json!(name)));
+        Names(names.map(String::into_bytes).collect())
+    }
+
+    /// Appends the payload of a key.
+    pub(super) fn write_key(
+        &self,
+        out: &mut Vec<u8>,
+        columns: &[Column],
+        row: &[Value<'_>],
+    ) -> Result<()> {
+        self.write_row(out, columns, row, |column| column.key)
+    }
+
+    fn write_row(
+        &self,
+        out: &mut Vec<u8>,
+        columns: &[Column],
+        row: &[Value<'_>],
+        is_wanted: impl Fn(&Column) -> bool,
+    ) -> Result<()> {
+        let mut separator = b'{';
+        let fields = columns.iter().zip(row).zip(&self.0);
+        for ((column, value), name) in fields.filter(|((column, _), _)| is_wanted(column)) {
+            out.push(separator);
+            separator = b',';
+            out.extend_from_slice(name);
+            write_datum(out, &column.read(value)?);
+        }
+        if separator == b'{' {
+            out.push(b'{');
+        }
+        out.push(b'}');
+        Ok(())
+    }
+}
+
 impl Plan {
     pub(super) fn new(schema: &TableSchema, columns: &[Column], origin: &Origin) -> Plan {
         let namespace = format!("{}.{}.{}", origin.name, schema.schema, schema.table);
+        let names: Vec<String> = columns.iter().map(|column| column.name.clone()).collect();
         let head = |schema: Json| format!(r#"{{"schema":{schema},"payload":"#).into_bytes();
         let texts = [
             &*origin.name,
@@ -36,12 +80,9 @@ impl Plan {
         ];
         let [name, database, source_schema, source_table] = texts.map(|text| json!(text));
         Plan {
-            key_head: head(key_schema(&namespace, columns)),
-            value_head: head(envelope_schema(&namespace, columns)),
-            names: columns
-                .iter()
-                .map(|column| format!("{}:", json!(column.name)).into_bytes())
-                .collect(),
+            key_head: head(key_schema(&namespace, columns, &names)),
+            value_head: head(envelope_schema(&namespace, columns, &names)),
+            names: Names::of(&names),
             source_head: format!(
                 r#"{{"version":"{}","connector":"postgresql","name":{name},"db":{database},"snapshot":"false","#,
                 env!("CARGO_PKG_VERSION")
@@ -52,6 +93,10 @@ impl Plan {
         }
     }
 
+    pub(super) fn names(&self) -> &Names {
+        &self.names
+    }
+
     pub(super) fn write_key(
         &self,
         out: &mut Vec<u8>,
@@ -59,7 +104,7 @@ impl Plan {
         row: &[Value<'_>],
     ) -> Result<()> {
         out.extend_from_slice(&self.key_head);
-        self.write_row(out, columns, row, |column| column.key)?;
+        self.names.write_key(out, columns, row)?;
         out.push(b'}');
         Ok(())
     }
@@ -74,7 +119,7 @@ impl Plan {
         for (name, row) in [("{\"before\":", event.before), (",\"after\":", event.after)] {
             out.extend_from_slice(name.as_bytes());
             match row {
-                Some(row) => self.write_row(out, columns, row, |_| true)?,
+                Some(row) => self.names.write_row(out, columns, row, |_| true)?,
                 None => out.extend_from_slice(b"null"),
             }
         }
@@ -85,28 +130,6 @@ impl Plan {
         out.extend_from_slice(b"\",");
         write_times(out, event.read_us);
         out.extend_from_slice(b"}}");
-        Ok(())
-    }
-
-    fn write_row(
-        &self,
-        out: &mut Vec<u8>,
-        columns: &[Column],
-        row: &[Value<'_>],
-        is_wanted: impl Fn(&Column) -> bool,
-    ) -> Result<()> {
-        let mut separator = b'{';
-        let fields = columns.iter().zip(row).zip(&self.names);
-        for ((column, value), name) in fields.filter(|((column, _), _)| is_wanted(column)) {
-            out.push(separator);
-            separator = b',';
-            out.extend_from_slice(name);
-            write_datum(out, &column.read(value)?);
-        }
-        if separator == b'{' {
-            out.push(b'{');
-        }
-        out.push(b'}');
         Ok(())
     }
 
@@ -128,19 +151,10 @@ impl Plan {
     }
 }
 
-/// The change's place, which strictly increases, as a list of two texts.
-fn sequence(source: &Source<'_>) -> String {
-    format!("[\"{}\",\"{}\"]", source.commit_lsn.0, source.seq)
-}
-
 /// A moment in the three units that Debezium gives.
 fn write_times(out: &mut Vec<u8>, us: i64) {
-    let times = [
-        ("\"ts_ms\":", us.div_euclid(1000)),
-        (",\"ts_us\":", us),
-        (",\"ts_ns\":", us.saturating_mul(1000)),
-    ];
-    for (name, number) in times {
+    let names = ["\"ts_ms\":", ",\"ts_us\":", ",\"ts_ns\":"];
+    for (name, number) in names.into_iter().zip(times_of(us)) {
         out.extend_from_slice(name.as_bytes());
         numbers::print_int(out, number);
     }
@@ -186,83 +200,4 @@ fn write_float(out: &mut Vec<u8>, value: f64, print: impl Fn(&mut Vec<u8>)) {
     } else {
         print(out);
     }
-}
-
-fn key_schema(namespace: &str, columns: &[Column]) -> Json {
-    let key = columns.iter().filter(|column| column.key);
-    let fields: Vec<Json> = key.map(|column| field(column, false)).collect();
-    json!({
-        "type": "struct", "name": format!("{namespace}.Key"), "optional": false, "fields": fields,
-    })
-}
-
-fn envelope_schema(namespace: &str, columns: &[Column]) -> Json {
-    // All optional: a `before` of the key alone leaves the others out.
-    let fields: Vec<Json> = columns.iter().map(|column| field(column, true)).collect();
-    let row = |name: &str| {
-        json!({
-            "type": "struct", "name": format!("{namespace}.Value"), "optional": true,
-            "fields": fields, "field": name,
-        })
-    };
-    json!({
-        "type": "struct", "name": format!("{namespace}.Envelope"), "version": 2, "optional": false,
-        "fields": [
-            row("before"),
-            row("after"),
-            source_schema(),
-            {
-                "type": "struct", "name": "event.block", "version": 1, "optional": true,
-                "field": "transaction", "fields": [
-                    plain("string", false, "id"),
-                    plain("int64", false, "total_order"),
-                    plain("int64", false, "data_collection_order"),
-                ],
-            },
-            plain("string", false, "op"),
-            plain("int64", true, "ts_ms"),
-            plain("int64", true, "ts_us"),
-            plain("int64", true, "ts_ns"),
-        ],
-    })
-}
-
-fn source_schema() -> Json {
-    json!({
-        "type": "struct", "name": "io.debezium.connector.postgresql.Source", "version": 1,
-        "optional": false, "field": "source", "fields": [
-            plain("string", false, "version"),
-            plain("string", false, "connector"),
-            plain("string", false, "name"),
-            plain("int64", false, "ts_ms"),
-            {
-                "type": "string", "name": "io.debezium.data.Enum", "version": 1, "optional": true,
-                "default": "false", "field": "snapshot", "parameters": {
-                    "allowed": "true,first,first_in_data_collection,last_in_data_collection,last,false,incremental",
-                },
-            },
-            plain("string", false, "db"),
-            plain("string", true, "sequence"),
-            plain("int64", true, "ts_us"),
-            plain("int64", true, "ts_ns"),
-            plain("string", false, "schema"),
-            plain("string", false, "table"),
-            plain("int64", true, "txId"),
-            plain("int64", true, "lsn"),
-            plain("int64", true, "xmin"),
-        ],
-    })
-}
-
-fn field(column: &Column, optional: bool) -> Json {
-    let mut field = plain(column.kind.connect_type(), optional, &column.name);
-    if let Some(name) = column.kind.semantic_name() {
-        field["name"] = json!(name);
-        field["version"] = json!(1);
-    }
-    field
-}
-
-fn plain(kind: &str, optional: bool, name: &str) -> Json {
-    json!({"type": kind, "optional": optional, "field": name})
 }

@@ -2,8 +2,10 @@
 //! would write them, for tools that expect that.
 //!
 //! A [`RowEncoder`] belongs to one version of a table, as [`crate::envelope::Encoder`] does, and
-//! takes the same values. `docs/events.md` lists the fields, and where they differ from Debezium's.
+//! takes the same values, as JSON or as Avro. `docs/events.md` lists the fields, and where they differ from Debezium's.
 
+mod avro;
+mod connect;
 mod fields;
 mod json;
 #[cfg(test)]
@@ -47,22 +49,66 @@ pub struct RowEvent<'e> {
     pub read_us: i64,
 }
 
+/// The Avro schemas of a table's records, as JSON.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AvroSchemas {
+    /// Of keys; `None` for a table without one.
+    pub key: Option<String>,
+    /// Of values: the envelope.
+    pub value: String,
+}
+
+/// The ids under which they are registered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AvroIds {
+    /// Of keys; `None` for a table without one.
+    pub key: Option<u32>,
+    /// Of values.
+    pub value: u32,
+}
+
+impl AvroSchemas {
+    /// Those of the records that [`RowEncoder::avro`] writes of this version of a table.
+    pub fn of(schema: &TableSchema, origin: &Origin) -> AvroSchemas {
+        avro::schemas(schema, &columns_of(schema), origin)
+    }
+}
+
 /// Encodes the records of one version of a table.
 #[derive(Debug, Clone)]
 pub struct RowEncoder {
     table: TableName,
     columns: Vec<Column>,
-    plan: json::Plan,
+    format: Format,
+}
+
+#[derive(Debug, Clone)]
+enum Format {
+    Json(json::Plan),
+    Avro(avro::Plan),
 }
 
 impl RowEncoder {
     /// As JSON, each record with its schema: what Kafka Connect's `JsonConverter` reads.
     pub fn json(schema: &TableSchema, origin: &Origin) -> RowEncoder {
-        let columns: Vec<Column> = schema.columns.iter().map(Column::of).collect();
+        let columns = columns_of(schema);
+        let format = Format::Json(json::Plan::new(schema, &columns, origin));
+        RowEncoder::new(schema, columns, format)
+    }
+
+    /// As Avro, framed with the ids of [`AvroSchemas::of`] this version: what Confluent's
+    /// `AvroConverter` reads.
+    pub fn avro(schema: &TableSchema, origin: &Origin, ids: AvroIds) -> RowEncoder {
+        let columns = columns_of(schema);
+        let format = Format::Avro(avro::Plan::new(schema, &columns, origin, ids));
+        RowEncoder::new(schema, columns, format)
+    }
+
+    fn new(schema: &TableSchema, columns: Vec<Column>, format: Format) -> RowEncoder {
         RowEncoder {
             table: schema.table_name(),
-            plan: json::Plan::new(schema, &columns, origin),
             columns,
+            format,
         }
     }
 
@@ -73,10 +119,28 @@ impl RowEncoder {
     /// A row of another width, or a text that is no value of its type.
     pub fn key(&self, out: &mut Vec<u8>, row: &[Value<'_>]) -> Result<()> {
         self.check_width(row)?;
-        if self.columns.iter().any(|column| column.key) {
-            self.plan.write_key(out, &self.columns, row)?;
+        if !self.columns.iter().any(|column| column.key) {
+            return Ok(());
         }
-        Ok(())
+        match &self.format {
+            Format::Json(plan) => plan.write_key(out, &self.columns, row),
+            Format::Avro(plan) => plan.write_key(out, &self.columns, row),
+        }
+    }
+
+    /// Appends a key as a header has it, whatever the format of records: JSON without a schema,
+    /// as Kafka Connect's default converter for headers writes it and reads it back. The names of
+    /// the columns are those of the key.
+    ///
+    /// # Errors
+    /// A row of another width, or a text that is no value of its type.
+    pub fn key_header(&self, out: &mut Vec<u8>, row: &[Value<'_>]) -> Result<()> {
+        self.check_width(row)?;
+        let names = match &self.format {
+            Format::Json(plan) => plan.names(),
+            Format::Avro(plan) => plan.names(),
+        };
+        names.write_key(out, &self.columns, row)
     }
 
     /// Appends the record value.
@@ -87,7 +151,10 @@ impl RowEncoder {
         for row in [event.before, event.after].into_iter().flatten() {
             self.check_width(row)?;
         }
-        self.plan.write_event(out, &self.columns, event)
+        match &self.format {
+            Format::Json(plan) => plan.write_event(out, &self.columns, event),
+            Format::Avro(plan) => plan.write_event(out, &self.columns, event),
+        }
     }
 
     /// Whether two full-width rows have the same key.
@@ -109,4 +176,18 @@ impl RowEncoder {
             self.columns.len()
         )))
     }
+}
+
+fn columns_of(schema: &TableSchema) -> Vec<Column> {
+    schema.columns.iter().map(Column::of).collect()
+}
+
+/// The change's place, which strictly increases, as a list of two texts.
+fn sequence(source: &Source<'_>) -> String {
+    format!("[\"{}\",\"{}\"]", source.commit_lsn.0, source.seq)
+}
+
+/// A moment in the three units that Debezium gives: `ts_ms`, `ts_us`, `ts_ns`.
+fn times_of(us: i64) -> [i64; 3] {
+    [us.div_euclid(1000), us, us.saturating_mul(1000)]
 }

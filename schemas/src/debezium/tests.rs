@@ -1,3 +1,5 @@
+mod avro;
+
 use bunny_postgres::Lsn;
 use serde_json::{Value as Json, json};
 use uuid::Uuid;

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use crate::control::SchemaKind;
 use crate::crash_points::{SCHEMA_REGISTERED, crash_point};
+use crate::debezium::{AvroIds, AvroSchemas};
 use crate::envelope::TableSchema;
 use crate::error::IDS_LOST_CURE;
 use crate::kafka::{KafkaConfig, TopicKind};
@@ -212,6 +213,20 @@ impl Registry {
             [value_id, key_id] => Ok((value_id, key_id)),
             _ => Err(wrong_count()),
         }
+    }
+
+    /// Ids of the schemas of a table topic's records, under the subjects `<topic>-value` and
+    /// `<topic>-key`, where clients of Confluent's look for them.
+    pub async fn register_topic(&self, topic: &str, schemas: &AvroSchemas) -> Result<AvroIds> {
+        let mut wanted = vec![(format!("{topic}-value"), schemas.value.clone())];
+        if let Some(key) = &schemas.key {
+            wanted.push((format!("{topic}-key"), key.clone()));
+        }
+        let ids = self.register_all(&wanted).await?;
+        Ok(AvroIds {
+            value: single(&ids)?,
+            key: ids.get(1).copied(),
+        })
     }
 
     /// Id of a fixed record's schema.

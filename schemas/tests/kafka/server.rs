@@ -10,6 +10,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bunny_schemas::Error;
+use bunny_schemas::debezium::{AvroSchemas, Origin};
 use bunny_schemas::registry::{Authority, Credentials, Registry, Server};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -321,4 +322,38 @@ async fn no_id_comes_to_mean_two_things_when_the_authority_changes() {
     let reader = Registry::open(kafka.clone(), &topics).await.unwrap();
     assert_eq!(&*reader.schema(id).await.unwrap(), "\"long\"");
     kafka.delete_topics(&[&topics.schemas()]).await.unwrap();
+}
+
+/// A server gives a text one id, whatever the subject. The schemas of table topics share theirs
+/// with nobody, so the topic can say of each id whose it is.
+#[tokio::test]
+#[ignore = "needs a broker"]
+async fn schemas_of_table_topics_have_ids_of_their_own() {
+    let (kafka, topics) = (kafka(), topics());
+    let server = StandIn::start().await;
+    let open = |authority| Registry::open_with(kafka.clone(), &topics, authority);
+    let registry = open(server.authority()).await.unwrap();
+    let origin = Origin {
+        name: topics.table_prefix("m").into(),
+        database: "d".into(),
+    };
+    let mut all = Vec::new();
+    let mut subjects = Vec::new();
+    for table in [table(0), table(1)] {
+        let topic = topics.table("m", &table.schema, &table.table);
+        let schemas = AvroSchemas::of(&table, &origin);
+        let (value_id, key_id) = registry.register_table(&table).await.unwrap();
+        let ids = registry.register_topic(&topic, &schemas).await.unwrap();
+        let again = open(server.authority()).await.unwrap();
+        assert_eq!(again.register_topic(&topic, &schemas).await.unwrap(), ids);
+        assert_eq!(*again.schema(ids.value).await.unwrap(), *schemas.value);
+        all.extend([Some(value_id), Some(key_id), Some(ids.value), ids.key]);
+        subjects.extend([format!("{topic}-key"), format!("{topic}-value")]);
+    }
+    let distinct: std::collections::BTreeSet<u32> = all.iter().flatten().copied().collect();
+    assert_eq!(distinct.len(), all.len(), "{all:?}");
+    let known = registry.subjects().await;
+    for subject in subjects {
+        assert!(known.contains(&subject), "{subject} of {known:?}");
+    }
 }

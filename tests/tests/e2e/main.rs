@@ -7,6 +7,7 @@
 
 mod answers;
 mod api_deaths;
+mod avro_topics;
 #[cfg(feature = "full")]
 mod broker_cluster;
 #[cfg(feature = "full")]
