@@ -6,6 +6,8 @@
 //! - that every source transaction is whole: closed by its `last` event before the next,
 //! - that snapshot chunks plus the changes after each table's consistent point add up to
 //!   the source's present content, with no row inserted twice, updated or deleted unseen.
+//!
+//! A topic that has been trimmed begins later, in the middle of a generation.
 
 mod copies;
 mod materialise;
@@ -149,10 +151,22 @@ pub async fn repeat_last_event(brokers: &str, prefix: &str, slug: &str) -> anyho
 }
 
 fn last_generation(topics: &Topics) -> Option<String> {
-    topics.changes.iter().rev().find_map(|record| match record {
-        ChangeRecord::GenerationStarted { generation } => Some(generation.clone()),
+    let mut newest_first = topics.changes.iter().rev();
+    let begun = newest_first.find_map(|record| match record {
+        ChangeRecord::GenerationStarted { generation } => Some(generation.as_str()),
         _ => None,
-    })
+    });
+    let generation = begun.or_else(|| generation_at_start(topics));
+    generation.map(str::to_owned)
+}
+
+/// The generation that a topic is in the middle of where it begins: its begin has been trimmed.
+fn generation_at_start(topics: &Topics) -> Option<&str> {
+    let is_trimmed = topics.changes_from.is_some_and(|first| first > 0);
+    match topics.changes.first() {
+        Some(ChangeRecord::Event(event)) if is_trimmed => Some(&event.generation),
+        _ => None,
+    }
 }
 
 /// Checks order and transaction ends over all generations; applies those of the last.
@@ -162,7 +176,7 @@ fn replay(
     tables: &mut Tables,
     summary: &mut Summary,
 ) -> anyhow::Result<()> {
-    let mut generation: Option<&str> = None;
+    let mut generation: Option<&str> = generation_at_start(topics);
     let mut before: Option<(u64, i64)> = None;
     let mut open_transaction: Option<u64> = None;
     for record in &topics.changes {

@@ -1,5 +1,6 @@
-//! Three destinations of one capture for ten minutes: random pauses, resyncs, replays and deaths
-//! under writers that never stop.
+//! Three destinations of one capture for ten minutes: random pauses, resyncs, replays, checkpoints,
+//! windows of retention and deaths under writers that never stop. The change topic is trimmed
+//! again and again, so what is replayed is now there and now not.
 //!
 //! `BUNNY_SOAK_SEED` names a sequence (printed by every run), `BUNNY_SOAK_SECONDS` its length.
 
@@ -10,13 +11,17 @@ use bunny_tests::load;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
+use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::fan_out::{Attached, FanOut, fan_out};
+use crate::fan_out::{Attached, FanOut, ended, fan_out};
 
 const NAMES: [&str; 3] = ["mirror", "second", "third"];
 /// Until everything has come to rest, however much is under way.
 const REST: Duration = Duration::from_secs(300);
+/// Hours of retention: what is applied goes, or stays for longer than this takes.
+const NO_WINDOW: u32 = 0;
+const WINDOW: u32 = 168;
 /// Between two wishes.
 const BREATH: Duration = Duration::from_millis(1500);
 
@@ -25,29 +30,36 @@ fn setting<T: std::str::FromStr>(name: &str) -> Option<T> {
 }
 
 /// What one destination is asked for, and with what.
-fn wish(random: &mut StdRng) -> (String, Value) {
+fn wish(random: &mut StdRng) -> (Method, String, Value) {
     let tables = load::TABLES.map(|table| table.to_owned());
     let table = tables.choose(random).cloned().unwrap_or_default();
     let strategy = ["truncate", "swap"][random.random_range(0..2)];
-    match random.random_range(0..10) {
-        0..3 => ("pause".to_owned(), json!({})),
-        3..5 => ("resume".to_owned(), json!({})),
-        5..7 => (format!("resync/{table}"), json!({"strategy": strategy})),
-        7 => ("resync".to_owned(), json!({"strategy": strategy})),
+    let hours = [NO_WINDOW, WINDOW][random.random_range(0..2)];
+    let (action, body) = match random.random_range(0..14) {
+        0..3 => ("/pause".to_owned(), json!({})),
+        3..5 => ("/resume".to_owned(), json!({})),
+        5..7 => (format!("/resync/{table}"), json!({"strategy": strategy})),
+        7 => ("/resync".to_owned(), json!({"strategy": strategy})),
         8 => (
-            "replay".to_owned(),
+            "/replay".to_owned(),
             json!({"tables": [table], "strategy": strategy}),
         ),
-        _ => ("replay".to_owned(), json!({"strategy": strategy})),
-    }
+        9 => ("/replay".to_owned(), json!({"strategy": strategy})),
+        10..12 => ("/checkpoint".to_owned(), json!({})),
+        _ => {
+            let window = json!({"topic_retention_hours": hours});
+            return (Method::PATCH, String::new(), window);
+        }
+    };
+    (Method::POST, action, body)
 }
 
 /// Whatever is asked for, it is done or refused for a reason; nothing else.
 async fn ask(fan: &FanOut, random: &mut StdRng) -> Result<()> {
     let name = NAMES.choose(random).copied().unwrap_or_default();
-    let (action, body) = wish(random);
-    let path = format!("/v1/mirrors/{name}/{action}");
-    let answer = fan.api.post(&path, body.clone()).await?;
+    let (method, action, body) = wish(random);
+    let path = format!("/v1/mirrors/{name}{action}");
+    let answer = fan.api.request(method, &path, Some(body.clone())).await?;
     println!("{path} {body}: {}", answer.status);
     ensure!(
         [202, 409].contains(&answer.status),
@@ -55,6 +67,28 @@ async fn ask(fan: &FanOut, random: &mut StdRng) -> Result<()> {
         answer.status,
         answer.body
     );
+    Ok(())
+}
+
+/// Nobody wants to keep what is applied, until what has been applied is trimmed.
+async fn trim(fan: &FanOut) -> Result<()> {
+    let (before, _) = fan.watermarks("changes", 0).await?;
+    for name in NAMES {
+        fan.patch(name, json!({"topic_retention_hours": NO_WINDOW}))
+            .await?;
+    }
+    let deadline = Instant::now() + REST;
+    while fan.watermarks("changes", 0).await?.0 <= before {
+        ensure!(
+            Instant::now() < deadline,
+            "nothing is trimmed above {before}"
+        );
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    for name in NAMES {
+        fan.patch(name, json!({"topic_retention_hours": WINDOW}))
+            .await?;
+    }
     Ok(())
 }
 
@@ -104,11 +138,17 @@ async fn three_destinations_under_pauses_resyncs_replays_and_deaths() -> Result<
             }
         }
         rest(&fan, &attached).await?;
+        trim(&fan).await?;
         rests += 1;
     }
     fan.settle(&[&attached[0], &attached[1]])
         .await
         .with_context(|| format!("BUNNY_SOAK_SEED={seed}"))?;
+    let (trimmed, _) = fan.watermarks("changes", 0).await?;
+    ensure!(trimmed > 0, "the change topic begins where it began");
+    // What a subscriber begins with now that the copies of before are gone.
+    let checkpoint = fan.ask("/v1/mirrors/mirror/checkpoint", json!({})).await?;
+    ended(&fan, "mirror", &checkpoint).await?;
     let load = fan.load.take().context("there is no load")?;
     load.stop().await;
     // Nothing twice on the topic, and a subscriber of it has what the source has.
@@ -116,6 +156,9 @@ async fn three_destinations_under_pauses_resyncs_replays_and_deaths() -> Result<
         .assert_topics_hold(&fan.owner, &load::pairs())
         .await
         .with_context(|| format!("BUNNY_SOAK_SEED={seed}"))?;
-    println!("at rest {rests} times in {:?}", started.elapsed());
+    println!(
+        "at rest {rests} times in {:?}, trimmed up to {trimmed}",
+        started.elapsed()
+    );
     Ok(())
 }
