@@ -18,7 +18,7 @@ use crate::logs::{self, LogLevel};
 use crate::mirrors::{Desired, Mirror, PauseScope, ResyncStrategy, notify};
 use crate::schema_sync::{SYNC_SCHEMA, under_way};
 use crate::tables::{AwaitedTable, RESYNC, TABLES};
-use crate::{Catalog, Error, Result, pausing};
+use crate::{Catalog, Error, Result, last_wish, pausing};
 
 /// The command of tables rebuilt from the topics.
 pub const REPLAY: &str = "replay";
@@ -117,6 +117,12 @@ impl Catalog {
         if mirror.desired == Desired::Paused && mirror.pause_scope == PauseScope::All {
             return Err(Error::conflict(format!(
                 "mirror \"{name}\" is paused as a whole, capture included: resume it first"
+            )));
+        }
+        // Nobody acts for this catalog, so the wish would wait for what never comes.
+        if last_wish::has_unknown(&mut transaction, mirror.id).await? {
+            return Err(Error::conflict(format!(
+                "mirror \"{name}\" was asked for something that this catalog, restored from an older backup, does not know: nothing is rebuilt before it is decided what goes on. Its error message names the ways"
             )));
         }
         let mut args = replay.args();

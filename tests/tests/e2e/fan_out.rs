@@ -27,7 +27,7 @@ pub(crate) struct FanOut {
     pub(crate) api: Api,
     pub(crate) capture: Bunny,
     pub(crate) apply: Bunny,
-    _api: Bunny,
+    pub(crate) api_process: Bunny,
     pub(crate) source: Session,
     pub(crate) owner: Mirror,
     pub(crate) load: Option<Load>,
@@ -58,14 +58,14 @@ pub(crate) async fn fan_out(test: &str) -> Result<FanOut> {
         api,
         capture,
         apply,
-        _api: api_process,
+        api_process,
         source,
         owner,
         load: Some(load),
     })
 }
 
-fn mappings(pairs: &[TablePair]) -> Value {
+pub(crate) fn mappings(pairs: &[TablePair]) -> Value {
     let mapping = |pair: &TablePair| {
         json!({
             "source_schema": pair.source.0, "source_table": pair.source.1,
@@ -222,7 +222,7 @@ pub(crate) async fn wait_number(
     }
 }
 
-async fn is_gone(api: &Api, name: &str) -> Result<()> {
+pub(crate) async fn is_gone(api: &Api, name: &str) -> Result<()> {
     let deadline = Instant::now() + CONVERGE;
     let path = format!("/v1/mirrors/{name}");
     while api.get(&path).await?.status != 404 {

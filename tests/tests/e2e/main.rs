@@ -49,6 +49,7 @@ mod pausing;
 mod pgbench;
 mod readers;
 mod recovery;
+mod recovery_attached;
 mod refused_creation;
 mod replay;
 mod replay_swap;
