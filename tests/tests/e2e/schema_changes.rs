@@ -351,7 +351,7 @@ async fn additive_and_manual_do_no_more_than_they_say() -> Result<()> {
     destination.run("ALTER TABLE kept ADD n int").await?;
     scene
         .source
-        .run("UPDATE kept SET a = 'y', n = 2; ALTER TABLE kept ALTER a TYPE varchar; UPDATE kept SET a = 'z', n = 3;")
+        .run("UPDATE kept SET a = 'y', n = 2 WHERE id > 9; ALTER TABLE kept ALTER a TYPE varchar; UPDATE kept SET a = 'z', n = 3 WHERE id > 20;")
         .await?;
     scene.stage.assert_converges(&manual, &kept).await?;
     assert_eq!(
