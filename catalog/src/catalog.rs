@@ -196,7 +196,7 @@ impl Catalog {
     /// would be neither seen by others nor kept, and hold its locks. Ended in a task of its own, it is rolled back.
     pub(crate) async fn begin(&self) -> sqlx::Result<Transaction<'static, Postgres>> {
         let pool = self.pool.clone();
-        #[allow(clippy::disallowed_methods, reason = "the one place that is")]
+        #[expect(clippy::disallowed_methods, reason = "the one place that may")]
         let begun = tokio::spawn(async move { pool.begin().await });
         match begun.await {
             Ok(begun) => begun,

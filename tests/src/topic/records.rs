@@ -161,7 +161,7 @@ fn read_schemas(brokers: &str, topic: &str) -> anyhow::Result<HashMap<u32, Regis
             record: json["name"].as_str().unwrap_or_default().to_owned(),
             columns: of_fields(|field| &field["column"]),
             types: of_fields(|field| &field["type"][1]),
-            generated: fields.iter().map(|field| is_generated(&field)).collect(),
+            generated: fields.iter().map(is_generated).collect(),
             version: Arc::new(Version {
                 columns: fields
                     .iter()
