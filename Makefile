@@ -50,7 +50,7 @@ test: deps ## Unit, property and end-to-end tests on real servers
 	scripts/with-services cargo test --workspace $(FEATURES) -- --include-ignored
 
 test-full: deps ## Everything: also memory bounds, soak and the matrix (about an hour)
-	@scripts/install-deps --clients --registry --connect
+	@scripts/install-deps --clients --registry --connect --extensions
 	cargo build --workspace --all-targets $(FEATURES),bunny-tests/full
 	scripts/with-services cargo test --workspace $(FEATURES),bunny-tests/full -- --include-ignored
 	$(MAKE) test-matrix

@@ -73,6 +73,9 @@ pub const SWAP_BEFORE_COMMIT: &str = "apply::swap_before_commit";
 /// Rows are exchanged; the table is not in main yet.
 pub const SWAP_DONE: &str = "apply::swap_done";
 
+/// What was let go beside a table is dropped and forgotten, not committed.
+pub const BESIDE_DROPPED: &str = "apply::beside_dropped";
+
 /// A locked table is PARKED; main, or the catch-up reader, has not gone on yet.
 pub const TABLE_PARKED: &str = "apply::table_parked";
 
@@ -141,6 +144,7 @@ pub const ALL: &[&str] = &[
     SWAP_TAKEN_OUT,
     SWAP_BEFORE_COMMIT,
     SWAP_DONE,
+    BESIDE_DROPPED,
     GENERATION_ENTERED,
     TABLE_PARKED,
     SCHEMA_SYNC_HELD,

@@ -60,7 +60,7 @@ impl Catalog {
     /// before comes to nothing. [`Error::Conflict`] if this catalog knows all that was asked for.
     pub async fn request_adopt(&self, name: &str, requested_by: &str) -> Result<Uuid> {
         let failed = |error| Error::database("adopting a mirror", error);
-        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mut transaction = self.begin().await.map_err(failed)?;
         let mirror = self.lock_living(&mut transaction, name).await?;
         if let Some(owner) = &mirror.owner {
             return Err(Error::conflict(format!(
@@ -115,7 +115,7 @@ impl Catalog {
         outcome: Option<&str>,
     ) -> Result<()> {
         let failed = |error| Error::database("adopting a mirror", error);
-        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mut transaction = self.begin().await.map_err(failed)?;
         let mirror = self
             .lock_living(&mut transaction, &command.mirror_name)
             .await?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
-use sqlx::{Connection as _, Executor as _};
+use sqlx::{Connection as _, Executor as _, Postgres, Transaction};
 
 use crate::{EncryptionKey, Error, Result};
 
@@ -188,6 +188,22 @@ impl Catalog {
 
     pub(crate) fn pool(&self) -> &PgPool {
         &self.pool
+    }
+
+    /// Begins a transaction. Whoever waits for it may be cancelled at any moment, as tasks of mirrors are and requests
+    /// whose client has gone; a BEGIN that is on its way is not: sqlx would give the connection back to the pool with the
+    /// transaction open (its guard only rolls back what it has counted), and whatever used that connection from then on
+    /// would be neither seen by others nor kept, and hold its locks. Ended in a task of its own, it is rolled back.
+    pub(crate) async fn begin(&self) -> sqlx::Result<Transaction<'static, Postgres>> {
+        let pool = self.pool.clone();
+        #[expect(clippy::disallowed_methods, reason = "the one place that may")]
+        let begun = tokio::spawn(async move { pool.begin().await });
+        match begun.await {
+            Ok(begun) => begun,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            // Only the end of the runtime cancels it.
+            Err(_) => Err(sqlx::Error::PoolClosed),
+        }
     }
 
     pub(crate) fn key(&self) -> &EncryptionKey {

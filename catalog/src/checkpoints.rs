@@ -45,7 +45,7 @@ impl Catalog {
         requested_by: &str,
     ) -> Result<Uuid> {
         let failed = |error| Error::database("asking for a checkpoint", error);
-        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mut transaction = self.begin().await.map_err(failed)?;
         let mirror = self.lock_living(&mut transaction, name).await?;
         refuse_attached(
             &mirror,

@@ -44,7 +44,7 @@ impl Catalog {
 
     async fn request(&self, name: &str, wish: Wish, requested_by: &str) -> Result<Uuid> {
         let failed = |error| Error::database("pausing or resuming a mirror", error);
-        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mut transaction = self.begin().await.map_err(failed)?;
         let mirror = self.lock_mirror(&mut transaction, name).await?;
         if mirror.desired == Desired::Deleted {
             return Err(Error::conflict(format!(
@@ -131,7 +131,7 @@ impl Catalog {
         desired: Desired,
     ) -> Result<()> {
         let failed = |error| Error::database("recording a pause or resume", error);
-        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mut transaction = self.begin().await.map_err(failed)?;
         sqlx::query(
             "UPDATE bunny.commands
              SET steps = steps || to_jsonb(concat($2, ' ', $4)),

@@ -110,7 +110,7 @@ impl Catalog {
         check_name("name", &peer.name).map_err(Error::Invalid)?;
         let failed = |error| Error::database("creating a peer", error);
         let sealed = self.key().seal(PASSWORD, &peer.name, &peer.password)?;
-        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mut transaction = self.begin().await.map_err(failed)?;
         self.check_key_is_current(&mut transaction).await?;
         let row = sqlx::query(
             "INSERT INTO bunny.peers (name, host, port, username, password, database, ssl_mode, ssl_root_cert, identity)
@@ -153,7 +153,7 @@ impl Catalog {
     ) -> Result<Peer> {
         let failed = |error| Error::database("changing a peer", error);
         let sealed = self.key().seal(PASSWORD, &peer.name, &peer.password)?;
-        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mut transaction = self.begin().await.map_err(failed)?;
         self.check_key_is_current(&mut transaction).await?;
         let known: Option<String> =
             sqlx::query_scalar("SELECT identity FROM bunny.peers WHERE name = $1 FOR UPDATE")
@@ -245,7 +245,7 @@ impl Catalog {
     /// Removes a peer. [`Error::InUse`] while a mirror names it.
     pub async fn delete_peer(&self, name: &str, by: &str) -> Result<()> {
         let failed = |error| Error::database("deleting a peer", error);
-        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mut transaction = self.begin().await.map_err(failed)?;
         let deleted = sqlx::query("DELETE FROM bunny.peers WHERE name = $1")
             .bind(name)
             .execute(&mut *transaction)

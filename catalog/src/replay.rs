@@ -112,7 +112,7 @@ impl Catalog {
         requested_by: &str,
     ) -> Result<Uuid> {
         let failed = |error| Error::database("asking for a replay", error);
-        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mut transaction = self.begin().await.map_err(failed)?;
         let mirror = self.lock_living(&mut transaction, name).await?;
         if mirror.desired == Desired::Paused && mirror.pause_scope == PauseScope::All {
             return Err(Error::conflict(format!(
@@ -187,7 +187,7 @@ impl Catalog {
     /// goes, its command fails with what is wrong. Doing so twice is nothing.
     pub async fn refuse_replay(&self, mirror_id: Uuid, request_id: Uuid, why: &str) -> Result<()> {
         let failed = |error| Error::database("refusing a replay", error);
-        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mut transaction = self.begin().await.map_err(failed)?;
         sqlx::query(
             "UPDATE bunny.mirror_tables SET replay = NULL
              WHERE mirror_id = $1 AND replay ->> 'request_id' = $2",
@@ -219,7 +219,7 @@ impl Catalog {
     /// the command ends, well unless one of its tables has failed. Doing so twice is nothing.
     pub async fn end_replay_until(&self, mirror_id: Uuid, requests: &[Uuid]) -> Result<()> {
         let failed = |error| Error::database("ending a replay", error);
-        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mut transaction = self.begin().await.map_err(failed)?;
         let mut open = commands::open(&mut *transaction, mirror_id).await?;
         open.retain(|command| command.kind == REPLAY && command.args["until"].is_object());
         for command in open {

@@ -88,7 +88,7 @@ impl Catalog {
     /// Begins a transaction while which nobody adds a secret.
     async fn hold_secrets(&self) -> Result<Transaction<'static, Postgres>> {
         let failed = |error| Error::database("changing the encryption key", error);
-        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mut transaction = self.begin().await.map_err(failed)?;
         sqlx::query("LOCK TABLE bunny.settings, bunny.peers IN SHARE ROW EXCLUSIVE MODE")
             .execute(&mut *transaction)
             .await

@@ -69,7 +69,7 @@ impl Catalog {
         requested_by: &str,
     ) -> Result<Uuid> {
         let failed = |error| Error::database("asking for a schema sync", error);
-        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mut transaction = self.begin().await.map_err(failed)?;
         let mirror = self.lock_mirror(&mut transaction, name).await?;
         let what = "a schema sync of it is not available in this version; resync a table to have it as it is at the source";
         refuse_attached(&mirror, what)?;
@@ -114,7 +114,7 @@ impl Catalog {
         definitions: &SourceDefinitions,
     ) -> Result<bool> {
         let failed = |error| Error::database("handing definitions over", error);
-        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mut transaction = self.begin().await.map_err(failed)?;
         if !is_open(&mut transaction, command_id).await? {
             return Ok(false);
         }
@@ -185,7 +185,7 @@ impl Catalog {
     /// Ends a command for which no definitions came. False, and nothing, if they are there.
     pub async fn give_up_definitions(&self, command_id: Uuid, why: &str) -> Result<bool> {
         let failed = |error| Error::database("giving a schema sync up", error);
-        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mut transaction = self.begin().await.map_err(failed)?;
         if !is_open(&mut transaction, command_id).await? {
             return Ok(true);
         }
@@ -222,7 +222,7 @@ impl Catalog {
         report: &Value,
     ) -> Result<()> {
         let failed = |error| Error::database("finishing a schema sync", error);
-        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mut transaction = self.begin().await.map_err(failed)?;
         sqlx::query(
             "UPDATE bunny.commands SET outcome = $2, args = args || jsonb_build_object('report', $3::jsonb)
              WHERE id = $1 AND state IN ('pending', 'running')",

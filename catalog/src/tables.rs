@@ -121,7 +121,7 @@ impl Catalog {
     ) -> Result<(TableChanges, Option<Uuid>)> {
         let failed = |error| Error::database("changing the tables of a mirror", error);
         mirrors::check_tables(tables)?;
-        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mut transaction = self.begin().await.map_err(failed)?;
         mirrors::lock_creation(&mut transaction).await?;
         let mirror = self.lock_living(&mut transaction, name).await?;
         let changes = TableChanges::between(&mirror.tables, tables);
@@ -179,7 +179,7 @@ impl Catalog {
         requested_by: &str,
     ) -> Result<Uuid> {
         let failed = |error| Error::database("asking for a resync", error);
-        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mut transaction = self.begin().await.map_err(failed)?;
         let mirror = self.lock_living(&mut transaction, name).await?;
         let is_meant = |found: &&MirrorTable| table.is_none_or(|table| found.source == *table);
         let mut meant: Vec<MirrorTable> = mirror.tables.iter().filter(is_meant).cloned().collect();

@@ -90,7 +90,7 @@ impl Catalog {
         changes: &[UntrackedChange],
     ) -> Result<Vec<TableName>> {
         let failed = |error| Error::database("asking for a sync of changed tables", error);
-        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mut transaction = self.begin().await.map_err(failed)?;
         let mirror = self.lock_living(&mut transaction, name).await?;
         let mut asked = Vec::new();
         let mut is_asked_now = false;

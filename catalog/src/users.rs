@@ -155,7 +155,7 @@ impl Catalog {
                 "nobody deletes their own user: ask another administrator",
             ));
         }
-        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mut transaction = self.begin().await.map_err(failed)?;
         // Locked, so that two administrators who delete each other do not both succeed.
         let admins: Vec<String> = sqlx::query_scalar(
             "SELECT username FROM bunny.users WHERE role = 'admin' ORDER BY username FOR UPDATE",
@@ -185,7 +185,7 @@ impl Catalog {
     pub async fn change_password(&self, username: &str, password: &SecretString) -> Result<User> {
         let failed = |error| Error::database("changing a password", error);
         let hash = hash(password.clone()).await?;
-        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mut transaction = self.begin().await.map_err(failed)?;
         let row = sqlx::query(
             "UPDATE bunny.users
              SET password_hash = $2, token_version = nextval('bunny.token_versions'),
@@ -220,7 +220,7 @@ impl Catalog {
     ) -> Result<User> {
         let failed = |error| Error::database("creating a user", error);
         let hash = hash(password.clone()).await?;
-        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mut transaction = self.begin().await.map_err(failed)?;
         let row = sqlx::query(
             "INSERT INTO bunny.users (username, role, password_hash) VALUES ($1, $2, $3)
              ON CONFLICT (username) DO NOTHING RETURNING *",

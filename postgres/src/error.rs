@@ -167,8 +167,10 @@ pub(crate) fn is_transient_sqlstate(code: &str) -> bool {
 
 /// Codes with which a server lets no session begin because it is ill itself: with a full disk a
 /// backend that cannot write its cache of the catalog says XX000 ("could not write init file").
+/// Or because the database is closed for a while, as for an upgrade: 55000 says that of
+/// ALTER DATABASE … ALLOW_CONNECTIONS false (postinit.c).
 fn ails_the_server(code: &str) -> bool {
-    matches!(code.get(..2), Some("58" | "XX"))
+    matches!(code.get(..2), Some("58" | "XX")) || code == "55000"
 }
 
 fn lost_connection(error: &tokio_postgres::Error) -> bool {
@@ -209,7 +211,7 @@ mod tests {
 
     #[test]
     fn a_server_that_is_ill_lets_in_later_whom_it_lets_in_at_all() {
-        for code in ["XX000", "58P01"] {
+        for code in ["XX000", "58P01", "55000"] {
             assert!(
                 ails_the_server(code) && !is_transient_sqlstate(code),
                 "{code}"

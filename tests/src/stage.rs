@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::api::Api;
@@ -155,6 +155,16 @@ impl Stage {
     /// The password of `admin`.
     pub fn password(&self) -> &'static str {
         ADMIN_PASSWORD
+    }
+
+    /// What seals secrets in the catalog.
+    pub fn encryption_key(&self) -> &'static str {
+        ENCRYPTION_KEY
+    }
+
+    /// Where the API listens.
+    pub fn api_port(&self) -> u16 {
+        self.api_port
     }
 
     fn env_with(&self, role: Role, settings: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -339,6 +349,18 @@ impl Stage {
     /// Reads the mirror's topics with the other Avro implementation and compares what
     /// they add up to with the source.
     pub async fn assert_topics_hold(
+        &self,
+        mirror: &Mirror,
+        tables: &[TablePair],
+    ) -> anyhow::Result<topic::Summary> {
+        let summary = self.assert_topics_hold_known(mirror, tables).await?;
+        ensure!(summary.unknown.is_empty(), "{:?}", summary.unknown);
+        Ok(summary)
+    }
+
+    /// The same where the log alone may not tell of every table what it holds: the summary
+    /// names those it does not.
+    pub async fn assert_topics_hold_known(
         &self,
         mirror: &Mirror,
         tables: &[TablePair],

@@ -5,7 +5,8 @@
 //! - that `(commit_lsn, seq)` strictly increases within a generation (invariant I2),
 //! - that every source transaction is whole: closed by its `last` event before the next,
 //! - that snapshot chunks plus the changes after each table's consistent point add up to
-//!   the source's present content, with no row inserted twice, updated or deleted unseen.
+//!   the source's present content, with no row inserted twice, updated or deleted unseen,
+//!   over all versions of the table: rows follow from one to the next as docs/events.md says.
 //!
 //! A topic that has been trimmed begins later, in the middle of a generation.
 
@@ -13,9 +14,11 @@ mod copies;
 mod materialise;
 mod records;
 pub mod tables;
+mod version;
 mod watermarks;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -47,6 +50,11 @@ pub struct Summary {
     /// Per source table and column, the Avro type beside null in the newest schema that a
     /// record uses.
     pub avro_types: HashMap<(String, String), HashMap<String, String>>,
+    /// Versions of each source table that events were written under, in any generation.
+    pub versions: HashMap<(String, String), usize>,
+    /// Tables that were not compared, because a schema says that the log alone does not tell
+    /// what their rows hold, and what it says.
+    pub unknown: BTreeMap<(String, String), String>,
 }
 
 impl Summary {
@@ -91,7 +99,8 @@ pub async fn assert_history(
         )
     })?;
     summary.snapshot_rows = tables.load(&topics.snapshot, &generation)?;
-    replay(&topics, &generation, &mut tables, &mut summary)?;
+    replay(&topics, &generation, &mut tables, &mut summary, source).await?;
+    summary.unknown = tables.unknown();
     tables.assert_equal_source(source).await?;
     Ok(summary)
 }
@@ -170,15 +179,17 @@ fn generation_at_start(topics: &Topics) -> Option<&str> {
 }
 
 /// Checks order and transaction ends over all generations; applies those of the last.
-fn replay(
+async fn replay(
     topics: &Topics,
     last_generation: &str,
     tables: &mut Tables,
     summary: &mut Summary,
+    source: &Session,
 ) -> anyhow::Result<()> {
     let mut generation: Option<&str> = generation_at_start(topics);
     let mut before: Option<(u64, i64)> = None;
     let mut open_transaction: Option<u64> = None;
+    let mut versions: HashMap<&(String, String), HashSet<usize>> = HashMap::new();
     for record in &topics.changes {
         let event = match record {
             ChangeRecord::GenerationStarted { generation: name } => {
@@ -205,15 +216,27 @@ fn replay(
             open_transaction.is_none_or(|open| open == event.commit_lsn),
             "the transaction at {open_transaction:?} has no last event before {event:?}"
         );
+        ensure!(
+            open_transaction.is_some()
+                || before.is_none_or(|(commit_lsn, _)| commit_lsn != event.commit_lsn),
+            "the transaction goes on after its last event: {event:?}"
+        );
         before = Some(position);
         open_transaction = (!event.last).then_some(event.commit_lsn);
         summary.count(event);
+        let seen = versions.entry(&event.table).or_default();
+        seen.insert(Arc::as_ptr(&event.version).addr());
         if event.generation == last_generation {
             tables
-                .apply(event)
+                .apply(event, source)
+                .await
                 .with_context(|| format!("applying {event:?}"))?;
         }
     }
+    let versions = versions.into_iter();
+    summary.versions = versions
+        .map(|(table, seen)| (table.clone(), seen.len()))
+        .collect();
     ensure!(
         open_transaction.is_none(),
         "the topic ends within the transaction at {open_transaction:?}"

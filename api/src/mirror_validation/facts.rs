@@ -91,6 +91,8 @@ pub(crate) struct FoundTable {
     pub(crate) persistence: char,
     /// Lies in a schema of the system, or in `_bunny`.
     pub(crate) system: bool,
+    /// The extension it belongs to.
+    pub(crate) extension: Option<String>,
     /// The user is a member of the owning role.
     pub(crate) owned: bool,
     pub(crate) may_select: bool,

@@ -224,6 +224,14 @@ fn table(
         );
         return;
     }
+    // Its own CREATE EXTENSION makes and fills it wherever the extension is; a mirror of it would stand in the way of that.
+    if let Some(extension) = &found.extension {
+        findings.refuse(
+            "source_extension",
+            format!("table {name} on source peer '{peer}' belongs to extension \"{extension}\", which brings it along at the destination; leave it out, and copy rows of your own in it by hand"),
+        );
+        return;
+    }
     match found.persistence {
         'u' => findings.refuse(
             "source_persistence",

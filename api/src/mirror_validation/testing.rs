@@ -96,6 +96,7 @@ pub(crate) fn found(name: &TableName) -> FoundTable {
         relkind: 'r',
         persistence: 'p',
         system: false,
+        extension: None,
         owned: true,
         may_select: true,
         row_security: false,

@@ -95,6 +95,9 @@ fn each_fault_is_found_by_its_check() {
         ("source_kind", "system table", |_, f| {
             source_table(f).system = true
         }),
+        ("source_extension", "leave it out", |_, f| {
+            source_table(f).extension = Some("postgis".into())
+        }),
         ("source_persistence", "SET LOGGED", |_, f| {
             source_table(f).persistence = 'u'
         }),

@@ -18,6 +18,7 @@ use uuid::Uuid;
 use super::{begin, commit, ledger_of};
 use crate::bookkeeping::{self, State, TableState};
 use crate::context::MirrorRun;
+use crate::crash_points::{self, reached};
 use crate::error::{Error, Result};
 use crate::waits::Task;
 
@@ -114,6 +115,7 @@ async fn drop_left(run: &MirrorRun, client: &Client) -> Result<Option<Error>> {
                 if !is_failed {
                     bookkeeping::remove_table(client, run.ledger, &name(0)).await?;
                 }
+                reached(crash_points::BESIDE_DROPPED);
                 commit(client).await?;
             }
             Err(error) if error.sqlstate().is_some() => {

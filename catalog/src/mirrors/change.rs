@@ -114,7 +114,7 @@ impl Catalog {
         requested_by: &str,
     ) -> Result<Uuid> {
         let failed = |error| Error::database("changing a mirror", error);
-        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mut transaction = self.begin().await.map_err(failed)?;
         let mirror = self.lock_mirror(&mut transaction, name).await?;
         if mirror.desired == Desired::Deleted {
             return Err(Error::conflict(format!(

@@ -218,7 +218,7 @@ impl Catalog {
         wanted: i64,
     ) -> Result<Granted> {
         let failed = |error| Error::database("asking up to where the log may be trimmed", error);
-        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mut transaction = self.begin().await.map_err(failed)?;
         let own = sqlx::query(
             "SELECT id FROM bunny.mirrors WHERE id = $1 AND generation = $2 FOR UPDATE",
         )

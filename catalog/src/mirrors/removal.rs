@@ -21,7 +21,7 @@ impl Catalog {
         requested_by: &str,
     ) -> Result<Uuid> {
         let failed = |error| Error::database("deleting a mirror", error);
-        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mut transaction = self.begin().await.map_err(failed)?;
         let row = sqlx::query("SELECT id, desired FROM bunny.mirrors WHERE name = $1 FOR UPDATE")
             .bind(name)
             .fetch_optional(&mut *transaction)
@@ -132,7 +132,7 @@ impl Catalog {
     /// Removes a mirror's rows and finishes its `delete` command.
     pub async fn finish_delete(&self, id: Uuid) -> Result<()> {
         let failed = |error| Error::database("removing a mirror", error);
-        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mut transaction = self.begin().await.map_err(failed)?;
         sqlx::query("DELETE FROM bunny.mirrors WHERE id = $1 AND desired = 'deleted'")
             .bind(id)
             .execute(&mut *transaction)

@@ -72,7 +72,7 @@ impl Catalog {
     pub async fn create_mirror(&self, new: &NewMirror) -> Result<Mirror> {
         check(new)?;
         let failed = |error| Error::database("creating a mirror", error);
-        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mut transaction = self.begin().await.map_err(failed)?;
         lock_creation(&mut transaction).await?;
         check_peers(&mut transaction, new).await?;
         check_name_free(&mut transaction, &new.name).await?;
@@ -177,7 +177,7 @@ impl Catalog {
     /// it in [`crate::MirrorContext::latest`].
     pub async fn set_generation_ready(&self, id: Uuid, generation: Uuid) -> Result<()> {
         let failed = |error| Error::database("recording a generation", error);
-        let mut transaction = self.pool().begin().await.map_err(failed)?;
+        let mut transaction = self.begin().await.map_err(failed)?;
         let recorded = sqlx::query(
             "UPDATE bunny.mirrors SET generation_ready = true, updated_at = clock_timestamp()
              WHERE id = $1 AND generation = $2",

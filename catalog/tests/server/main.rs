@@ -24,6 +24,7 @@ use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+mod cancelled;
 mod commands;
 mod fan_out;
 mod keys;

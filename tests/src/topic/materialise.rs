@@ -2,40 +2,33 @@
 //! fit the rows present is an error.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 
-use super::records::{Event, NamedRow, SnapshotRecord, Sync};
+use super::records::{Event, SnapshotRecord, Sync};
+use super::version::{Row, Unknown, Version};
 use crate::content::{self, TablePair, qualified};
 use crate::database::{Session, quote};
 
-/// One cell per compared column.
-type Row = Vec<Option<String>>;
 type Key = Vec<Option<String>>;
 
 pub(super) struct Tables(HashMap<(String, String), Table>);
 
 struct Table {
-    columns: Vec<Column>,
-    /// Indexes of the key columns; empty for a table without key.
+    /// Name and number of those that are compared, as the source has them now.
+    compared: Vec<(String, i64)>,
+    /// Of the rows, with the indexes of its key.
+    version: Arc<Version>,
     key: Vec<usize>,
     /// The consistent point of the load; events of earlier commits are in it already.
     lsn: u64,
     loaded: bool,
     rows: Rows,
-}
-
-struct Column {
-    name: String,
-    float: Option<FloatWidth>,
-}
-
-#[derive(Clone, Copy)]
-enum FloatWidth {
-    Four,
-    Eight,
+    /// Why the log alone does not tell any more what the table holds: its schema says so.
+    unknown: Option<String>,
 }
 
 /// Rows by key, or counted where there is no key.
@@ -45,7 +38,7 @@ enum Rows {
 }
 
 impl Tables {
-    /// Columns and keys as the source has them.
+    /// What is to be compared with the source, as it is now.
     pub(super) async fn describe(source: &Session, pairs: &[TablePair]) -> anyhow::Result<Tables> {
         let mut tables = HashMap::new();
         for pair in pairs {
@@ -67,6 +60,7 @@ impl Tables {
             };
             table.lsn = start.lsn;
             table.loaded = true;
+            table.begin(Version::of_copy(start.columns, start.definition)?);
             let chunks = chunks_of(records, start.sync, start.chunks)
                 .with_context(|| format!("the sync of {name:?}"))?;
             let mut rows = 0;
@@ -76,9 +70,8 @@ impl Tables {
                     cells.len() == start.columns.len(),
                     "a line of another width"
                 );
-                let named = start.columns.iter().cloned().zip(cells).collect();
                 table
-                    .insert(&named)
+                    .insert(&cells)
                     .with_context(|| format!("in the chunks of {name:?}"))?;
                 rows += 1;
             }
@@ -93,7 +86,7 @@ impl Tables {
     }
 
     /// Applies an event to the table or tables it concerns.
-    pub(super) fn apply(&mut self, event: &Event) -> anyhow::Result<()> {
+    pub(super) async fn apply(&mut self, event: &Event, source: &Session) -> anyhow::Result<()> {
         if event.op == "t" {
             ensure!(!event.truncated.is_empty(), "a truncate of nothing");
             for name in &event.truncated {
@@ -111,6 +104,12 @@ impl Tables {
         if event.commit_lsn < table.lsn {
             return Ok(());
         }
+        if !Arc::ptr_eq(&table.version, &event.version) {
+            table.go_on_with(&event.version, source).await?;
+        }
+        if table.unknown.is_some() {
+            return Ok(());
+        }
         let after = || event.after.as_ref().context("no `after`");
         match event.op.as_str() {
             "c" => table.insert(after()?),
@@ -123,18 +122,33 @@ impl Tables {
         }
     }
 
-    /// Every table that was loaded holds exactly the source's rows.
+    /// Tables of which the log alone does not tell what they hold, and why.
+    pub(super) fn unknown(&self) -> BTreeMap<(String, String), String> {
+        let tables = self.0.iter();
+        tables
+            .filter_map(|(name, table)| Some((name.clone(), table.unknown.clone()?)))
+            .collect()
+    }
+
+    /// Every table that was loaded, and is known, holds exactly the source's rows.
     pub(super) async fn assert_equal_source(&self, source: &Session) -> anyhow::Result<()> {
         for (name, table) in &self.0 {
             ensure!(
                 table.loaded,
                 "{name:?} has no finished sync in the snapshot topic"
             );
+            if table.unknown.is_some() {
+                continue;
+            }
+            let compared = table
+                .compared_positions()
+                .with_context(|| format!("comparing {name:?}"))?;
             let mut expected: HashMap<Row, i64> = HashMap::new();
-            for row in table.source_rows(source, name).await? {
+            for row in table.source_rows(source, name, &compared).await? {
                 *expected.entry(row).or_default() += 1;
             }
             for (row, count) in table.rows.counted() {
+                let row = compared.iter().map(|&index| row[index].clone()).collect();
                 *expected.entry(row).or_default() -= count.cast_signed();
             }
             expected.retain(|_, count| *count != 0);
@@ -164,65 +178,77 @@ impl Table {
             .await?;
         let mut names = content::columns(source, pair).await?;
         names.retain(|name| generated.iter().all(|row| row.get::<_, &str>(0) != name));
-        let floats = source
+        let rows = source
             .query(
-                "SELECT attname::text, atttypid = 700 FROM pg_attribute
-                 WHERE attrelid = $1::text::regclass AND atttypid IN (700, 701)",
+                "SELECT attname::text, attnum::int8 FROM pg_attribute
+                 WHERE attrelid = $1::text::regclass AND attnum > 0 AND NOT attisdropped",
                 &[&table],
             )
             .await?;
-        let float = |name: &str| {
-            floats
-                .iter()
-                .find(|row| row.get::<_, &str>(0) == name)
-                .map(|row| match row.get(1) {
-                    true => FloatWidth::Four,
-                    false => FloatWidth::Eight,
-                })
-        };
-        let key_names = source
-            .query(
-                "SELECT a.attname::text FROM pg_index i
-                 JOIN pg_class c ON c.oid = i.indrelid
-                 JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
-                 WHERE i.indrelid = $1::text::regclass AND i.indimmediate
-                   AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END",
-                &[&table],
-            )
-            .await?;
-        let key: Vec<usize> = key_names
-            .iter()
-            .filter_map(|row| names.iter().position(|name| name == row.get::<_, &str>(0)))
-            .collect();
-        let columns = names
-            .into_iter()
-            .map(|name| Column {
-                float: float(&name),
-                name,
-            })
-            .collect();
+        let attnums: HashMap<String, i64> =
+            rows.iter().map(|row| (row.get(0), row.get(1))).collect();
         Ok(Table {
-            columns,
-            rows: if key.is_empty() {
-                Rows::Counted(HashMap::new())
-            } else {
-                Rows::Keyed(HashMap::new())
-            },
-            key,
+            compared: names
+                .into_iter()
+                .map(|name| {
+                    let attnum = attnums.get(&name).copied().unwrap_or_default();
+                    (name, attnum)
+                })
+                .collect(),
+            version: Arc::default(),
+            key: Vec::new(),
+            rows: Rows::Counted(HashMap::new()),
             lsn: 0,
             loaded: false,
+            unknown: None,
         })
     }
 
-    fn row(&self, named: &NamedRow) -> anyhow::Result<Row> {
-        self.columns
-            .iter()
-            .map(|column| {
-                let cell = named
-                    .get(&column.name)
-                    .with_context(|| format!("no column {}", column.name))?;
-                column.normal(cell.clone())
+    /// Empty, under a version.
+    fn begin(&mut self, version: Version) {
+        self.take(Arc::new(version));
+    }
+
+    fn take(&mut self, version: Arc<Version>) {
+        self.key = version.key();
+        self.rows = if self.key.is_empty() {
+            Rows::Counted(HashMap::new())
+        } else {
+            Rows::Keyed(HashMap::new())
+        };
+        self.version = version;
+    }
+
+    /// The rows become those of another version, as a reader of the topics has to make them.
+    async fn go_on_with(&mut self, version: &Arc<Version>, source: &Session) -> anyhow::Result<()> {
+        let former = self.version.clone();
+        let rows = self.rows.drain();
+        self.take(version.clone());
+        match version.rows_of(&former, rows, source).await? {
+            Ok(rows) => rows.into_iter().try_for_each(|row| self.put(row)),
+            Err(Unknown(why)) => {
+                self.unknown = Some(why);
+                Ok(())
+            }
+        }
+    }
+
+    /// Where the columns that are compared stand in rows.
+    fn compared_positions(&self) -> anyhow::Result<Vec<usize>> {
+        let compared = self.compared.iter();
+        compared
+            .map(|(name, attnum)| {
+                self.version
+                    .position(name, *attnum)
+                    .with_context(|| format!("no column {name} in its last version"))
             })
+            .collect()
+    }
+
+    fn row(&self, cells: &Row) -> anyhow::Result<Row> {
+        let columns = self.version.columns.iter().zip(cells);
+        columns
+            .map(|(column, cell)| column.normal(cell.clone()))
             .collect()
     }
 
@@ -230,8 +256,8 @@ impl Table {
         self.key.iter().map(|&index| row[index].clone()).collect()
     }
 
-    fn insert(&mut self, named: &NamedRow) -> anyhow::Result<()> {
-        let row = self.row(named)?;
+    fn insert(&mut self, cells: &Row) -> anyhow::Result<()> {
+        let row = self.row(cells)?;
         self.put(row)
     }
 
@@ -247,7 +273,7 @@ impl Table {
         Ok(())
     }
 
-    fn remove(&mut self, before: &NamedRow, kind: &str) -> anyhow::Result<Row> {
+    fn remove(&mut self, before: &Row, kind: &str) -> anyhow::Result<Row> {
         let row = self.row(before)?;
         let key = self.key_of(&row);
         match &mut self.rows {
@@ -275,14 +301,14 @@ impl Table {
         }
     }
 
-    fn update(&mut self, event: &Event, after: &NamedRow) -> anyhow::Result<()> {
+    fn update(&mut self, event: &Event, after: &Row) -> anyhow::Result<()> {
         let (before, kind) = match &event.before {
             Some(before) => (before, event.before_kind.as_str()),
             None => (after, "key"),
         };
         let old = self.remove(before, kind)?;
         let mut new = self.row(after)?;
-        for (index, column) in self.columns.iter().enumerate() {
+        for (index, column) in self.version.columns.iter().enumerate() {
             if event.unchanged.contains(&column.name) {
                 ensure!(
                     new[index].is_none(),
@@ -299,8 +325,9 @@ impl Table {
         &self,
         source: &Session,
         name: &(String, String),
+        compared: &[usize],
     ) -> anyhow::Result<Vec<Row>> {
-        let columns: Vec<String> = self.columns.iter().map(|c| quote(&c.name)).collect();
+        let columns: Vec<String> = self.compared.iter().map(|(name, _)| quote(name)).collect();
         let own_rows = content::own_rows(source, &[qualified(name)]).await?;
         let sql = format!(
             "COPY (SELECT {} FROM {}) TO STDOUT",
@@ -312,25 +339,24 @@ impl Table {
         lines(&text)
             .map(|line| {
                 let cells = copy_cells(line)?;
-                let pairs = self.columns.iter().zip(cells);
-                pairs.map(|(column, cell)| column.normal(cell)).collect()
+                let cells = compared.iter().zip(cells);
+                cells
+                    .map(|(&index, cell)| self.version.columns[index].normal(cell))
+                    .collect()
             })
             .collect()
     }
 }
 
-impl Column {
-    /// Floats in Rust's shortest form, so that both spellings of one number are equal.
-    fn normal(&self, cell: Option<String>) -> anyhow::Result<Option<String>> {
-        Ok(match (self.float, cell) {
-            (Some(FloatWidth::Four), Some(text)) => Some(format!("{:?}", text.parse::<f32>()?)),
-            (Some(FloatWidth::Eight), Some(text)) => Some(format!("{:?}", text.parse::<f64>()?)),
-            (_, cell) => cell,
-        })
-    }
-}
-
 impl Rows {
+    fn drain(&mut self) -> Vec<Row> {
+        let rows = self.counted();
+        let rows = rows.flat_map(|(row, count)| (0..count).map(move |_| row.clone()));
+        let rows = rows.collect();
+        self.clear();
+        rows
+    }
+
     fn clear(&mut self) {
         match self {
             Rows::Keyed(rows) => rows.clear(),
@@ -351,6 +377,7 @@ struct FinishedSync<'a> {
     sync: &'a Sync,
     lsn: u64,
     columns: &'a [String],
+    definition: &'a str,
     chunks: i32,
     rows: i64,
 }
@@ -374,12 +401,14 @@ fn newest_finished<'a>(
             generation,
             lsn,
             columns,
+            definition,
         } if table == wanted && generation == wanted_generation => {
             let &(chunks, rows) = finishes.get(sync)?;
             Some(FinishedSync {
                 sync,
                 lsn: *lsn,
                 columns,
+                definition,
                 chunks,
                 rows,
             })

@@ -1,6 +1,7 @@
 //! Topics as plain values: consumed `read_committed`, decoded by `apache-avro`.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -13,11 +14,10 @@ use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
+use super::version::{Column, Row, Version};
+
 /// So long may no record come before the end of the topic does.
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
-
-/// A row: per column name, its text; `None` is NULL.
-pub(super) type NamedRow = HashMap<String, Option<String>>;
 
 /// Everything in the topics of a mirror.
 pub(super) struct Topics {
@@ -41,8 +41,10 @@ pub(super) enum ChangeRecord {
 pub(super) struct Event {
     pub(super) op: String,
     pub(super) before_kind: String,
-    pub(super) before: Option<NamedRow>,
-    pub(super) after: Option<NamedRow>,
+    pub(super) before: Option<Row>,
+    pub(super) after: Option<Row>,
+    /// The version of its table that its rows are written under.
+    pub(super) version: Arc<Version>,
     pub(super) unchanged: Vec<String>,
     /// Tables of a truncate.
     pub(super) truncated: Vec<(String, String)>,
@@ -61,6 +63,7 @@ pub(super) enum SnapshotRecord {
         generation: String,
         lsn: u64,
         columns: Vec<String>,
+        definition: String,
     },
     Chunk {
         sync: Sync,
@@ -89,6 +92,9 @@ struct Registered {
     columns: Vec<String>,
     /// The Avro type of each, beside null.
     types: Vec<String>,
+    /// Of each, whether it is generated at the source: the oracle has no use for it then.
+    generated: Vec<bool>,
+    version: Arc<Version>,
 }
 
 impl Topics {
@@ -149,11 +155,21 @@ fn read_schemas(brokers: &str, topic: &str) -> anyhow::Result<HashMap<u32, Regis
                 .map(|text| text.unwrap_or_default().to_owned())
                 .collect()
         };
+        let is_generated = |field: &&serde_json::Value| field["facts"]["generated"] == true;
         let registered = Registered {
             avro: Schema::parse_str(text)?,
             record: json["name"].as_str().unwrap_or_default().to_owned(),
             columns: of_fields(|field| &field["column"]),
             types: of_fields(|field| &field["type"][1]),
+            generated: fields.iter().map(is_generated).collect(),
+            version: Arc::new(Version {
+                columns: fields
+                    .iter()
+                    .copied()
+                    .filter(|field| !is_generated(field))
+                    .map(Column::of_schema)
+                    .collect(),
+            }),
         };
         let former = schemas.insert(id, registered);
         ensure!(former.is_none(), "schema id {id} was given twice");
@@ -295,7 +311,7 @@ fn change_record(schema: &Registered, record: &Value) -> anyhow::Result<ChangeRe
 }
 
 fn event(schema: &Registered, record: &Value) -> anyhow::Result<Event> {
-    let row = |name: &str| named_row(schema, field(record, name)?);
+    let row = |name: &str| row(schema, field(record, name)?);
     let source = field(record, "source")?;
     let truncated = match option(field(record, "truncate")?) {
         None => Vec::new(),
@@ -314,6 +330,7 @@ fn event(schema: &Registered, record: &Value) -> anyhow::Result<Event> {
         before_kind: text(field(record, "before_kind")?)?,
         before: row("before")?,
         after: row("after")?,
+        version: schema.version.clone(),
         unchanged: texts(field(record, "unchanged")?)?,
         truncated,
         table: (
@@ -327,7 +344,7 @@ fn event(schema: &Registered, record: &Value) -> anyhow::Result<Event> {
     })
 }
 
-fn named_row(schema: &Registered, value: &Value) -> anyhow::Result<Option<NamedRow>> {
+fn row(schema: &Registered, value: &Value) -> anyhow::Result<Option<Row>> {
     let Some(row) = option(value) else {
         return Ok(None);
     };
@@ -338,14 +355,15 @@ fn named_row(schema: &Registered, value: &Value) -> anyhow::Result<Option<NamedR
         fields.len() == schema.columns.len(),
         "a row of another width"
     );
-    let cells = schema.columns.iter().zip(fields);
+    let cells = schema.generated.iter().zip(fields);
     cells
-        .map(|(column, (_, value))| Ok((column.clone(), cell(value)?)))
-        .collect::<anyhow::Result<NamedRow>>()
+        .filter(|(generated, _)| !**generated)
+        .map(|(_, (_, value))| cell(value))
+        .collect::<anyhow::Result<Row>>()
         .map(Some)
 }
 
-/// A value as COPY text has it, floats in the one form of [`super::materialise`].
+/// A value as COPY text has it, floats in the one form of [`super::version`].
 fn cell(value: &Value) -> anyhow::Result<Option<String>> {
     Ok(Some(match option(value) {
         None => return Ok(None),
@@ -378,6 +396,7 @@ fn snapshot_record(schema: &Registered, record: &Value) -> anyhow::Result<Snapsh
             generation: text(field(record, "generation")?)?,
             lsn: lsn(field(record, "lsn")?)?,
             columns: texts(field(record, "columns")?)?,
+            definition: text(field(record, "definition")?)?,
         },
         "SnapshotChunk" => SnapshotRecord::Chunk {
             sync,

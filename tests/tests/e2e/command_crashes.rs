@@ -22,6 +22,12 @@ pub const TABLES: &str = "/v1/mirrors/mirror/tables";
 pub const KEPT: [&str; 2] = ["public.accounts", "public.journal"];
 pub const ADDED: [&str; 2] = ["public.documents", "public.measurements"];
 
+/// Of a table that leaves while it is loaded beside itself (`table_list_points`).
+pub const APPLY_LEAVING: [(&str, u32); 2] = [
+    ("apply::tables_reconciled", 1),
+    ("apply::beside_dropped", 1),
+];
+
 /// Changes are followed all the while; a swap may be wanted of a table that leaves.
 const PHASES: [&str; 2] = ["CDC", "SWAP"];
 

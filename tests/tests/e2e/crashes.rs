@@ -329,6 +329,7 @@ fn every_crash_point_is_in_a_suite() -> Result<()> {
         &SCHEMA_REGISTRY,
         &crate::command_crashes::CAPTURE_ADDING,
         &crate::command_crashes::APPLY_ADDING,
+        &crate::command_crashes::APPLY_LEAVING,
         &crate::command_crashes::CAPTURE_CHECKPOINT,
         &crate::command_crashes::STARTED,
         &crate::recovery::ADOPTION,

@@ -1,7 +1,8 @@
 //! The API asked by a fuzzer that knows nothing but the API's own OpenAPI document: no answer
 //! is an error of ours, none is missing, each is of the form that the document says.
 //!
-//! Twice: with names out of nowhere, and with those of a mirror, peers and a user that exist.
+//! Twice: with names out of nowhere, and with those of a mirror, peers and a user that exist. All answers are recorded:
+//! none tells a secret, nor does the log, and afterwards the API holds no more than it did (`fuzz_leaks`).
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -16,6 +17,8 @@ use bunny_tests::services::repository;
 use bunny_tests::stage::Stage;
 use serde_json::{Value, json};
 use tokio::process::Command;
+
+use crate::fuzz_leaks::{self, Held};
 
 /// The tool asks for some thousands of things.
 const LIMIT: Duration = Duration::from_secs(1800);
@@ -55,7 +58,8 @@ async fn schemathesis() -> Result<PathBuf> {
     Ok(String::from_utf8(output.stdout)?.trim().into())
 }
 
-async fn fuzz(tool: &Path, api: &Api, document: &Value, seed: u64) -> Result<()> {
+/// Gives the recording of all that was asked and answered (HAR).
+async fn fuzz(tool: &Path, api: &Api, document: &Value, seed: u64) -> Result<String> {
     let place = std::env::temp_dir().join(format!("bunny-fuzz-{}", uuid::Uuid::new_v4().simple()));
     std::fs::create_dir_all(&place)?;
     std::fs::write(place.join("openapi.json"), document.to_string())?;
@@ -69,12 +73,15 @@ async fn fuzz(tool: &Path, api: &Api, document: &Value, seed: u64) -> Result<()>
         .args(["--request-timeout", ANSWER_SECONDS_MAX, "--generation-database", "none"])
         .args(["--continue-on-failure", "--suppress-health-check", "all", "--no-color"])
         .args(["--seed", &seed.to_string()])
+        // Secrets that are told would else be masked in what is recorded.
+        .args(["--report", "har", "--report-har-path", "recording.har", "--output-sanitize", "false"])
         .stdin(Stdio::null())
         .kill_on_drop(true);
     let output = tokio::time::timeout(LIMIT, run.output())
         .await
         .context("the fuzzer hangs")??;
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    let recording = std::fs::read_to_string(place.join("recording.har"));
     std::fs::remove_dir_all(&place)?;
     println!("{told}");
     ensure!(
@@ -83,7 +90,7 @@ async fn fuzz(tool: &Path, api: &Api, document: &Value, seed: u64) -> Result<()>
         output.status,
         String::from_utf8_lossy(&output.stderr)
     );
-    Ok(())
+    recording.context("the fuzzer recorded nothing")
 }
 
 /// The document with names in the paths that exist.
@@ -127,15 +134,21 @@ async fn a_fuzzer_finds_no_error_of_ours() -> Result<()> {
     let tool = schemathesis().await?;
     let stage = Stage::new("fuzz").await?;
     stage.migrate()?;
-    let mut bunny = stage.start(Role::Up)?;
+    let _workers = [stage.start(Role::Capture)?, stage.start(Role::Apply)?];
+    let settings = [
+        ("BUNNY_JWT_SECRET", fuzz_leaks::JWT_SECRET),
+        ("BUNNY_LOG", "debug"),
+    ];
+    let mut bunny = stage.start_with(Role::Api, &settings)?;
+    let pid = bunny.pid().context("no process")?;
     let api = stage.api().await?;
-    stage.create_peers(&api).await?;
+    fuzz_leaks::create_peers(&stage, &api).await?;
     let source = stage.source.connect().await?;
     source
         .run("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (id int PRIMARY KEY, v text); CREATE TABLE p (id int PRIMARY KEY);
               INSERT INTO t SELECT g, 'v' FROM generate_series(1, 500) g; INSERT INTO u SELECT * FROM t;")
         .await?;
-    let ann = json!({"username": "ann", "password": "some password", "role": "viewer"});
+    let ann = json!({"username": "ann", "password": fuzz_leaks::USER_PASSWORD, "role": "viewer"});
     api.post("/v1/users", ann).await?.expect(201)?;
     let mirror = stage
         .create_mirror(&api, "mirror", &["public.t", "public.u"], json!({}))
@@ -147,6 +160,8 @@ async fn a_fuzzer_finds_no_error_of_ours() -> Result<()> {
         .wait_running()
         .await?;
 
+    let slot_name = mirror.get().await?["slot_name"].clone();
+
     let seed = std::env::var("BUNNY_FUZZ_SEED")
         .ok()
         .and_then(|seed| seed.parse().ok())
@@ -156,7 +171,11 @@ async fn a_fuzzer_finds_no_error_of_ours() -> Result<()> {
     // Nothing is answered that is not documented.
     close(&mut document);
     let known = with_known_names(document.clone());
-    fuzz(&tool, &api, &known, seed).await?;
+    let before = Held::by(&stage, pid).await?;
+    let secrets = fuzz_leaks::secrets(&stage).await?;
+    let mut recordings = vec![fuzz(&tool, &api, &known, seed).await?];
+    // Some of what it has opened by now it keeps: clients of Kafka.
+    let warm = before.with_any_others().wait_no_more(&stage, pid).await?;
 
     // What is asked rightly works still.
     let mappings = json!([
@@ -183,9 +202,24 @@ async fn a_fuzzer_finds_no_error_of_ours() -> Result<()> {
     stage.assert_converges(&mirror, &pairs).await?;
 
     // The tool may find the mirror's name by itself, and delete it.
-    fuzz(&tool, &api, &document, seed).await?;
+    recordings.push(fuzz(&tool, &api, &document, seed).await?);
     assert!(bunny.is_running());
-    let log = stage.log_of(Role::Up)?;
+    warm.wait_no_more(&stage, pid).await?;
+    let slot_name = slot_name.as_str().context("no slot")?;
+    let mut told = 0;
+    for answer in recordings
+        .iter()
+        .map(|recording| fuzz_leaks::answers(recording))
+    {
+        for answer in answer? {
+            fuzz_leaks::assert_untold(&secrets, &answer, "an answer")?;
+            told += usize::from(answer.contains(slot_name));
+        }
+    }
+    // Only the API knows the name: so the answers are there.
+    ensure!(told > 0, "the recording holds no answers");
+    let log = stage.log_of(Role::Api)?;
+    fuzz_leaks::assert_untold(&secrets, &log, "the log of the API")?;
     let panic = log.lines().find(|line| line.contains("panicked at"));
     assert!(panic.is_none(), "{panic:?}");
     Ok(())

@@ -29,6 +29,8 @@ mod full;
 mod full_disk;
 #[cfg(feature = "full")]
 mod fuzz;
+#[cfg(feature = "full")]
+mod fuzz_leaks;
 mod generated_columns;
 mod generations;
 mod given_names;

@@ -163,6 +163,17 @@ async fn all_follows_every_change_under_load() -> Result<()> {
         .stage
         .assert_converges(&mirror, &load::pairs())
         .await?;
+    // Over all versions: events decode under theirs, and what they and the copies add up to is the source.
+    let mut all = load::pairs();
+    all.extend(things);
+    let told = scene.stage.assert_topics_hold(&mirror, &all).await?;
+    let versions = |table: &str| told.versions.get(&("public".to_owned(), table.to_owned()));
+    assert!(
+        versions("things") >= Some(&ALL.len()),
+        "{:?}",
+        told.versions
+    );
+    assert!(versions("measurements") >= Some(&3), "{:?}", told.versions);
     for table in ["accounts", "documents", "measurements", "journal"] {
         scene
             .source
@@ -311,6 +322,15 @@ async fn additive_and_manual_do_no_more_than_they_say() -> Result<()> {
         .number("SELECT count(*) FROM seen WHERE z = 'goes on'")
         .await?;
     assert_eq!(current, 52);
+    // The log tells more than the mirror follows: what its reader needs to be as the source.
+    let grown = TablePair::same("public.grown").without(&["secret"]);
+    let pairs = [
+        grown,
+        TablePair::same("public.odd"),
+        TablePair::same("public.again"),
+    ];
+    let told = scene.stage.assert_topics_hold(&additive, &pairs).await?;
+    assert!(told.versions[&pairs[0].source] >= 3, "{:?}", told.versions);
 
     // Manual alters nothing, says so once, and lets the rest flow.
     scene
@@ -331,7 +351,7 @@ async fn additive_and_manual_do_no_more_than_they_say() -> Result<()> {
     destination.run("ALTER TABLE kept ADD n int").await?;
     scene
         .source
-        .run("UPDATE kept SET a = 'y', n = 2; ALTER TABLE kept ALTER a TYPE varchar; UPDATE kept SET a = 'z', n = 3;")
+        .run("UPDATE kept SET a = 'y', n = 2 WHERE id > 9; ALTER TABLE kept ALTER a TYPE varchar; UPDATE kept SET a = 'z', n = 3 WHERE id > 20;")
         .await?;
     scene.stage.assert_converges(&manual, &kept).await?;
     assert_eq!(
@@ -344,6 +364,8 @@ async fn additive_and_manual_do_no_more_than_they_say() -> Result<()> {
         said(&scene, &manual, &["new column \"n\"", "manual"]).await?,
         1
     );
+    let kept = [TablePair::same("public.kept")];
+    scene.stage.assert_topics_hold(&manual, &kept).await?;
     Ok(())
 }
 
@@ -394,7 +416,14 @@ async fn tables_are_altered_while_capture_is_away() -> Result<()> {
         })
         .await?;
     let told = [TablePair::same("public.told")];
-    scene.stage.assert_converges(&mirror, &told).await
+    scene.stage.assert_converges(&mirror, &told).await?;
+    let pairs = TablePair::all(&tables);
+    let told = scene
+        .stage
+        .assert_topics_hold_known(&mirror, &pairs)
+        .await?;
+    assert_eq!(told.unknown.keys().collect::<Vec<_>>(), [&pairs[1].source]);
+    Ok(())
 }
 
 /// Waits until capture has published what the source has committed: it looks at the
@@ -471,6 +500,7 @@ async fn apply_dies_around_schema_changes() -> Result<()> {
     let mut pairs = load::pairs();
     pairs.push(TablePair::same("public.things"));
     stage.assert_converges(&mirror, &pairs).await?;
+    stage.assert_topics_hold(&mirror, &pairs).await?;
     assert_eq!(
         columns(&destination, "things").await?,
         columns(&source, "things").await?
@@ -538,7 +568,14 @@ async fn the_leaves_tell_what_older_rows_hold() -> Result<()> {
                 error.contains("what its older rows hold is not in the stream")
             })
         })
-        .await
+        .await?;
+    let pairs = TablePair::all(&tables);
+    let told = scene
+        .stage
+        .assert_topics_hold_known(&mirror, &pairs)
+        .await?;
+    assert_eq!(told.unknown.keys().collect::<Vec<_>>(), [&pairs[1].source]);
+    Ok(())
 }
 
 /// A NOT NULL that is NOT VALID (18) is no proof that older rows have the column's default.

@@ -1,11 +1,14 @@
 //! Deaths at every point of a changed list of tables; `command_crashes` has some for every change.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use bunny_tests::content::TablePair;
 use bunny_tests::stage::CONVERGE;
 use reqwest::Method;
+use serde_json::json;
 
-use crate::command_crashes::{ADDED, KEPT, TABLES, TITLES, pairs_without_titles, without_titles};
+use crate::command_crashes::{
+    ADDED, APPLY_LEAVING, KEPT, TABLES, TITLES, pairs_without_titles, without_titles,
+};
 use crate::crashes::scene_of;
 use crate::lifecycle::mappings;
 
@@ -92,5 +95,48 @@ async fn an_added_table_is_called_off_at_every_point() -> Result<()> {
         scene.assert_nothing_is_left_but(&KEPT).await?;
         destination.run("DROP TABLE IF EXISTS documents").await?;
     }
+    scene.converge(&TablePair::all(&KEPT)).await
+}
+
+/// A table leaves while it is loaded beside itself, and apply dies between saying that what is beside goes and its being
+/// gone: the one does not stay without the other, and neither stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_removed_table_had_beside_it_goes_with_it() -> Result<()> {
+    const ROWS: &str = "SELECT count(*) FROM _bunny.tables WHERE state = 'REMOVING'";
+    const BESIDE: &str =
+        "SELECT count(*) FROM pg_class WHERE relname LIKE '%bunny_resync%' AND relkind = 'r'";
+    let mut scene = scene_of("leaves_beside", &MORE, |_, _| Ok(())).await?;
+    scene.mirror.wait_running().await?;
+    let destination = scene.stage.destination.connect().await?;
+    let loaded = "apply::table_loaded";
+    scene.apply.restart_to_crash(loaded, 1)?;
+    let swap = scene
+        .api
+        .post(
+            "/v1/mirrors/mirror/resync/public.documents",
+            json!({"strategy": "swap"}),
+        )
+        .await?
+        .expect(202)?;
+    scene.apply.wait_crash_point(loaded, CONVERGE).await?;
+    let without = scene.api.put(TABLES, mappings(&KEPT)).await?.expect(202)?;
+    for (point, pass) in APPLY_LEAVING {
+        scene.apply.restart_to_crash(point, pass)?;
+        scene.apply.wait_crash_point(point, CONVERGE).await?;
+        let (rows, beside) = (
+            destination.number(ROWS).await?,
+            destination.number(BESIDE).await?,
+        );
+        ensure!(
+            (rows, beside) == (1, 1),
+            "{point}: {rows} rows, {beside} tables"
+        );
+    }
+    scene.apply.restart()?;
+    scene.is_done(&without).await?;
+    scene.ended(&swap).await?;
+    scene.assert_nothing_is_left_but(&KEPT).await?;
+    let rows = destination.number("SELECT count(*) FROM documents").await?;
+    ensure!(rows > 0, "the table itself stays, with its rows");
     scene.converge(&TablePair::all(&KEPT)).await
 }

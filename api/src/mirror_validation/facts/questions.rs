@@ -178,7 +178,10 @@ async fn find(session: &Session, name: &TableName) -> Result<Option<FoundTable>>
                ARRAY(SELECT ac.relname::text FROM pg_partition_ancestors(c.oid) a
                      JOIN pg_class ac ON ac.oid = a.relid
                      WHERE a.relid <> c.oid ORDER BY ac.oid),
-               EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgenabled IN ('O', 'A'))
+               EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgenabled IN ('O', 'A')),
+               (SELECT e.extname::text FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
+                WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.objsubid = 0
+                  AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e')
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname = $1 AND c.relname = $2";
     let row = session
@@ -204,6 +207,7 @@ async fn find(session: &Session, name: &TableName) -> Result<Option<FoundTable>>
         relkind,
         persistence: first_char(row.get(1)),
         system: row.get(2),
+        extension: row.get(10),
         owned: row.get(3),
         may_select,
         row_security: row.get(6),

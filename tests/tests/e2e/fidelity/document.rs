@@ -6,6 +6,8 @@ use std::fmt::Write as _;
 use bunny_tests::services::repository;
 
 use super::refusals::REFUSALS;
+use super::values::ValueCase;
+use super::values::packages::{PACKAGES, UNTESTED};
 use super::{row_cases, values};
 use crate::untracked::UNSEEN;
 use crate::untracked_proofs::{OTHERS, UNPROVED};
@@ -29,6 +31,16 @@ Every type goes through the snapshot, insert, update from each value to the next
 column, and delete; in a table without a key, where one of two equal rows changes; as a primary key, where it can be
 one; and in arrays with NULL elements, empty, of two dimensions, with a lower bound. NULL is always among
 the values. *Event* is the Avro type beside null.
+";
+
+const TYPES_HEAD: &str = "| type | event | key | arrays | from | |\n|---|---|---|---|---|---|\n";
+
+const PACKAGED: &str = "
+### Types of extensions that packages bring
+
+Run where both servers have the extension: `make test-full` installs the package for Debian's PostgreSQL 15, the servers of
+`make test-matrix` have none of them. The extension is in a schema of its own; the destination gets it with the first
+table that needs it, and its GiST, SP-GiST and expression indexes, checks and generated columns with the table.
 ";
 
 const ROWS: &str = "
@@ -70,8 +82,6 @@ const TAIL: &str = "
   Postgres checks them by triggers that do not fire in replica role. The source has checked them.
 - With `on_existing_rows` `upsert`, rows that are at the destination and not at the source stay. So do rows that a
   snapshot loaded before it had to start over, if the source deleted them in between.
-- PostGIS and pgvector are untested: neither is part of PostgreSQL, and the tests install nothing beside it. Their values
-  travel as text like any other's.
 - A collation of the user's is created at the destination. One that the destination's ICU or C library does not know makes
   the table `ERRORED`, and so does one that is there and is not of the same kind (deterministic or not).
 - From a source that is not in UTF8, a value of type `name` and a column's name may be longer than the 63 bytes that
@@ -80,40 +90,54 @@ const TAIL: &str = "
 - Large objects, triggers, policies and grants are not replicated.
 ";
 
+fn write_types(page: &mut String, cases: &[ValueCase]) {
+    for case in cases {
+        let yes = |yes: bool| if yes { "yes" } else { "" };
+        let extension = match case.extension {
+            "" => String::new(),
+            extension => format!("extension `{extension}`"),
+        };
+        let notes: Vec<&str> = [extension.as_str(), case.note]
+            .into_iter()
+            .filter(|note| !note.is_empty())
+            .collect();
+        let since = if case.since > 14 {
+            format!("PostgreSQL {}", case.since)
+        } else {
+            String::new()
+        };
+        let _ = writeln!(
+            page,
+            "| `{}` | {} | {} | {} | {since} | {} |",
+            case.type_name,
+            case.avro,
+            yes(case.key),
+            yes(case.arrays),
+            notes.join("; ")
+        );
+    }
+}
+
 fn document() -> String {
     let mut page = HEAD.to_owned();
     for group in values::GROUPS {
+        let _ = write!(page, "\n### {}\n\n{TYPES_HEAD}", group.title);
+        write_types(&mut page, group.cases);
+    }
+    page.push_str(PACKAGED);
+    for package in PACKAGES {
         let _ = write!(
             page,
-            "\n### {}\n\n| type | event | key | arrays | from | |\n|---|---|---|---|---|---|\n",
-            group.title
+            "\n`{}`, from package `{}`:\n\n{TYPES_HEAD}",
+            package.extension, package.package
         );
-        for case in group.cases {
-            let yes = |yes: bool| if yes { "yes" } else { "" };
-            let extension = match case.extension {
-                "" => String::new(),
-                extension => format!("extension `{extension}`"),
-            };
-            let notes: Vec<&str> = [extension.as_str(), case.note]
-                .into_iter()
-                .filter(|note| !note.is_empty())
-                .collect();
-            let since = if case.since > 14 {
-                format!("PostgreSQL {}", case.since)
-            } else {
-                String::new()
-            };
-            let _ = writeln!(
-                page,
-                "| `{}` | {} | {} | {} | {since} | {} |",
-                case.type_name,
-                case.avro,
-                yes(case.key),
-                yes(case.arrays),
-                notes.join("; ")
-            );
-        }
+        write_types(&mut page, package.cases);
     }
+    let _ = writeln!(
+        page,
+        "\nUntested, because Debian has no package for these servers: {}. Its values travel as text like any other's.",
+        UNTESTED.join(", ")
+    );
     page.push_str(ROWS);
     for group in row_cases::GROUPS {
         let _ = write!(page, "\n### {}\n\n", group.title);

@@ -87,6 +87,12 @@ pub const REFUSALS: &[Refusal] = &[
         "leave them out",
     ),
     refusal(
+        "tables that belong to an extension (`spatial_ref_sys` of PostGIS)",
+        "CREATE EXTENSION citext SCHEMA public; CREATE TABLE t (id int PRIMARY KEY); ALTER EXTENSION citext ADD TABLE t",
+        &["public.t", "belongs to extension \"citext\"", "leave it out"],
+        "leave them out: the extension brings them; rows of your own in them are for you to copy",
+    ),
+    refusal(
         "large objects in an `oid` column",
         "CREATE TABLE t (id int PRIMARY KEY, photo oid); INSERT INTO t SELECT g, lo_from_bytea(0, 'x') FROM generate_series(1, 3) g; INSERT INTO t VALUES (9, NULL)",
         &[

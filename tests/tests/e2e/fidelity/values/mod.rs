@@ -3,6 +3,7 @@
 mod containers;
 mod extensions;
 mod numbers;
+pub mod packages;
 mod servers;
 mod texts;
 mod times;
