@@ -128,24 +128,43 @@ async fn both(client: &Client, type_name: &str, values: &str) -> (Vec<u8>, Vec<u
 }
 
 fn assert_same(theirs: &[u8], ours: &[u8], of: &str) {
-    let first = theirs.iter().zip(ours).position(|(one, other)| one != other);
+    let first = theirs
+        .iter()
+        .zip(ours)
+        .position(|(one, other)| one != other);
     let at = first.unwrap_or(theirs.len().min(ours.len()));
-    let around = |bytes: &[u8]| bytes[at.saturating_sub(20).min(bytes.len())..(at + 20).min(bytes.len())].to_vec();
-    assert!(theirs == ours, "{of}, at byte {at}: {:x?} and {:x?}", around(theirs), around(ours));
+    let around = |bytes: &[u8]| {
+        bytes[at.saturating_sub(20).min(bytes.len())..(at + 20).min(bytes.len())].to_vec()
+    };
+    assert!(
+        theirs == ours,
+        "{of}, at byte {at}: {:x?} and {:x?}",
+        around(theirs),
+        around(ours)
+    );
 }
 
 #[tokio::test]
 #[ignore = "needs the server named by SOURCE_URL"]
 async fn a_server_writes_the_same_bytes() {
     let client = connect().await;
-    for zone in ["UTC", "Asia/Kathmandu", "Africa/Monrovia", "America/St_Johns"] {
+    for zone in [
+        "UTC",
+        "Asia/Kathmandu",
+        "Africa/Monrovia",
+        "America/St_Johns",
+    ] {
         client
             .batch_execute(&format!("SET TimeZone = '{zone}'"))
             .await
             .unwrap();
         for (type_name, values) in VALUES {
             let (theirs, ours) = both(&client, type_name, values).await;
-            assert_same(&theirs, &ours, &format!("{type_name} with time zone {zone}"));
+            assert_same(
+                &theirs,
+                &ours,
+                &format!("{type_name} with time zone {zone}"),
+            );
             if zone == "UTC" && !type_name.ends_with(']') {
                 let values = format!("SELECT array_agg(v) FROM ({values}) x(v)");
                 let (theirs, ours) = both(&client, &format!("{type_name}[]"), &values).await;

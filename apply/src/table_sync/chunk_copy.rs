@@ -54,12 +54,9 @@ pub(super) struct ChunkCopy {
     merge: Option<String>,
 }
 
-/// A line of COPY text, without its end.
-struct Line<'l>(&'l [u8]);
-
-impl CopyRow for Line<'_> {
+impl CopyRow for copy_text::Row<'_> {
     fn text(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(self.0);
+        out.extend_from_slice(self.line);
     }
 
     fn binary(
@@ -68,7 +65,7 @@ impl CopyRow for Line<'_> {
         encodings: &[Encoding],
     ) -> std::result::Result<(), NotKnown> {
         copy_binary::row(out, encodings.len())?;
-        let mut cells = self.0.split(|&byte| byte == b'\t');
+        let mut cells = self.cells();
         for encoding in encodings {
             copy_binary::cell(out, *encoding, cells.next().ok_or(NotKnown)?)?;
         }
@@ -121,7 +118,7 @@ impl ChunkCopy {
             return self.copy.send(client, Piece::text(data)).await;
         }
         for row in copy_text::rows(&data) {
-            if let Some(piece) = self.gatherer.push(&Line(row.line)) {
+            if let Some(piece) = self.gatherer.push(&row) {
                 self.copy.send(client, piece).await?;
             }
         }

@@ -63,7 +63,10 @@ fn take_element<'u, 'a: 'u>(
         *rest = after;
         // What holds any of these is quoted, or no element.
         let is_odd = |byte: &u8| {
-            matches!(byte, b'{' | b'}' | b'"' | b'\\' | b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c)
+            matches!(
+                byte,
+                b'{' | b'}' | b'"' | b'\\' | b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c
+            )
         };
         if value.is_empty() || value.iter().any(is_odd) {
             return Err(NotKnown);

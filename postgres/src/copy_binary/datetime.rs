@@ -64,7 +64,9 @@ fn moment(
     if time >= DAY {
         return Err(NotKnown);
     }
-    let micros = days.checked_mul(DAY).and_then(|day| day.checked_add(time - offset));
+    let micros = days
+        .checked_mul(DAY)
+        .and_then(|day| day.checked_add(time - offset));
     // The ends stand for infinity.
     micros
         .filter(|micros| !matches!(*micros, i64::MAX | i64::MIN))
@@ -87,7 +89,8 @@ impl Date {
             true => 1 - self.year,
             false => self.year,
         };
-        let is_leap = year.rem_euclid(4) == 0 && (year.rem_euclid(100) != 0 || year.rem_euclid(400) == 0);
+        let is_leap =
+            year.rem_euclid(4) == 0 && (year.rem_euclid(100) != 0 || year.rem_euclid(400) == 0);
         let length = match self.month {
             4 | 6 | 9 | 11 => 30,
             2 if is_leap => 29,

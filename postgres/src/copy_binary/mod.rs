@@ -180,11 +180,18 @@ pub fn cell(out: &mut Vec<u8>, encoding: Encoding, cell: &[u8]) -> Known {
         return Ok(());
     }
     with_length(out, |out| {
-        let text = copy_text::unescape(cell);
         match encoding.0 {
-            Form::One(scalar) => scalar.write(out, &text),
-            Form::Array(element, oid) => array::write(out, &text, element, oid),
+            Form::One(Scalar::Text) => copy_text::unescape_into(out, cell),
+            Form::One(Scalar::Jsonb) => {
+                out.push(JSONB_VERSION);
+                copy_text::unescape_into(out, cell);
+            }
+            Form::One(scalar) => return scalar.write(out, &copy_text::unescape(cell)),
+            Form::Array(element, oid) => {
+                return array::write(out, &copy_text::unescape(cell), element, oid);
+            }
         }
+        Ok(())
     })
 }
 
@@ -218,10 +225,7 @@ fn bytea(out: &mut Vec<u8>, text: &[u8]) -> Known {
 }
 
 fn hex_pair(&[high, low]: &[u8; 2]) -> Result<u8, NotKnown> {
-    let (high, low) = (
-        HEX_VALUES[usize::from(high)],
-        HEX_VALUES[usize::from(low)],
-    );
+    let (high, low) = (HEX_VALUES[usize::from(high)], HEX_VALUES[usize::from(low)]);
     if (high | low) > 15 {
         return Err(NotKnown);
     }

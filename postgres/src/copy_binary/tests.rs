@@ -25,7 +25,8 @@ fn a_copy_is_header_rows_and_trailer() {
     cell(&mut out, encoding(&Type::INT2), b"-2").unwrap();
     cell(&mut out, encoding(&Type::TEXT), b"\\N").unwrap();
     end(&mut out);
-    let expected = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0\0\x02\0\0\0\x02\xff\xfe\xff\xff\xff\xff\xff\xff";
+    let expected =
+        b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0\0\x02\0\0\0\x02\xff\xfe\xff\xff\xff\xff\xff\xff";
     assert_eq!(out, expected);
 }
 
@@ -43,7 +44,13 @@ fn escapes_are_undone() {
 
 #[test]
 fn types_without_a_form_are_none() {
-    for unknown in [Type::INET, Type::INTERVAL, Type::MONEY, Type::CHAR, Type::INET_ARRAY] {
+    for unknown in [
+        Type::INET,
+        Type::INTERVAL,
+        Type::MONEY,
+        Type::CHAR,
+        Type::INET_ARRAY,
+    ] {
         assert_eq!(Encoding::of(unknown.oid(), false), None, "{unknown}");
     }
     assert_eq!(Encoding::of(1_000_000, false), None);
