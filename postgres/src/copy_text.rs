@@ -106,7 +106,7 @@ pub fn rows(data: &[u8]) -> Rows<'_> {
 
 /// How many rows `data` holds: its line ends, plus an unfinished last line.
 pub fn count_rows(data: &[u8]) -> u64 {
-    let ends = data.iter().filter(|&&byte| byte == b'\n').count() as u64;
+    let ends = memchr::memchr_iter(b'\n', data).count() as u64;
     let unfinished = matches!(data.last(), Some(&byte) if byte != b'\n');
     ends + u64::from(unfinished)
 }
@@ -124,7 +124,7 @@ impl<'a> Iterator for Rows<'a> {
         if self.rest.is_empty() {
             return None;
         }
-        let end = self.rest.iter().position(|&byte| byte == b'\n');
+        let end = memchr::memchr(b'\n', self.rest);
         let line = match end {
             Some(end) => {
                 let line = &self.rest[..end];
@@ -148,36 +148,47 @@ impl<'a> Row<'a> {
     /// The columns, unescaped; `None` is NULL. An empty line gives one empty column:
     /// the format cannot tell it from a row of no columns.
     pub fn columns(&self) -> impl Iterator<Item = Option<Cow<'a, [u8]>>> + use<'a> {
-        // A raw tab always separates: inside a value it is written as `\t`.
-        self.line.split(|&byte| byte == b'\t').map(|field| {
-            if field == NULL {
-                None
-            } else {
-                Some(unescape(field))
-            }
+        self.cells().map(|cell| match cell {
+            NULL => None,
+            cell => Some(unescape(cell)),
         })
+    }
+
+    /// The columns as they stand, still escaped.
+    pub fn cells(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let line = self.line;
+        let mut start = 0;
+        // A raw tab always separates: inside a value it is written as `\t`.
+        memchr::memchr_iter(b'\t', line)
+            .chain(std::iter::once(line.len()))
+            .map(move |end| {
+                let cell = &line[start..end];
+                start = end + 1;
+                cell
+            })
     }
 }
 
 /// Undoes [`escape_into`] for one column, and whatever else COPY accepts: octal and
 /// hexadecimal escapes, and a backslash before any other character.
 pub fn unescape(field: &[u8]) -> Cow<'_, [u8]> {
-    let Some(first) = field.iter().position(|&byte| byte == b'\\') else {
+    if memchr::memchr(b'\\', field).is_none() {
         return Cow::Borrowed(field);
-    };
+    }
     let mut out = Vec::with_capacity(field.len());
-    out.extend_from_slice(&field[..first]);
-    let mut rest = &field[first..];
-    while let Some((&byte, after)) = rest.split_first() {
-        rest = after;
-        if byte != b'\\' {
-            out.push(byte);
-            continue;
-        }
-        let Some((&letter, after)) = rest.split_first() else {
+    unescape_into(&mut out, field);
+    Cow::Owned(out)
+}
+
+/// The same, appended.
+pub fn unescape_into(out: &mut Vec<u8>, field: &[u8]) {
+    let mut rest = field;
+    while let Some(at) = memchr::memchr(b'\\', rest) {
+        out.extend_from_slice(&rest[..at]);
+        let Some((&letter, after)) = rest[at + 1..].split_first() else {
             // Postgres takes a lone backslash at the end as itself.
             out.push(b'\\');
-            break;
+            return;
         };
         rest = after;
         match letter {
@@ -202,7 +213,7 @@ pub fn unescape(field: &[u8]) -> Cow<'_, [u8]> {
             other => out.push(other),
         }
     }
-    Cow::Owned(out)
+    out.extend_from_slice(rest);
 }
 
 /// Up to `max` digits of `radix` at the front of `text`, after the value `so_far`:

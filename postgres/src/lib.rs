@@ -3,11 +3,12 @@
 //! and the replication ("walsender") session.
 //!
 //! Nothing here knows Kafka, events or mirrors. The parts that only turn bytes
-//! into values ([`pgoutput`], [`copy_text`], [`Lsn`], [`TableName`]) do no I/O and
+//! into values ([`pgoutput`], [`copy_text`], [`copy_binary`], [`Lsn`], [`TableName`]) do no I/O and
 //! never panic, whatever they are fed. The parts that talk to a server return
 //! [`Error`], which says what was being done and whether trying again may help
 //! ([`Error::is_transient`]); nothing in this crate retries by itself.
 
+pub mod copy_binary;
 pub mod copy_text;
 mod error;
 pub mod introspect;

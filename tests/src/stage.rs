@@ -20,7 +20,7 @@ use crate::services::{Services, repository};
 use crate::topic;
 
 /// How long a test waits for anything to converge.
-pub const CONVERGE: Duration = Duration::from_secs(120);
+pub const CONVERGE: Duration = Duration::from_secs(300);
 /// A mirror that is FAILED that long waits for a person.
 const FAILED_FOR_GOOD: Duration = Duration::from_secs(10);
 /// Short, so that a killed worker's mirrors are soon taken over.

@@ -1,19 +1,19 @@
 //! Loads one chunk: a fenced transaction with one COPY, the chunk's own record in it.
 
-use std::pin::Pin;
-
 use bunny_catalog::OnExistingRows;
-use bunny_postgres::{Session, TableDefinition, TableName, quote_ident};
+use bunny_postgres::copy_binary::{self, Encoding, NotKnown};
+use bunny_postgres::{Session, TableDefinition, TableName, copy_text, quote_ident};
 use bytes::Bytes;
-use futures_util::SinkExt;
+use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, CopyInSink};
 
 use super::board::SyncId;
 use super::start::changed_meanwhile;
 use crate::ambiguous_text::AmbiguousText;
+use crate::binary_columns;
 use crate::bookkeeping::{self, State, TableState};
 use crate::context::MirrorRun;
+use crate::copy_in::{CopyIn, CopyRow, Gatherer, Inlet, Piece};
 use crate::crash_points;
 use crate::error::{Error, Result};
 
@@ -44,13 +44,36 @@ pub(crate) async fn connect(run: &MirrorRun) -> Result<Session> {
 /// A chunk being copied. Dropping it leaves the session in a failed transaction: the
 /// owner rolls back.
 pub(super) struct ChunkCopy {
-    sink: Pin<Box<CopyInSink<Bytes>>>,
+    copy: CopyIn,
+    gatherer: Gatherer,
     source: TableName,
     ambiguous: AmbiguousText,
     /// Why its rows must not be loaded, which is said at the end.
     refused: Option<String>,
     /// The statement that moves the rows from the staging table, if they go there first.
     merge: Option<String>,
+}
+
+impl CopyRow for copy_text::Row<'_> {
+    fn text(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.line);
+    }
+
+    fn binary(
+        &self,
+        out: &mut Vec<u8>,
+        encodings: &[Encoding],
+    ) -> std::result::Result<(), NotKnown> {
+        copy_binary::row(out, encodings.len())?;
+        let mut cells = self.cells();
+        for encoding in encodings {
+            copy_binary::cell(out, *encoding, cells.next().ok_or(NotKnown)?)?;
+        }
+        match cells.next() {
+            None => Ok(()),
+            Some(_) => Err(NotKnown),
+        }
+    }
 }
 
 /// Why a chunk could not be begun.
@@ -79,34 +102,38 @@ impl ChunkCopy {
     }
 
     /// Sends one part; waits while the server is busy.
-    pub(super) async fn send(&mut self, data: Bytes) -> Result<()> {
+    pub(super) async fn send(&mut self, client: &Client, data: Bytes) -> Result<()> {
         if self.refused.is_none() {
             self.refused = self.ambiguous.refuse_lines(&data);
         }
         if !data.is_empty() && self.refused.is_none() {
-            self.sink.send(data).await.map_err(Error::sql(format!(
-                "loading into the table for {}",
-                self.source
-            )))?;
+            self.send_rows(client, data).await?;
         }
         crash_points::reached(crash_points::CHUNK_MID_COPY);
         Ok(())
     }
 
+    async fn send_rows(&mut self, client: &Client, data: Bytes) -> Result<()> {
+        if self.gatherer.is_text() {
+            return self.copy.send(client, Piece::text(data)).await;
+        }
+        for row in copy_text::rows(&data) {
+            if let Some(piece) = self.gatherer.push(&row) {
+                self.copy.send(client, piece).await?;
+            }
+        }
+        match self.gatherer.rest() {
+            Some(piece) => self.copy.send(client, piece).await,
+            None => Ok(()),
+        }
+    }
+
     /// Ends the COPY and returns how many rows the server took.
-    pub(super) async fn finish(mut self, client: &Client) -> Result<u64> {
+    pub(super) async fn finish(self, client: &Client) -> Result<u64> {
         if let Some(reason) = self.refused {
             return Err(Error::Refused(reason));
         }
-        let rows = self
-            .sink
-            .as_mut()
-            .finish()
-            .await
-            .map_err(Error::sql(format!(
-                "loading into the table for {}",
-                self.source
-            )))?;
+        let rows = self.copy.finish().await?;
         if let Some(merge) = &self.merge {
             client
                 .batch_execute(merge)
@@ -185,7 +212,10 @@ async fn start_copy(
 ) -> Result<ChunkCopy> {
     let target = table.destination.quoted();
     let into = columns.iter().map(|column| Some(column.as_str()));
-    let ambiguous = AmbiguousText::find(client, &table.destination, into).await?;
+    let (ambiguous, encodings) = tokio::try_join!(
+        AmbiguousText::find(client, &table.destination, into),
+        binary_columns::find(client, &table.destination, columns),
+    )?;
     let columns: Vec<String> = columns.iter().map(|column| quote_ident(column)).collect();
     let mut into = target.clone();
     let mut merge = None;
@@ -215,15 +245,12 @@ async fn start_copy(
     } else {
         format!(" ({})", columns.join(", "))
     };
-    let sink = client
-        .copy_in(&format!("COPY {into}{list} FROM STDIN"))
-        .await
-        .map_err(Error::sql(format!(
-            "beginning to load destination table {}",
-            table.destination
-        )))?;
+    let doing = format!("loading destination table {}", table.destination);
+    let sql = format!("COPY {into}{list} FROM STDIN");
+    let inlet = Inlet::prepare(client, sql, encodings, &doing).await?;
     Ok(ChunkCopy {
-        sink: Box::pin(sink),
+        gatherer: inlet.gatherer(),
+        copy: CopyIn::begin(client, inlet, doing).await?,
         source: table.source,
         ambiguous,
         refused: None,

@@ -157,9 +157,13 @@ impl PartitionTask {
     }
 
     async fn send(&mut self, record: &SnapshotRecord) -> Result<()> {
-        match (record, &mut self.copy) {
-            (SnapshotRecord::Part { data, .. }, Some(copy)) => copy.send(data.clone()).await,
-            _ => Ok(()),
+        let (SnapshotRecord::Part { head, data, .. }, Some(copy)) = (record, &mut self.copy) else {
+            return Ok(());
+        };
+        let client: &tokio_postgres::Client = open(&mut self.session, &self.shared.run).await?;
+        match copy.send(client, data.clone()).await {
+            Ok(()) => Ok(()),
+            Err(error) => self.refused(head.sync, error).await,
         }
     }
 

@@ -1,15 +1,13 @@
 //! Rows that are found by a key: folded to effects, staged, written set by set.
 
-use std::io::Write as _;
-
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use super::copy::CopyIn;
 use super::drift::{self, Drift};
 use super::set::{self, Masks, Staged};
 use super::sql::{Op, Sql};
-use super::target::Target;
+use super::target::{StagingRow, Target};
 use super::{Care, Policy};
+use crate::copy_in::copy_rows;
 use crate::error::{Error, Result};
 use crate::event::{Change, Row};
 use crate::net_effect::keyed::{self, Rename, Segment};
@@ -286,21 +284,20 @@ pub(super) async fn stage<'r>(
             .map_err(Error::sql(doing.as_str()))?;
     }
     target.staged = true;
-    let Some(statement) = target.stage_copy.clone() else {
+    let target: &Target = target;
+    let Some(inlet) = target.stage_copy.clone() else {
         return Err(Error::Inconsistent(format!(
             "{doing}: there is no staging table"
         )));
     };
-    let mut copy = CopyIn::begin(client, &statement, doing).await?;
-    for (n, op, mask, row) in rows {
-        // Writing to memory cannot fail.
-        let _ = write!(copy.buffer(), "{n}\t{}\t{mask}\t", op.letter());
-        target.stage_cells(copy.buffer(), row);
-        copy.buffer().push(b'\n');
-        copy.send_if_large().await?;
-    }
-    copy.finish().await?;
-    Ok(())
+    let rows = rows.map(|(n, op, mask, row)| StagingRow {
+        target,
+        n,
+        op,
+        mask,
+        row,
+    });
+    copy_rows(client, inlet, rows, doing).await
 }
 
 /// What one statement of a simple query gave.

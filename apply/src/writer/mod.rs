@@ -10,7 +10,6 @@
 
 mod ahead;
 mod blame;
-mod copy;
 mod create;
 mod drift;
 mod keyed;

@@ -5,16 +5,15 @@
 //! By then every key and every unique value that the set frees is free. If the COPY meets a row
 //! all the same, the part is undone and written with care, where all is staged.
 
-use bytes::Bytes;
 use tokio_postgres::Client;
 
-use super::copy::CopyIn;
 use super::drift::{self, Drift};
 use super::keyed::{adopt_identities, missing, query, stage};
 use super::sql::Op;
-use super::target::Target;
+use super::target::{TableRow, Target};
 use super::{Care, Policy, is_constraint_violation};
-use crate::error::{Error, Result};
+use crate::copy_in::{self, Gatherer, Piece};
+use crate::error::Result;
 use crate::event::Row;
 use crate::net_effect::keyed::Effect;
 
@@ -23,9 +22,6 @@ const COPIED_ROWS_MIN: usize = 32;
 
 /// Keys of missing rows that an error names.
 const KEYS_SHOWN_MAX: usize = 3;
-
-/// Text of new rows that waits for its COPY is kept in pieces of about this size.
-const TEXT_BYTES: usize = 128 * 1024;
 
 /// One row for the staging table.
 pub(super) struct Staged<'a> {
@@ -79,10 +75,10 @@ struct StagedSet {
     patches: u64,
 }
 
-/// A set prepared ahead: what is staged, and the COPY text of the rows that come after it.
+/// A set prepared ahead: what is staged, and the rows that come after it by COPY.
 pub(super) struct Ahead {
     staged: StagedSet,
-    copied: Vec<Bytes>,
+    copied: Vec<Piece>,
 }
 
 /// Effects by the way they are written.
@@ -147,7 +143,7 @@ fn copies(target: &Target, effects: &[Effect<'_>], care: Care) -> bool {
             .is_some()
 }
 
-/// Stages what there is to merge, and keeps the text of the new rows. Nothing, if there are only
+/// Stages what there is to merge, and keeps the new rows as they will be copied. Nothing, if there are only
 /// new rows.
 pub(super) async fn stage_ahead(
     client: &Client,
@@ -163,7 +159,7 @@ pub(super) async fn stage_ahead(
         return Ok(());
     }
     let staged = stage_rows(client, target, &staged, masks).await?;
-    let copied = text_of(target, &copied);
+    let copied = pieces_of(target, &copied);
     target.ahead = Some(Ahead { staged, copied });
     Ok(())
 }
@@ -179,7 +175,7 @@ pub(super) async fn write_ahead(
     if ahead.copied.is_empty() {
         return Ok(());
     }
-    let copied = copy_text(client, target, ahead.copied).await;
+    let copied = copy_pieces(client, target, ahead.copied).await;
     judge(target, copied)
 }
 
@@ -229,57 +225,29 @@ pub(super) async fn copy_rows<'r>(
     target: &mut Target,
     rows: impl Iterator<Item = &'r Row>,
 ) -> Result<()> {
-    let mut copy = begin_copy(client, target).await?;
-    for row in rows {
-        write_line(target, copy.buffer(), row);
-        copy.send_if_large().await?;
-    }
-    copy.finish().await?;
-    Ok(())
+    let inlet = target.direct_copy(client).await?;
+    let doing = doing(target);
+    let rows = rows.map(|row| TableRow { target, row });
+    copy_in::copy_rows(client, inlet, rows, doing).await
 }
 
-async fn copy_text(client: &Client, target: &mut Target, text: Vec<Bytes>) -> Result<()> {
-    let mut copy = begin_copy(client, target).await?;
-    for piece in text {
-        copy.send(piece).await?;
-    }
-    copy.finish().await?;
-    Ok(())
+async fn copy_pieces(client: &Client, target: &mut Target, pieces: Vec<Piece>) -> Result<()> {
+    let inlet = target.direct_copy(client).await?;
+    copy_in::copy_pieces(client, inlet, pieces, doing(target)).await
 }
 
-async fn begin_copy(client: &Client, target: &mut Target) -> Result<CopyIn> {
-    let doing = format!("copying rows into {}", target.destination);
-    let statement = match &target.direct_copy {
-        Some(statement) => statement.clone(),
-        None => {
-            let statement = client
-                .prepare(&target.sql.copy_into_table())
-                .await
-                .map_err(Error::sql(doing.as_str()))?;
-            target.direct_copy.insert(statement).clone()
-        }
-    };
-    CopyIn::begin(client, &statement, doing).await
+fn doing(target: &Target) -> String {
+    format!("copying rows into {}", target.destination)
 }
 
-fn write_line(target: &Target, out: &mut Vec<u8>, row: &Row) {
-    target.write_cells(out, row);
-    out.push(b'\n');
-}
-
-/// Rows as COPY text, in pieces.
-fn text_of(target: &Target, rows: &[&Row]) -> Vec<Bytes> {
-    let mut pieces = Vec::new();
-    let mut piece = Vec::new();
-    for row in rows {
-        write_line(target, &mut piece, row);
-        if piece.len() >= TEXT_BYTES {
-            pieces.push(Bytes::from(std::mem::take(&mut piece)));
-        }
-    }
-    if !piece.is_empty() {
-        pieces.push(Bytes::from(piece));
-    }
+/// Rows as they will be copied.
+fn pieces_of(target: &Target, rows: &[&Row]) -> Vec<Piece> {
+    let mut gatherer = Gatherer::new(target.sql.encodings());
+    let mut pieces: Vec<Piece> = rows
+        .iter()
+        .filter_map(|row| gatherer.push(&TableRow { target, row }))
+        .collect();
+    pieces.extend(gatherer.rest());
     pieces
 }
 

@@ -8,6 +8,10 @@
 //! table may have 1,600 columns, and so may the staging table: where the target's are too
 //! many, the last of them are staged together as `rest`, an array of their texts.
 
+use std::sync::Arc;
+
+use bunny_postgres::copy_binary::Encoding;
+
 /// Columns of the target that are staged as such; the rest is packed. Postgres allows 1,600
 /// columns (`MaxHeapAttributeNumber`).
 const STAGED_COLUMNS_MAX: usize = 1500;
@@ -30,6 +34,8 @@ pub(super) struct SqlColumn {
     /// Where `=` of the type is, quoted; None: it has none of its own (enums, arrays, …).
     pub(super) operator_schema: Option<String>,
     pub(super) key: bool,
+    /// Its binary form, if that is known here.
+    pub(super) encoding: Option<Encoding>,
 }
 
 /// What a staged row is for.
@@ -103,6 +109,11 @@ impl Sql {
     /// Whether any column is.
     pub(super) fn packs(&self) -> bool {
         self.packed.iter().any(Option::is_some)
+    }
+
+    /// Of the columns, in order; None if one of them has no binary form here.
+    pub(super) fn encodings(&self) -> Option<Arc<[Encoding]>> {
+        self.columns.iter().map(|column| column.encoding).collect()
     }
 
     pub(super) fn create_staging(&self) -> String {

@@ -1,14 +1,18 @@
 //! The destination table of one version of a source table: which columns are written,
 //! by what a row is found, and the SQL that does it.
 
+use std::io::Write as _;
+
+use bunny_postgres::copy_binary::{self, Encoding, NotKnown};
 use bunny_postgres::{TableName, quote_ident};
-use tokio_postgres::{Client, Statement};
+use tokio_postgres::Client;
 
 use super::drift::Met;
 use super::packed;
 use super::set::Ahead;
-use super::sql::{Sql, SqlColumn};
+use super::sql::{Op, Sql, SqlColumn};
 use crate::ambiguous_text::AmbiguousText;
+use crate::copy_in::{CopyRow, Inlet};
 use crate::error::{Error, Result};
 use crate::event::{Row, TableVersion};
 use crate::net_effect::keyed::KeyChange;
@@ -27,7 +31,7 @@ WITH RECURSIVE base(attnum, typid, typmod) AS (
     WHERE t.typtype = 'd'
 )
 SELECT a.attname::text, a.attgenerated <> '' AS generated, a.attidentity = 'a' AS always_identity,
-       format_type(b.typid, b.typmod) AS type_name, format_type(b.typid, -1) AS plain_type,
+       b.typid AS type_oid, t.typtype = 'e' AS is_enum, format_type(b.typid, b.typmod) AS type_name, format_type(b.typid, -1) AS plain_type,
        a.atttypid <> b.typid AS is_domain,
        CASE WHEN a.attcollation <> 0 AND a.attcollation <> t.typcollation THEN
            (SELECT quote_ident(n.nspname) || '.' || quote_ident(c.collname)
@@ -67,8 +71,8 @@ pub(super) struct Target {
     pub(super) ambiguous: AmbiguousText,
     pub(super) sql: Sql,
     /// COPY into the staging table; it exists in this session once this is set.
-    pub(super) stage_copy: Option<Statement>,
-    pub(super) direct_copy: Option<Statement>,
+    pub(super) stage_copy: Option<Inlet>,
+    pub(super) direct_copy: Option<Inlet>,
     /// An index keeps the table from holding a key twice.
     pub(super) refuses_doubles: bool,
     /// Set after a COPY straight into the table met a row that was there.
@@ -131,6 +135,7 @@ impl Target {
                 always_identity: row.get("always_identity"),
                 operator_schema: row.get("operator_schema"),
                 key: false,
+                encoding: Encoding::of(row.get("type_oid"), row.get("is_enum")),
             });
         }
         if !missing.is_empty() {
@@ -198,16 +203,25 @@ impl Target {
             .batch_execute(&self.sql.create_staging())
             .await
             .map_err(Error::sql(doing()))?;
-        let copy = client
-            .prepare(&self.sql.copy_into_staging())
-            .await
-            .map_err(Error::sql(doing()))?;
-        self.stage_copy = Some(copy);
+        let encodings = self.sql.encodings().filter(|_| !self.sql.packs());
+        let sql = self.sql.copy_into_staging();
+        self.stage_copy = Some(Inlet::prepare(client, sql, encodings, &doing()).await?);
         Ok(())
     }
 
+    /// The way straight into the table.
+    pub(super) async fn direct_copy(&mut self, client: &Client) -> Result<Inlet, Error> {
+        if let Some(inlet) = &self.direct_copy {
+            return Ok(inlet.clone());
+        }
+        let doing = format!("copying rows into {}", self.destination);
+        let sql = self.sql.copy_into_table();
+        let inlet = Inlet::prepare(client, sql, self.sql.encodings(), &doing).await?;
+        Ok(self.direct_copy.insert(inlet).clone())
+    }
+
     /// Appends the cells of a row as the staging table takes them, without the line end.
-    pub(super) fn stage_cells(&self, out: &mut Vec<u8>, row: &Row) {
+    fn stage_cells(&self, out: &mut Vec<u8>, row: &Row) {
         if !self.sql.packs() {
             self.write_cells(out, row);
             return;
@@ -224,8 +238,20 @@ impl Target {
         packed::write_array(out, &packed);
     }
 
+    fn binary_cells(
+        &self,
+        out: &mut Vec<u8>,
+        row: &Row,
+        encodings: &[Encoding],
+    ) -> Result<(), NotKnown> {
+        for (&index, encoding) in self.written.iter().zip(encodings) {
+            copy_binary::cell(out, *encoding, row.cell(index))?;
+        }
+        Ok(())
+    }
+
     /// Appends the written cells of a row as COPY text, without the line end.
-    pub(super) fn write_cells(&self, out: &mut Vec<u8>, row: &Row) {
+    fn write_cells(&self, out: &mut Vec<u8>, row: &Row) {
         if self.writes_all {
             out.extend_from_slice(row.text());
             return;
@@ -236,6 +262,52 @@ impl Target {
             }
             out.extend_from_slice(row.cell(index));
         }
+    }
+}
+
+/// A row for the table itself.
+pub(super) struct TableRow<'a> {
+    pub(super) target: &'a Target,
+    pub(super) row: &'a Row,
+}
+
+impl CopyRow for TableRow<'_> {
+    fn text(&self, out: &mut Vec<u8>) {
+        self.target.write_cells(out, self.row);
+    }
+
+    fn binary(&self, out: &mut Vec<u8>, encodings: &[Encoding]) -> Result<(), NotKnown> {
+        copy_binary::row(out, encodings.len())?;
+        self.target.binary_cells(out, self.row, encodings)
+    }
+}
+
+/// A row for the staging table.
+pub(super) struct StagingRow<'a> {
+    pub(super) target: &'a Target,
+    pub(super) n: i64,
+    pub(super) op: Op,
+    pub(super) mask: usize,
+    pub(super) row: &'a Row,
+}
+
+/// Columns of a staging table before those of the target.
+const STAGING_COLUMNS: usize = 3;
+
+impl CopyRow for StagingRow<'_> {
+    fn text(&self, out: &mut Vec<u8>) {
+        // Writing to memory cannot fail.
+        let _ = write!(out, "{}\t{}\t{}\t", self.n, self.op.letter(), self.mask);
+        self.target.stage_cells(out, self.row);
+    }
+
+    fn binary(&self, out: &mut Vec<u8>, encodings: &[Encoding]) -> Result<(), NotKnown> {
+        let mask = i32::try_from(self.mask).map_err(|_| NotKnown)?;
+        copy_binary::row(out, STAGING_COLUMNS + encodings.len())?;
+        copy_binary::value(out, &self.n.to_be_bytes());
+        copy_binary::value(out, &[self.op.letter() as u8]);
+        copy_binary::value(out, &mask.to_be_bytes());
+        self.target.binary_cells(out, self.row, encodings)
     }
 }
 

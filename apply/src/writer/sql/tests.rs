@@ -10,6 +10,7 @@ fn column(name: &str, key: bool) -> SqlColumn {
         always_identity: false,
         operator_schema: Some("pg_catalog".into()),
         key,
+        encoding: None,
     }
 }
 

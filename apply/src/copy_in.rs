@@ -1,0 +1,315 @@
+//! Rows into a COPY, gathered to writes of a decent size: in binary while the binary form of every
+//! value is known here, as text from the first row on of which one is not.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bunny_postgres::copy_binary::{self, Encoding, NotKnown};
+use bytes::Bytes;
+use futures_util::SinkExt;
+use tokio_postgres::{Client, CopyInSink, Statement};
+
+use crate::error::{Error, Result};
+
+/// Smaller writes cost a wake-up of the connection's task each.
+const WRITE_BYTES: usize = 128 * 1024;
+
+/// Where a COPY goes.
+#[derive(Clone)]
+pub(crate) struct Inlet {
+    /// Without options.
+    sql: String,
+    /// Of its columns; None: all rows go as text.
+    encodings: Option<Arc<[Encoding]>>,
+    statement: Statement,
+}
+
+impl Inlet {
+    /// `sql` is a COPY FROM STDIN without options.
+    pub(crate) async fn prepare(
+        client: &Client,
+        sql: String,
+        encodings: Option<Arc<[Encoding]>>,
+        doing: &str,
+    ) -> Result<Inlet> {
+        let statement = match encodings {
+            Some(_) => client.prepare(&format!("{sql} (FORMAT binary)")).await,
+            None => client.prepare(&sql).await,
+        };
+        Ok(Inlet {
+            sql,
+            encodings,
+            statement: statement.map_err(Error::sql(doing))?,
+        })
+    }
+
+    /// For rows that will go this way.
+    pub(crate) fn gatherer(&self) -> Gatherer {
+        Gatherer::new(self.encodings.clone())
+    }
+}
+
+/// A row on its way into a COPY.
+pub(crate) trait CopyRow {
+    /// Appends its line of COPY text, without the line end.
+    fn text(&self, out: &mut Vec<u8>);
+
+    /// Appends it in binary.
+    fn binary(
+        &self,
+        out: &mut Vec<u8>,
+        encodings: &[Encoding],
+    ) -> std::result::Result<(), NotKnown>;
+}
+
+/// Whole rows, all in one form.
+pub(crate) struct Piece {
+    bytes: Bytes,
+    is_binary: bool,
+}
+
+impl Piece {
+    /// Whole lines of COPY text.
+    pub(crate) fn text(lines: Bytes) -> Piece {
+        Piece {
+            bytes: lines,
+            is_binary: false,
+        }
+    }
+}
+
+/// Puts rows together to pieces, of which none in binary comes after one of text.
+pub(crate) struct Gatherer {
+    encodings: Option<Arc<[Encoding]>>,
+    gathered: Vec<u8>,
+}
+
+impl Gatherer {
+    /// Whether what comes next is a piece of text, whatever it holds.
+    pub(crate) fn is_text(&self) -> bool {
+        self.encodings.is_none() && self.gathered.is_empty()
+    }
+
+    pub(crate) fn new(encodings: Option<Arc<[Encoding]>>) -> Gatherer {
+        Gatherer {
+            encodings,
+            gathered: Vec::new(),
+        }
+    }
+
+    /// Takes a row, and gives a piece if one is complete.
+    pub(crate) fn push(&mut self, row: &impl CopyRow) -> Option<Piece> {
+        if let Some(encodings) = &self.encodings {
+            let start = self.gathered.len();
+            if row.binary(&mut self.gathered, encodings).is_ok() {
+                return self.take_if_large();
+            }
+            self.gathered.truncate(start);
+            let before = self.take();
+            self.encodings = None;
+            self.push_text(row);
+            return before;
+        }
+        self.push_text(row);
+        self.take_if_large()
+    }
+
+    /// What is left.
+    pub(crate) fn rest(&mut self) -> Option<Piece> {
+        self.take()
+    }
+
+    fn push_text(&mut self, row: &impl CopyRow) {
+        row.text(&mut self.gathered);
+        self.gathered.push(b'\n');
+    }
+
+    fn take_if_large(&mut self) -> Option<Piece> {
+        match self.gathered.len() < WRITE_BYTES {
+            true => None,
+            false => self.take(),
+        }
+    }
+
+    fn take(&mut self) -> Option<Piece> {
+        let gathered = std::mem::take(&mut self.gathered);
+        (!gathered.is_empty()).then(|| Piece {
+            bytes: gathered.into(),
+            is_binary: self.encodings.is_some(),
+        })
+    }
+}
+
+/// Copies rows.
+pub(crate) async fn copy_rows<R: CopyRow>(
+    client: &Client,
+    inlet: Inlet,
+    rows: impl Iterator<Item = R>,
+    doing: String,
+) -> Result<()> {
+    let mut gatherer = inlet.gatherer();
+    let mut copy = CopyIn::begin(client, inlet, doing).await?;
+    for row in rows {
+        if let Some(piece) = gatherer.push(&row) {
+            copy.send(client, piece).await?;
+        }
+    }
+    if let Some(piece) = gatherer.rest() {
+        copy.send(client, piece).await?;
+    }
+    copy.finish().await?;
+    Ok(())
+}
+
+/// Copies rows that were put together before.
+pub(crate) async fn copy_pieces(
+    client: &Client,
+    inlet: Inlet,
+    pieces: Vec<Piece>,
+    doing: String,
+) -> Result<()> {
+    let mut copy = CopyIn::begin(client, inlet, doing).await?;
+    for piece in pieces {
+        copy.send(client, piece).await?;
+    }
+    copy.finish().await?;
+    Ok(())
+}
+
+/// An open COPY … FROM STDIN. Dropped unfinished, it fails on the server.
+pub(crate) struct CopyIn {
+    inlet: Inlet,
+    sink: Pin<Box<CopyInSink<Bytes>>>,
+    is_binary: bool,
+    /// Taken by the server before the COPY that is open.
+    rows: u64,
+    doing: String,
+}
+
+impl CopyIn {
+    pub(crate) async fn begin(client: &Client, inlet: Inlet, doing: String) -> Result<CopyIn> {
+        let sink = client
+            .copy_in(&inlet.statement)
+            .await
+            .map_err(Error::sql(doing.as_str()))?;
+        let mut copy = CopyIn {
+            is_binary: inlet.encodings.is_some(),
+            inlet,
+            sink: Box::pin(sink),
+            rows: 0,
+            doing,
+        };
+        if copy.is_binary {
+            copy.frame(copy_binary::begin).await?;
+        }
+        Ok(copy)
+    }
+
+    /// Waits while the server is busy.
+    pub(crate) async fn send(&mut self, client: &Client, piece: Piece) -> Result<()> {
+        if self.is_binary && !piece.is_binary {
+            self.go_on_as_text(client).await?;
+        }
+        self.send_bytes(piece.bytes).await
+    }
+
+    /// What was sent stays in the transaction; what comes is a COPY of its own.
+    async fn go_on_as_text(&mut self, client: &Client) -> Result<()> {
+        self.end().await?;
+        let sink = client
+            .copy_in(self.inlet.sql.as_str())
+            .await
+            .map_err(Error::sql(self.doing.as_str()))?;
+        self.sink = Box::pin(sink);
+        self.is_binary = false;
+        Ok(())
+    }
+
+    /// Ends it and gives the rows that the server took. What it has against one of them is said here,
+    /// not while sending.
+    pub(crate) async fn finish(mut self) -> Result<u64> {
+        self.end().await?;
+        Ok(self.rows)
+    }
+
+    async fn end(&mut self) -> Result<()> {
+        if self.is_binary {
+            self.frame(copy_binary::end).await?;
+        }
+        let ended = self.sink.as_mut().finish().await;
+        self.rows += ended.map_err(Error::sql(self.doing.as_str()))?;
+        Ok(())
+    }
+
+    async fn frame(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> Result<()> {
+        let mut bytes = Vec::new();
+        write(&mut bytes);
+        self.send_bytes(bytes.into()).await
+    }
+
+    async fn send_bytes(&mut self, bytes: Bytes) -> Result<()> {
+        self.sink
+            .send(bytes)
+            .await
+            .map_err(Error::sql(self.doing.as_str()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One byte, of which none above 9 has a binary form.
+    struct Digit(u8);
+
+    impl CopyRow for Digit {
+        fn text(&self, out: &mut Vec<u8>) {
+            out.extend_from_slice(self.0.to_string().as_bytes());
+        }
+
+        fn binary(
+            &self,
+            out: &mut Vec<u8>,
+            _encodings: &[Encoding],
+        ) -> std::result::Result<(), NotKnown> {
+            out.push(self.0);
+            match self.0 {
+                ..=9 => Ok(()),
+                _ => Err(NotKnown),
+            }
+        }
+    }
+
+    fn gathered(digits: &[u8], encodings: Option<Arc<[Encoding]>>) -> Vec<(bool, Vec<u8>)> {
+        let mut gatherer = Gatherer::new(encodings);
+        let mut pieces: Vec<Piece> = digits
+            .iter()
+            .filter_map(|&digit| gatherer.push(&Digit(digit)))
+            .collect();
+        pieces.extend(gatherer.rest());
+        pieces
+            .into_iter()
+            .map(|piece| (piece.is_binary, piece.bytes.to_vec()))
+            .collect()
+    }
+
+    #[test]
+    fn from_a_row_without_a_binary_form_on_all_is_text() {
+        let binary = || Some(Arc::from([]));
+        assert_eq!(gathered(&[1, 2], binary()), [(true, vec![1, 2])]);
+        assert_eq!(
+            gathered(&[1, 10, 2], binary()),
+            [(true, vec![1]), (false, b"10\n2\n".to_vec())]
+        );
+        assert_eq!(gathered(&[11], binary()), [(false, b"11\n".to_vec())]);
+        assert_eq!(gathered(&[1], None), [(false, b"1\n".to_vec())]);
+        assert_eq!(gathered(&[], binary()), []);
+    }
+
+    #[test]
+    fn pieces_are_large() {
+        let pieces = gathered(&vec![7; 2 * WRITE_BYTES + 1], Some(Arc::from([])));
+        let sizes: Vec<usize> = pieces.iter().map(|(_, bytes)| bytes.len()).collect();
+        assert_eq!(sizes, [WRITE_BYTES, WRITE_BYTES, 1]);
+    }
+}
