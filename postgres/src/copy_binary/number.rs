@@ -80,11 +80,15 @@ const INFINITY_DECIMALS: u16 = 32;
 /// Digits of base 10,000 (their number, the exponent of the first, the sign, decimals shown, themselves), without
 /// zeros at either end.
 pub(super) fn numeric(out: &mut Vec<u8>, text: &[u8]) -> Known {
-    match text {
-        b"NaN" => return Ok(header(out, NAN, 0)),
-        b"Infinity" => return Ok(header(out, POSITIVE_INFINITY, INFINITY_DECIMALS)),
-        b"-Infinity" => return Ok(header(out, NEGATIVE_INFINITY, INFINITY_DECIMALS)),
-        _ => {}
+    let special = match text {
+        b"NaN" => Some((NAN, 0)),
+        b"Infinity" => Some((POSITIVE_INFINITY, INFINITY_DECIMALS)),
+        b"-Infinity" => Some((NEGATIVE_INFINITY, INFINITY_DECIMALS)),
+        _ => None,
+    };
+    if let Some((sign, decimals)) = special {
+        header(out, sign, decimals);
+        return Ok(());
     }
     if text.len() > NUMERAL_BYTES_MAX {
         return Err(NotKnown);
