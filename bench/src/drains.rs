@@ -22,6 +22,9 @@ const CEILING_SLOT: &str = "bench_ceiling";
 /// pgbench's scale of the small transactions at full size: 100,000 accounts each.
 const ACCOUNTS: f64 = 10.0;
 
+/// Size of what warms up, of the full size.
+const WARM_UP_SCALE: f64 = 0.1;
+
 /// Who takes part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Party {
@@ -41,6 +44,8 @@ pub struct Plan {
     pub parties: Vec<Party>,
     pub rounds: u32,
     pub scale: f64,
+    /// Before the first round, a smaller one that is not counted.
+    pub warm_up: bool,
     /// `max_batch_size` of each live mirror.
     pub batches: Vec<u32>,
     /// `max_batch_size` of the mirror that is applied from a filled log.
@@ -74,14 +79,19 @@ pub async fn run(ground: &mut Ground, plan: &Plan) -> Result<Vec<Lap>> {
     let mut contestants = gather(ground, plan, &url).await?;
     let mut laps = Vec::new();
     let mut marker = 0;
-    for round in 0..plan.rounds {
+    // A broker that was just started compiles its code while it works.
+    let warm_up = plan.warm_up.then_some(WARM_UP_SCALE.min(plan.scale));
+    let rounds = (1..=plan.rounds).map(|round| (round, plan.scale));
+    for (round, scale) in warm_up.map(|scale| (0, scale)).into_iter().chain(rounds) {
         for &workload in &plan.workloads {
             marker += 1;
-            let backlog = write(ground, workload, &url, plan.scale, marker).await?;
+            let backlog = write(ground, workload, &url, scale, marker).await?;
             for contestant in &contestants {
                 for lap in contestant.drain(ground, &url, &backlog).await? {
-                    lap.say(round);
-                    laps.push(lap);
+                    if round > 0 {
+                        lap.say(round);
+                        laps.push(lap);
+                    }
                 }
             }
             contestants.rotate_left(1);

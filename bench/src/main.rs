@@ -44,6 +44,9 @@ struct Cli {
     /// Size of the workloads: 1 is the full size.
     #[arg(long, default_value_t = 1.0)]
     scale: f64,
+    /// Without the round before the first that is not counted: a tenth of every backlog.
+    #[arg(long)]
+    no_warm_up: bool,
     /// Rounds of each measure; medians are shown.
     #[arg(long, default_value_t = 3)]
     rounds: u32,
@@ -100,6 +103,7 @@ async fn run(cli: &Cli) -> Result<()> {
             parties: cli.parties.clone(),
             rounds: cli.rounds,
             scale: cli.scale,
+            warm_up: !cli.no_warm_up,
             batches: cli.batches.clone(),
             log_batch: cli.log_batch,
         };

@@ -24,7 +24,7 @@ impl Lap {
     pub fn say(&self, round: u32) {
         eprintln!(
             "round {} {:<18} {:<16} {:>8.2} s",
-            round + 1,
+            round,
             self.measure,
             self.contestant,
             self.seconds

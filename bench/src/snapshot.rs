@@ -48,7 +48,7 @@ pub async fn run(ground: &mut Ground, rounds: u32, scale: f64) -> Result<Vec<Lap
                 } else {
                     mirror_load(ground, table, measure, rows).await?
                 };
-                lap.say(round);
+                lap.say(round + 1);
                 laps.push(lap);
                 ground.clear().await?;
             }

@@ -136,12 +136,28 @@ pub(super) struct Inquiry {
     passed: watch::Receiver<Passed>,
     /// Leaves that had no row at a look of this run, with the file they had.
     empty: BTreeMap<u32, u32>,
-    /// Where the look before was.
-    since: Lsn,
+    looks: Looks,
     /// How much the stream had described before that look.
     described_before: u64,
     /// Leaves that came and went between two looks, as of the latest, by their table.
     brief: BTreeMap<TableName, Vec<u32>>,
+}
+
+/// Where this run has looked.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Looks {
+    latest: Option<Lsn>,
+    /// What was committed before may not explain what a look sees that comes now. It is where the look
+    /// before the latest was: a transaction whose commit is in the log is not seen until its backend
+    /// has said so to the others, so the latest may have missed what was committed before it.
+    explained_from: Lsn,
+}
+
+impl Looks {
+    fn taken(&mut self, at: Lsn) {
+        self.explained_from = self.latest.unwrap_or_default();
+        self.latest = Some(at);
+    }
 }
 
 impl Inquiry {
@@ -150,7 +166,7 @@ impl Inquiry {
             streamed,
             passed,
             empty: BTreeMap::new(),
-            since: Lsn::default(),
+            looks: Looks::default(),
             described_before: 0,
             brief: BTreeMap::new(),
         }
@@ -197,8 +213,8 @@ impl Inquiry {
         }
         self.remember_empty(source, &partitions).await?;
         if found.undecided.is_empty() {
-            self.streamed.forget_before(look.lsn);
-            self.since = look.lsn;
+            self.looks.taken(look.lsn);
+            self.streamed.forget_before(self.looks.explained_from);
         }
         self.described_before = seen.described_before;
         Ok(found)
@@ -256,7 +272,7 @@ impl Inquiry {
                     // Not the file it was created with: rows that came in the stream may have
                     // gone with that one. What an earlier run has met is not known.
                     let may_have_met =
-                        self.since == Lsn::default() || self.streamed.has_met(now.oid);
+                        self.looks.latest.is_none() || self.streamed.has_met(now.oid);
                     if may_have_met && !self.was_truncated_with_root(table, now) {
                         untracked.truncated.push(now.name.to_string());
                     }
@@ -328,7 +344,9 @@ impl Inquiry {
     /// The file is from a transaction that the stream says truncated the root. In a
     /// subtransaction its number is another one, which nothing proves to belong to it.
     fn was_truncated_with_root(&self, table: &TableLook, leaf: &HeldLook) -> bool {
-        let truncates = self.streamed.truncates_of(table.oid, self.since);
+        let truncates = self
+            .streamed
+            .truncates_of(table.oid, self.looks.explained_from);
         truncates
             .iter()
             .any(|xid| leaf.filenode_by == xid.to_string())
@@ -456,6 +474,22 @@ pub(super) fn failed(error: tokio_postgres::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_look_may_have_missed_explains_what_the_next_sees() {
+        let streamed = Streamed::default();
+        let mut looks = Looks::default();
+        looks.taken(Lsn::from(10));
+        // Committed before the look at 20, which does not see it yet.
+        streamed.truncated(1, Lsn::from(19), 7);
+        looks.taken(Lsn::from(20));
+        streamed.forget_before(looks.explained_from);
+        assert_eq!(streamed.truncates_of(1, looks.explained_from), [7]);
+
+        looks.taken(Lsn::from(30));
+        streamed.forget_before(looks.explained_from);
+        assert_eq!(streamed.truncates_of(1, looks.explained_from), [0; 0]);
+    }
 
     #[test]
     fn says_what_happened_and_names_the_first() {
