@@ -24,10 +24,7 @@ impl Lap {
     pub fn say(&self, round: u32) {
         eprintln!(
             "round {} {:<18} {:<16} {:>8.2} s",
-            round,
-            self.measure,
-            self.contestant,
-            self.seconds
+            round, self.measure, self.contestant, self.seconds
         );
     }
 }

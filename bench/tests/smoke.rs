@@ -9,7 +9,15 @@ use serde_json::Value;
 fn every_measure_at_a_hundredth() {
     let json = std::env::temp_dir().join(format!("bunny-bench-{}.json", std::process::id()));
     let status = Command::new(env!("CARGO_BIN_EXE_bench"))
-        .args(["--scale", "0.01", "--rounds", "1", "--seconds", "2", "--no-warm-up"])
+        .args([
+            "--scale",
+            "0.01",
+            "--rounds",
+            "1",
+            "--seconds",
+            "2",
+            "--no-warm-up",
+        ])
         .args(["--batches", "10000", "--json"])
         .arg(&json)
         .status()

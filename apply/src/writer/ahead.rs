@@ -7,8 +7,9 @@
 
 use bunny_postgres::TableName;
 
+use super::Writer;
 use super::keyed;
-use super::{Open, Writer};
+use super::transaction::Open;
 use crate::batch::Part;
 use crate::error::{Error, Result};
 use crate::event::{Body, Change};
