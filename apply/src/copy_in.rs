@@ -7,6 +7,8 @@ use std::sync::Arc;
 use bunny_postgres::copy_binary::{self, Encoding, NotKnown};
 use bytes::Bytes;
 use futures_util::SinkExt;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{Kind, Type};
 use tokio_postgres::{Client, CopyInSink, Statement};
 
 use crate::error::{Error, Result};
@@ -14,39 +16,102 @@ use crate::error::{Error, Result};
 /// Smaller writes cost a wake-up of the connection's task each.
 const WRITE_BYTES: usize = 128 * 1024;
 
-/// Where a COPY goes.
+/// What a COPY goes into.
+pub(crate) struct Into<'a> {
+    /// Quoted.
+    pub(crate) table: &'a str,
+    /// Quoted, with commas between them; None: all that there are.
+    pub(crate) columns: Option<&'a str>,
+    /// So many of the first are not the rows' own: their form is known without asking.
+    pub(crate) own_columns: usize,
+}
+
+impl Into<'_> {
+    fn copy(&self) -> String {
+        match self.columns {
+            Some(columns) => format!("COPY {} ({columns}) FROM STDIN", self.table),
+            None => format!("COPY {} FROM STDIN", self.table),
+        }
+    }
+
+    fn look(&self) -> String {
+        format!(
+            "SELECT {} FROM {} LIMIT 0",
+            self.columns.unwrap_or("*"),
+            self.table
+        )
+    }
+}
+
+/// The way into a table.
 #[derive(Clone)]
 pub(crate) struct Inlet {
     /// Without options.
     sql: String,
-    /// Of its columns; None: all rows go as text.
-    encodings: Option<Arc<[Encoding]>>,
     statement: Statement,
+    binary: Option<Binary>,
+}
+
+/// Rows go in binary.
+#[derive(Clone)]
+struct Binary {
+    encodings: Arc<[Encoding]>,
+    /// Gives no row of the columns. Its answer cannot change: if the table's columns are of other types by now,
+    /// the server refuses it. If not, they stay as they are until the transaction ends.
+    look: Statement,
 }
 
 impl Inlet {
-    /// `sql` is a COPY FROM STDIN without options.
-    pub(crate) async fn prepare(
-        client: &Client,
-        sql: String,
-        encodings: Option<Arc<[Encoding]>>,
-        doing: &str,
-    ) -> Result<Inlet> {
-        let statement = match encodings {
-            Some(_) => client.prepare(&format!("{sql} (FORMAT binary)")).await,
-            None => client.prepare(&sql).await,
-        };
+    /// For text.
+    pub(crate) async fn text(client: &Client, into: &Into<'_>, doing: &str) -> Result<Inlet> {
+        let sql = into.copy();
+        let statement = client.prepare(&sql).await.map_err(Error::sql(doing))?;
         Ok(Inlet {
             sql,
-            encodings,
-            statement: statement.map_err(Error::sql(doing))?,
+            statement,
+            binary: None,
         })
+    }
+
+    /// For binary, if the form of every column is known here; else for text.
+    pub(crate) async fn prepare(client: &Client, into: &Into<'_>, doing: &str) -> Result<Inlet> {
+        let look = client
+            .prepare(&into.look())
+            .await
+            .map_err(Error::sql(doing))?;
+        let columns = look.columns().iter().skip(into.own_columns);
+        let encodings: Option<Arc<[Encoding]>> =
+            columns.map(|column| encoding_of(column.type_())).collect();
+        // A row of no columns is not told from one of an empty column.
+        let Some(encodings) = encodings.filter(|encodings| !encodings.is_empty()) else {
+            return Inlet::text(client, into, doing).await;
+        };
+        let sql = into.copy();
+        let statement = client
+            .prepare(&format!("{sql} (FORMAT binary)"))
+            .await
+            .map_err(Error::sql(doing))?;
+        Ok(Inlet {
+            sql,
+            statement,
+            binary: Some(Binary { encodings, look }),
+        })
+    }
+
+    pub(crate) fn is_binary(&self) -> bool {
+        self.binary.is_some()
     }
 
     /// For rows that will go this way.
     pub(crate) fn gatherer(&self) -> Gatherer {
-        Gatherer::new(self.encodings.clone())
+        let binary = self.binary.as_ref();
+        Gatherer::new(binary.map(|binary| binary.encodings.clone()))
     }
+}
+
+/// A domain comes as what it stands for.
+fn encoding_of(column: &Type) -> Option<Encoding> {
+    Encoding::of(column.oid(), matches!(column.kind(), Kind::Enum(_)))
 }
 
 /// A row on its way into a COPY.
@@ -140,13 +205,21 @@ impl Gatherer {
     }
 }
 
+/// In which form the last rows of a COPY went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Went {
+    AsPrepared,
+    /// As text, though prepared for binary: a row had no binary form.
+    AsText,
+}
+
 /// Copies rows.
 pub(crate) async fn copy_rows<R: CopyRow>(
     client: &Client,
     inlet: Inlet,
     rows: impl Iterator<Item = R>,
     doing: String,
-) -> Result<()> {
+) -> Result<Went> {
     let mut gatherer = inlet.gatherer();
     let mut copy = CopyIn::begin(client, inlet, doing).await?;
     for row in rows {
@@ -157,8 +230,7 @@ pub(crate) async fn copy_rows<R: CopyRow>(
     if let Some(piece) = gatherer.rest() {
         copy.send(client, piece).await?;
     }
-    copy.finish().await?;
-    Ok(())
+    copy.end_telling().await
 }
 
 /// Copies rows that were put together before.
@@ -167,13 +239,32 @@ pub(crate) async fn copy_pieces(
     inlet: Inlet,
     pieces: Vec<Piece>,
     doing: String,
-) -> Result<()> {
+) -> Result<Went> {
     let mut copy = CopyIn::begin(client, inlet, doing).await?;
     for piece in pieces {
         copy.send(client, piece).await?;
     }
-    copy.finish().await?;
-    Ok(())
+    copy.end_telling().await
+}
+
+/// One flight: the look goes first, and if it is refused, so is the COPY.
+async fn open(client: &Client, inlet: &Inlet, doing: &str) -> Result<CopyInSink<Bytes>> {
+    let Some(binary) = &inlet.binary else {
+        let sink = client.copy_in(&inlet.statement).await;
+        return sink.map_err(Error::sql(doing));
+    };
+    let (seen, sink) = tokio::join!(
+        biased;
+        client.query(&binary.look, &[]),
+        client.copy_in(&inlet.statement),
+    );
+    match seen {
+        Ok(_) => sink.map_err(Error::sql(doing)),
+        Err(error) if error.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) => Err(Error::NotYet(
+            format!("{doing}: the types of its columns were changed meanwhile; beginning anew"),
+        )),
+        Err(error) => Err(Error::sql(doing)(error)),
+    }
 }
 
 /// An open COPY … FROM STDIN. Dropped unfinished, it fails on the server.
@@ -188,12 +279,9 @@ pub(crate) struct CopyIn {
 
 impl CopyIn {
     pub(crate) async fn begin(client: &Client, inlet: Inlet, doing: String) -> Result<CopyIn> {
-        let sink = client
-            .copy_in(&inlet.statement)
-            .await
-            .map_err(Error::sql(doing.as_str()))?;
+        let sink = open(client, &inlet, &doing).await?;
         let mut copy = CopyIn {
-            is_binary: inlet.encodings.is_some(),
+            is_binary: inlet.is_binary(),
             inlet,
             sink: Box::pin(sink),
             rows: 0,
@@ -230,6 +318,14 @@ impl CopyIn {
     pub(crate) async fn finish(mut self) -> Result<u64> {
         self.end().await?;
         Ok(self.rows)
+    }
+
+    async fn end_telling(mut self) -> Result<Went> {
+        self.end().await?;
+        match self.is_binary == self.inlet.is_binary() {
+            true => Ok(Went::AsPrepared),
+            false => Ok(Went::AsText),
+        }
     }
 
     async fn end(&mut self) -> Result<()> {

@@ -13,7 +13,6 @@ mod ambiguous_text;
 pub mod batch;
 mod batch_log;
 mod behind;
-mod binary_columns;
 pub mod bookkeeping;
 pub mod budget;
 mod catch_up;

@@ -95,11 +95,18 @@ async fn measure(
     crate::ground::wait_true(destination, sql).await?;
     let outstanding = Outstanding::default();
     let mut writers = JoinSet::new();
-    for writer in 0..WRITERS {
-        let pause = Duration::from_secs_f64(WRITERS as f64 / f64::from(rate));
-        let ticks = u64::from(rate) * u64::from(seconds) / WRITERS as u64;
-        let session = source.connect().await?;
-        writers.spawn(write(session, writer, pause, ticks, outstanding.clone()));
+    let pause = Duration::from_secs_f64(1.0 / f64::from(rate));
+    let mut sessions = Vec::new();
+    for _ in 0..WRITERS {
+        sessions.push(source.connect().await?);
+    }
+    // They take turns, so that transactions come one after the other and not eight at a time.
+    let mut first = tokio::time::Instant::now();
+    for (writer, session) in sessions.into_iter().enumerate() {
+        let ticks = tokio::time::interval_at(first, pause * WRITERS as u32);
+        let count = u64::from(rate) * u64::from(seconds) / WRITERS as u64;
+        writers.spawn(write(session, writer, ticks, count, outstanding.clone()));
+        first += pause;
     }
     let statement = destination
         .prepare(
@@ -160,18 +167,17 @@ async fn measure(
 async fn write(
     session: Session,
     writer: usize,
-    pause: Duration,
-    ticks: u64,
+    mut ticks: tokio::time::Interval,
+    count: u64,
     outstanding: Outstanding,
 ) -> Result<()> {
     let insert = session
         .prepare("INSERT INTO ticks VALUES ($1, $2, 'a note of some length')")
         .await?;
-    let mut interval = tokio::time::interval(pause);
-    interval.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let number = writer as i32;
-    for n in 1..=ticks as i64 {
-        interval.tick().await;
+    for n in 1..=count as i64 {
+        ticks.tick().await;
         session.execute(&insert, &[&number, &n]).await?;
         let committed = Instant::now();
         if let Ok(mut commits) = outstanding[writer].lock() {

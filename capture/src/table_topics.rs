@@ -199,7 +199,7 @@ impl TableTopic {
             };
             let header = Some((NEW_KEY_HEADER, &*new_header));
             self.push(records, &old_key, Some(&delete), header)?;
-            self.push(records, &old_key, None, header)?;
+            self.push_tombstone(records, &old_key, header)?;
             let create = RowEvent {
                 op: Op::Create,
                 before: None,
@@ -211,7 +211,7 @@ impl TableTopic {
         let key = if after.is_some() { &new_key } else { &old_key };
         self.push(records, key, Some(&event), None)?;
         if op == Op::Delete && self.has_key {
-            self.push(records, key, None, None)?;
+            self.push_tombstone(records, key, None)?;
         }
         Ok(())
     }
@@ -240,6 +240,19 @@ impl TableTopic {
         let mut header = Vec::new();
         self.encoder.key_header(&mut header, row)?;
         Ok(header)
+    }
+
+    /// What takes the row of a key out of a compacted topic; of no key there is none.
+    fn push_tombstone(
+        &self,
+        records: &mut Records,
+        key: &[u8],
+        header: Option<(&'static str, &[u8])>,
+    ) -> Result<()> {
+        match key.is_empty() {
+            true => Ok(()),
+            false => self.push(records, key, None, header),
+        }
     }
 
     fn push(

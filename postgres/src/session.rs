@@ -32,7 +32,7 @@ const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
 /// default may reach it. `row_security = off` makes a policy that would hide rows an
 /// error instead of silent loss; the transaction defaults are what our own statements
 /// are written for.
-const PINNED: [(&str, &str); 16] = [
+const PINNED: [(&str, &str); 17] = [
     ("DateStyle", "ISO"),
     ("IntervalStyle", "postgres"),
     ("extra_float_digits", "3"),
@@ -42,6 +42,7 @@ const PINNED: [(&str, &str); 16] = [
     ("lc_monetary", "C"),
     ("search_path", "pg_catalog"),
     ("xmloption", "content"),
+    ("array_nulls", "on"),
     ("row_security", "off"),
     ("default_transaction_isolation", "read committed"),
     ("default_transaction_read_only", "off"),

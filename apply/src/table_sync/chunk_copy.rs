@@ -10,10 +10,9 @@ use tokio_postgres::error::SqlState;
 use super::board::SyncId;
 use super::start::changed_meanwhile;
 use crate::ambiguous_text::AmbiguousText;
-use crate::binary_columns;
 use crate::bookkeeping::{self, State, TableState};
 use crate::context::MirrorRun;
-use crate::copy_in::{CopyIn, CopyRow, Gatherer, Inlet, Piece};
+use crate::copy_in::{CopyIn, CopyRow, Gatherer, Inlet, Into, Piece};
 use crate::crash_points;
 use crate::error::{Error, Result};
 
@@ -212,10 +211,7 @@ async fn start_copy(
 ) -> Result<ChunkCopy> {
     let target = table.destination.quoted();
     let into = columns.iter().map(|column| Some(column.as_str()));
-    let (ambiguous, encodings) = tokio::try_join!(
-        AmbiguousText::find(client, &table.destination, into),
-        binary_columns::find(client, &table.destination, columns),
-    )?;
+    let ambiguous = AmbiguousText::find(client, &table.destination, into).await?;
     let columns: Vec<String> = columns.iter().map(|column| quote_ident(column)).collect();
     let mut into = target.clone();
     let mut merge = None;
@@ -240,14 +236,18 @@ async fn start_copy(
             )))?;
         into = STAGING.to_owned();
     }
-    let list = if columns.is_empty() {
-        String::new()
-    } else {
-        format!(" ({})", columns.join(", "))
-    };
     let doing = format!("loading destination table {}", table.destination);
-    let sql = format!("COPY {into}{list} FROM STDIN");
-    let inlet = Inlet::prepare(client, sql, encodings, &doing).await?;
+    let columns = columns.join(", ");
+    let into = Into {
+        table: &into,
+        columns: Some(columns.as_str()).filter(|columns| !columns.is_empty()),
+        own_columns: 0,
+    };
+    // Of no columns, `*` would be those that only the destination has.
+    let inlet = match into.columns {
+        Some(_) => Inlet::prepare(client, &into, &doing).await?,
+        None => Inlet::text(client, &into, &doing).await?,
+    };
     Ok(ChunkCopy {
         gatherer: inlet.gatherer(),
         copy: CopyIn::begin(client, inlet, doing).await?,

@@ -284,20 +284,21 @@ pub(super) async fn stage<'r>(
             .map_err(Error::sql(doing.as_str()))?;
     }
     target.staged = true;
-    let target: &Target = target;
     let Some(inlet) = target.stage_copy.clone() else {
         return Err(Error::Inconsistent(format!(
             "{doing}: there is no staging table"
         )));
     };
+    let of: &Target = target;
     let rows = rows.map(|(n, op, mask, row)| StagingRow {
-        target,
+        target: of,
         n,
         op,
         mask,
         row,
     });
-    copy_rows(client, inlet, rows, doing).await
+    let went = copy_rows(client, inlet, rows, doing).await?;
+    target.learn(client, went).await
 }
 
 /// What one statement of a simple query gave.

@@ -227,13 +227,16 @@ pub(super) async fn copy_rows<'r>(
 ) -> Result<()> {
     let inlet = target.direct_copy(client).await?;
     let doing = doing(target);
-    let rows = rows.map(|row| TableRow { target, row });
-    copy_in::copy_rows(client, inlet, rows, doing).await
+    let of: &Target = target;
+    let rows = rows.map(|row| TableRow { target: of, row });
+    let went = copy_in::copy_rows(client, inlet, rows, doing).await?;
+    target.learn(client, went).await
 }
 
 async fn copy_pieces(client: &Client, target: &mut Target, pieces: Vec<Piece>) -> Result<()> {
     let inlet = target.direct_copy(client).await?;
-    copy_in::copy_pieces(client, inlet, pieces, doing(target)).await
+    let went = copy_in::copy_pieces(client, inlet, pieces, doing(target)).await?;
+    target.learn(client, went).await
 }
 
 fn doing(target: &Target) -> String {
@@ -242,7 +245,11 @@ fn doing(target: &Target) -> String {
 
 /// Rows as they will be copied.
 fn pieces_of(target: &Target, rows: &[&Row]) -> Vec<Piece> {
-    let mut gatherer = Gatherer::new(target.sql.encodings());
+    // To look at the table is not for this session yet: what is not prepared is text for once.
+    let mut gatherer = match &target.direct_copy {
+        Some(inlet) => inlet.gatherer(),
+        None => Gatherer::new(None),
+    };
     let mut pieces: Vec<Piece> = rows
         .iter()
         .filter_map(|row| gatherer.push(&TableRow { target, row }))

@@ -8,10 +8,6 @@
 //! table may have 1,600 columns, and so may the staging table: where the target's are too
 //! many, the last of them are staged together as `rest`, an array of their texts.
 
-use std::sync::Arc;
-
-use bunny_postgres::copy_binary::Encoding;
-
 /// Columns of the target that are staged as such; the rest is packed. Postgres allows 1,600
 /// columns (`MaxHeapAttributeNumber`).
 const STAGED_COLUMNS_MAX: usize = 1500;
@@ -34,8 +30,6 @@ pub(super) struct SqlColumn {
     /// Where `=` of the type is, quoted; None: it has none of its own (enums, arrays, …).
     pub(super) operator_schema: Option<String>,
     pub(super) key: bool,
-    /// Its binary form, if that is known here.
-    pub(super) encoding: Option<Encoding>,
 }
 
 /// What a staged row is for.
@@ -111,11 +105,6 @@ impl Sql {
         self.packed.iter().any(Option::is_some)
     }
 
-    /// Of the columns, in order; None if one of them has no binary form here.
-    pub(super) fn encodings(&self) -> Option<Arc<[Encoding]>> {
-        self.columns.iter().map(|column| column.encoding).collect()
-    }
-
     pub(super) fn create_staging(&self) -> String {
         let mut sql = format!(
             "CREATE TEMP TABLE {} (n bigint, op \"char\", mask int",
@@ -157,13 +146,14 @@ impl Sql {
         format!("TRUNCATE {}", self.staging)
     }
 
-    pub(super) fn copy_into_staging(&self) -> String {
-        format!("COPY {} FROM STDIN", self.staging)
+    /// Quoted.
+    pub(super) fn table(&self) -> &str {
+        &self.table
     }
 
-    /// COPY writes identity columns as they come, GENERATED ALWAYS too.
-    pub(super) fn copy_into_table(&self) -> String {
-        format!("COPY {} ({}) FROM STDIN", self.table, self.names())
+    /// Quoted.
+    pub(super) fn staging(&self) -> &str {
+        &self.staging
     }
 
     pub(super) fn delete(&self, only: Option<i64>) -> String {
@@ -423,7 +413,7 @@ impl Sql {
         )
     }
 
-    fn names(&self) -> String {
+    pub(super) fn names(&self) -> String {
         let names: Vec<&str> = self
             .columns
             .iter()

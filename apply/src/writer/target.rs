@@ -12,7 +12,7 @@ use super::packed;
 use super::set::Ahead;
 use super::sql::{Op, Sql, SqlColumn};
 use crate::ambiguous_text::AmbiguousText;
-use crate::copy_in::{CopyRow, Inlet};
+use crate::copy_in::{CopyRow, Inlet, Into, Went};
 use crate::error::{Error, Result};
 use crate::event::{Row, TableVersion};
 use crate::net_effect::keyed::KeyChange;
@@ -31,7 +31,7 @@ WITH RECURSIVE base(attnum, typid, typmod) AS (
     WHERE t.typtype = 'd'
 )
 SELECT a.attname::text, a.attgenerated <> '' AS generated, a.attidentity = 'a' AS always_identity,
-       b.typid AS type_oid, t.typtype = 'e' AS is_enum, format_type(b.typid, b.typmod) AS type_name, format_type(b.typid, -1) AS plain_type,
+       format_type(b.typid, b.typmod) AS type_name, format_type(b.typid, -1) AS plain_type,
        a.atttypid <> b.typid AS is_domain,
        CASE WHEN a.attcollation <> 0 AND a.attcollation <> t.typcollation THEN
            (SELECT quote_ident(n.nspname) || '.' || quote_ident(c.collname)
@@ -73,6 +73,8 @@ pub(super) struct Target {
     /// COPY into the staging table; it exists in this session once this is set.
     pub(super) stage_copy: Option<Inlet>,
     pub(super) direct_copy: Option<Inlet>,
+    /// Set after a row had no binary form: each such costs a COPY more.
+    pub(super) avoid_binary: bool,
     /// An index keeps the table from holding a key twice.
     pub(super) refuses_doubles: bool,
     /// Set after a COPY straight into the table met a row that was there.
@@ -135,7 +137,6 @@ impl Target {
                 always_identity: row.get("always_identity"),
                 operator_schema: row.get("operator_schema"),
                 key: false,
-                encoding: Encoding::of(row.get("type_oid"), row.get("is_enum")),
             });
         }
         if !missing.is_empty() {
@@ -184,6 +185,7 @@ impl Target {
             sql: Sql::new(destination.quoted(), staging, columns, own),
             stage_copy: None,
             direct_copy: None,
+            avoid_binary: false,
             refuses_doubles: refuses_doubles(client, destination, &key_names).await?,
             avoid_direct_copy: false,
             staged: false,
@@ -203,21 +205,55 @@ impl Target {
             .batch_execute(&self.sql.create_staging())
             .await
             .map_err(Error::sql(doing()))?;
-        let encodings = self.sql.encodings().filter(|_| !self.sql.packs());
-        let sql = self.sql.copy_into_staging();
-        self.stage_copy = Some(Inlet::prepare(client, sql, encodings, &doing()).await?);
+        self.stage_copy = Some(self.staging_inlet(client, &doing()).await?);
         Ok(())
     }
 
-    /// The way straight into the table.
+    async fn staging_inlet(&self, client: &Client, doing: &str) -> Result<Inlet, Error> {
+        let into = Into {
+            table: self.sql.staging(),
+            columns: None,
+            own_columns: STAGING_COLUMNS,
+        };
+        match self.avoid_binary || self.sql.packs() {
+            true => Inlet::text(client, &into, doing).await,
+            false => Inlet::prepare(client, &into, doing).await,
+        }
+    }
+
+    /// The way straight into the table. COPY writes identity columns as they come, GENERATED ALWAYS
+    /// too.
     pub(super) async fn direct_copy(&mut self, client: &Client) -> Result<Inlet, Error> {
         if let Some(inlet) = &self.direct_copy {
             return Ok(inlet.clone());
         }
         let doing = format!("copying rows into {}", self.destination);
-        let sql = self.sql.copy_into_table();
-        let inlet = Inlet::prepare(client, sql, self.sql.encodings(), &doing).await?;
+        let columns = self.sql.names();
+        let into = Into {
+            table: self.sql.table(),
+            columns: Some(&columns),
+            own_columns: 0,
+        };
+        let inlet = match self.avoid_binary || columns.is_empty() {
+            true => Inlet::text(client, &into, &doing).await?,
+            false => Inlet::prepare(client, &into, &doing).await?,
+        };
         Ok(self.direct_copy.insert(inlet).clone())
+    }
+
+    /// A table of which one row had no binary form is likely to have more of them: from now on all go
+    /// as text.
+    pub(super) async fn learn(&mut self, client: &Client, went: Went) -> Result<(), Error> {
+        if went == Went::AsPrepared || self.avoid_binary {
+            return Ok(());
+        }
+        self.avoid_binary = true;
+        self.direct_copy = None;
+        if self.stage_copy.is_some() {
+            let doing = format!("staging rows of {}", self.destination);
+            self.stage_copy = Some(self.staging_inlet(client, &doing).await?);
+        }
+        Ok(())
     }
 
     /// Appends the cells of a row as the staging table takes them, without the line end.

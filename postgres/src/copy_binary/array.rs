@@ -2,6 +2,12 @@
 
 use super::{Known, NULL, NotKnown, Put, Scalar, with_length};
 
+/// An array of small numbers is several times as large in binary. What memory a batch takes is
+/// reckoned by its text, so that goes as text: this many times as much is bearable,
+const GROWTH_MAX: usize = 4;
+/// and this many bytes on top.
+const GROWTH_FREE: usize = 256;
+
 /// Appends the array whose literal is `text`: dimensions, whether there are NULLs, the elements' type,
 /// length and lower bound, elements.
 pub(super) fn write(out: &mut Vec<u8>, text: &[u8], element: Scalar, element_oid: u32) -> Known {
@@ -38,6 +44,9 @@ pub(super) fn write(out: &mut Vec<u8>, text: &[u8], element: Scalar, element_oid
             Some((b',', after)) => rest = after,
             Some(_) => return Err(NotKnown),
         }
+    }
+    if out.len() - header > GROWTH_MAX * text.len() + GROWTH_FREE {
+        return Err(NotKnown);
     }
     if has_nulls {
         out[header + 4..header + 8].copy_from_slice(&1_i32.to_be_bytes());

@@ -8,6 +8,9 @@ const MINUTE: i64 = 60 * SECOND;
 const HOUR: i64 = 60 * MINUTE;
 const DAY: i64 = 24 * HOUR;
 
+/// No time zone is so far from Greenwich (`MAX_TZDISP_HOUR`).
+const OFFSET_END: i64 = 16 * HOUR;
+
 /// Of 2000-01-01 in the proleptic Gregorian calendar, counted from 0000-03-01.
 const EPOCH_DAY: i64 = 730_425;
 
@@ -24,7 +27,11 @@ pub(super) fn date(text: &[u8]) -> Result<i32, NotKnown> {
     let date = reader.date()?;
     let days = date.days(reader.era()?)?;
     reader.end()?;
-    i32::try_from(days).map_err(|_| NotKnown)
+    // The ends stand for infinity.
+    i32::try_from(days)
+        .ok()
+        .filter(|days| !matches!(*days, i32::MAX | i32::MIN))
+        .ok_or(NotKnown)
 }
 
 pub(super) fn time(text: &[u8]) -> Result<i64, NotKnown> {
@@ -143,7 +150,10 @@ impl Reader<'_> {
     }
 
     fn date(&mut self) -> Result<Date, NotKnown> {
-        let (year, _) = self.digits(4, YEAR_DIGITS_MAX)?;
+        let (year, digits) = self.digits(4, YEAR_DIGITS_MAX)?;
+        if digits > 4 && year < 10_000 {
+            return Err(NotKnown);
+        }
         self.take(b'-')?;
         let month = self.two()?;
         self.take(b'-')?;
@@ -185,9 +195,16 @@ impl Reader<'_> {
             if self.take(b':').is_err() {
                 break;
             }
-            offset += self.two()? * unit;
+            let count = self.two()?;
+            if count > 59 {
+                return Err(NotKnown);
+            }
+            offset += count * unit;
         }
-        Ok(sign * offset)
+        match offset < OFFSET_END {
+            true => Ok(sign * offset),
+            false => Err(NotKnown),
+        }
     }
 
     /// Whether the year counts backwards.

@@ -100,7 +100,13 @@ fn what_no_server_prints_is_not_known() {
         (Type::TIMESTAMP, "2026-01-01 10:00:00.1234567"),
         (Type::TIMESTAMP, "2026-01-01T10:00:00"),
         (Type::TIMESTAMP, "2026-01-01 10:00:00+00"),
+        (Type::DATE, "02026-01-01"),
+        (Type::DATE, "5881610-07-11"),
         (Type::TIMESTAMPTZ, "2026-01-01 10:00:00"),
+        (Type::TIMESTAMPTZ, "2026-01-01 10:00:00+16"),
+        (Type::TIMESTAMPTZ, "2026-01-01 10:00:00+01:60"),
+        (Type::TIMESTAMP, "2026-01-01"),
+        (Type::DATE, "2026-01-01 10:00:00"),
         (Type::TIMESTAMPTZ, "2026-01-01 10:00:00 CET"),
         (Type::TIMESTAMP, "9999999-01-01 00:00:00"),
         (Type::TEXT_ARRAY, "{a, b}"),
@@ -116,6 +122,13 @@ fn what_no_server_prints_is_not_known() {
     ] {
         assert_eq!(encoded(&known, text), None, "{known} {text}");
     }
+}
+
+#[test]
+fn an_array_that_is_much_larger_in_binary_goes_as_text() {
+    let of = |elements: usize| format!("{{{}}}", vec!["1"; elements].join(","));
+    assert!(encoded(&Type::INT8_ARRAY, &of(10)).is_some());
+    assert!(encoded(&Type::INT8_ARRAY, &of(200)).is_none());
 }
 
 proptest! {

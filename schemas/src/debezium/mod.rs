@@ -112,8 +112,9 @@ impl RowEncoder {
         }
     }
 
-    /// Appends the record key, taken from a full-width row. A table without a key has none: then
-    /// nothing is appended.
+    /// Appends the record key, taken from a full-width row. A table without a key has none, nor, in
+    /// Avro, has a row whose key is NULL, which it may be if it is older than the key: then nothing is
+    /// appended.
     ///
     /// # Errors
     /// A row of another width, or a text that is no value of its type.

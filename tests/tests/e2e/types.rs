@@ -133,3 +133,42 @@ async fn an_oid_is_not_taken_for_a_name() -> Result<()> {
     }
     Ok(())
 }
+
+/// Rows are written in the form of the types that the columns had when they were looked at.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_altered_at_the_destination_takes_values_of_its_new_type() -> Result<()> {
+    let scene = Scene::new("altered_there").await?;
+    let tables = ["public.keyed", "public.bare"];
+    scene
+        .source
+        .run("CREATE TABLE keyed (id int PRIMARY KEY, n bigint, f bigint); CREATE TABLE bare (n bigint, f bigint)")
+        .await?;
+    let mirror = scene.running_mirror(&tables, json!({})).await?;
+    let destination = scene.stage.destination.connect().await?;
+    let insert = |from: i32| {
+        format!(
+            "INSERT INTO keyed SELECT g, g, g FROM generate_series({from}, {from} + 99) g;
+             INSERT INTO bare SELECT g, g FROM generate_series({from}, {from} + 99) g"
+        )
+    };
+    scene.source.run(&insert(1)).await?;
+    mirror
+        .wait_for_lsn(scene.source.current_lsn().await?)
+        .await?;
+    destination
+        .run(
+            "ALTER TABLE keyed ALTER n TYPE numeric, ALTER f TYPE double precision;
+             ALTER TABLE bare ALTER n TYPE numeric, ALTER f TYPE double precision",
+        )
+        .await?;
+    scene.source.run(&insert(101)).await?;
+    mirror
+        .wait_for_lsn(scene.source.current_lsn().await?)
+        .await?;
+    for table in ["keyed", "bare"] {
+        let sums = "SELECT count(*) || ' ' || sum(n) || ' ' || sum(f) || ' ' || count(DISTINCT n) || ' ' || count(DISTINCT f)";
+        let sums = destination.text(&format!("{sums} FROM {table}")).await?;
+        assert_eq!(sums, "200 20100 20100 200 200", "{table}");
+    }
+    Ok(())
+}

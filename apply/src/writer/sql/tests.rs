@@ -10,7 +10,6 @@ fn column(name: &str, key: bool) -> SqlColumn {
         always_identity: false,
         operator_schema: Some("pg_catalog".into()),
         key,
-        encoding: None,
     }
 }
 

@@ -230,6 +230,6 @@ fn a_key_is_there_as_a_whole_or_not_at_all() {
     assert!(out.is_empty());
 
     let (encoder, _) = in_avro(vec![column("id", 23, true)]);
-    let error = encoder.key(&mut out, &[Value::Null]).unwrap_err();
-    assert!(error.to_string().contains("\"id\" is NULL"), "{error}");
+    encoder.key(&mut out, &[Value::Null]).unwrap();
+    assert!(out.is_empty(), "a row that is older than the key");
 }

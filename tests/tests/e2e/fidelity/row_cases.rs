@@ -287,6 +287,19 @@ const COLUMNS: &[RowCase] = &[
     )
     .destination("CREATE TABLE keyed (id bigint, word text, a integer, b bigint, c bigint, d numeric, e numeric, f double precision, g json, h varchar(20), i varchar, j text, k text, l numeric(12,2), m numeric, n bit varying(5), o timestamp, p time(3) with time zone, q interval(4), r bigint[], s text[], t text, u text, v text, w text, PRIMARY KEY (id, word)); CREATE TABLE keyless (a integer, b bigint, c bigint, d numeric, e numeric, f double precision, g json, h varchar(20), i varchar, j text, k text, l numeric(12,2), m numeric, n bit varying(5), o timestamp, p time(3) with time zone, q interval(4), r bigint[], s text[], t text, u text, v text, w text);")
     .wider(),
+    case(
+        "a destination table with wider types, all of them common",
+        &["keyed", "keyless"],
+        "CREATE TABLE keyed (id smallint, word varchar(8), a smallint, c integer, d bigint, f real, g jsonb, h varchar(10), k char(3), l numeric(10,2), o timestamp(3), r integer[], s varchar(3)[], PRIMARY KEY (id, word)); INSERT INTO keyed SELECT g, 'w' || g, -g, g * 1000, 9223372036854775807 - g, g / 3.0::real, jsonb_build_object('b', g, 'a', NULL), 'h' || g, 'k', g / 3.0, timestamp '2000-01-01 00:00:00.123' + g * interval '1 day', ARRAY[g, NULL, -g], ARRAY['a,b', NULL, '{}'] FROM generate_series(1, 20) g;
+         CREATE TABLE keyless (a smallint, d bigint, f real, k char(3), l numeric(10,2)); ALTER TABLE keyless REPLICA IDENTITY FULL; INSERT INTO keyless SELECT -g, g, g / 3.0::real, 'k', g / 3.0 FROM generate_series(1, 9) g, generate_series(1, 2);",
+        &[
+            "INSERT INTO keyed SELECT g, 'new', g, g, g, 0.1, '[]', '', NULL, g, '2026-01-01', '{1,2}', '{}' FROM generate_series(200, 240) g; UPDATE keyed SET f = 0.1, g = '[]', k = NULL WHERE id < 5; UPDATE keyed SET id = id + 100, word = 'x' WHERE id BETWEEN 16 AND 20; DELETE FROM keyed WHERE id = 8;",
+            "INSERT INTO keyed SELECT g, 'later', g, g, g, 1e30, '{}', 'h', 'kkk', -g, 'infinity', '{1}', '{x}' FROM generate_series(300, 340) g;",
+            "INSERT INTO keyless SELECT * FROM keyless WHERE a = -4; DELETE FROM keyless WHERE ctid = (SELECT min(ctid) FROM keyless WHERE a = -1); UPDATE keyless SET f = 1e30, k = 'z' WHERE ctid = (SELECT min(ctid) FROM keyless WHERE a = -2);",
+        ],
+    )
+    .destination("CREATE TABLE keyed (id bigint, word text, a integer, c bigint, d numeric, f double precision, g json, h varchar(20), k text, l numeric(12,2), o timestamp, r bigint[], s text[], PRIMARY KEY (id, word)); CREATE TABLE keyless (a integer, d numeric, f double precision, k text, l numeric(12,2));")
+    .wider(),
 ];
 
 const KEYS: &[RowCase] = &[
