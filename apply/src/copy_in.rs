@@ -295,8 +295,15 @@ impl CopyIn {
 
     /// Waits while the server is busy.
     pub(crate) async fn send(&mut self, client: &Client, piece: Piece) -> Result<()> {
-        if self.is_binary && !piece.is_binary {
-            self.go_on_as_text(client).await?;
+        match (self.is_binary, piece.is_binary) {
+            (true, false) => self.go_on_as_text(client).await?,
+            (false, true) => {
+                return Err(Error::Inconsistent(format!(
+                    "{}: rows in binary on their way into a COPY of text",
+                    self.doing
+                )));
+            }
+            _ => {}
         }
         self.send_bytes(piece.bytes).await
     }

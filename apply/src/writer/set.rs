@@ -234,9 +234,14 @@ pub(super) async fn copy_rows<'r>(
 }
 
 async fn copy_pieces(client: &Client, target: &mut Target, pieces: Vec<Piece>) -> Result<()> {
+    let was_known = target.direct_copy.is_some();
     let inlet = target.direct_copy(client).await?;
     let went = copy_in::copy_pieces(client, inlet, pieces, doing(target)).await?;
-    target.learn(client, went).await
+    // Put together before anyone had asked, they are text whatever they hold.
+    match was_known {
+        true => target.learn(client, went).await,
+        false => Ok(()),
+    }
 }
 
 fn doing(target: &Target) -> String {
