@@ -57,6 +57,8 @@ mod replay;
 mod replay_swap;
 mod resync_columns;
 mod retention;
+#[cfg(feature = "full")]
+mod retry;
 mod scene;
 mod schema_changes;
 #[cfg(feature = "full")]
@@ -71,10 +73,13 @@ mod snapshots;
 mod soak;
 mod source_changes;
 mod source_writes;
+#[cfg(feature = "full")]
+mod stopped_mirror;
 mod subscribers;
 mod swap;
 mod swap_kinds;
 mod swap_locked;
+mod table_failures;
 mod table_list;
 #[cfg(feature = "full")]
 mod table_list_points;
@@ -82,6 +87,8 @@ mod table_topics;
 mod tables;
 mod tail;
 mod tls;
+#[cfg(feature = "full")]
+mod touched_history;
 mod types;
 mod until_schema;
 mod untracked;
