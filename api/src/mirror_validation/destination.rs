@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use bunny_catalog::{NewMirrorTable, OnExistingRows};
 use bunny_postgres::introspect::{self, Fit, TypeShape};
-use bunny_postgres::{ColumnDefinition, TableDefinition, TableName, TableObjects};
+use bunny_postgres::{ColumnDefinition, TableDefinition, TableName, TableObjects, quote_ident};
 
 use super::Findings;
 use super::facts::{DestinationFacts, ExtensionState, Facts, FoundTable, TableFacts};
@@ -31,14 +31,14 @@ pub(super) fn check(
             .source
             .tables
             .get(index)
-            .and_then(|table| table.found.as_ref())
-            .and_then(|found| found.definition.as_ref());
+            .and_then(|table| table.found.as_ref());
+        let definition = source.and_then(|found| found.definition.as_ref());
         let Some(table) = destination.tables.get(index) else {
             continue;
         };
         match &table.found {
             Some(found) => existing_table(request, destination, mapping, found, source, findings),
-            None => missing_table(request, destination, mapping, table, source, findings),
+            None => missing_table(request, destination, mapping, table, definition, findings),
         }
     }
     replica_role(facts, findings);
@@ -89,7 +89,7 @@ fn existing_table(
     destination: &DestinationFacts,
     mapping: &NewMirrorTable,
     found: &FoundTable,
-    source: Option<&TableDefinition>,
+    source: Option<&FoundTable>,
     findings: &mut Findings,
 ) {
     let peer = &destination.server.peer;
@@ -136,11 +136,16 @@ fn existing_table(
             format!("row level security of {name} applies to user \"{user}\" of destination peer '{peer}'; run ALTER ROLE \"{user}\" BYPASSRLS"),
         );
     }
+    let of_source = source.and_then(|source| source.definition.as_ref());
     if found.has_rows && request.config.do_initial_snapshot && !request.adopt {
-        existing_rows(request, peer, mapping, source, findings);
+        existing_rows(request, peer, mapping, of_source, findings);
     }
-    if let (Some(source), Some(definition)) = (source, &found.definition) {
-        shape(mapping, peer, source, definition, findings);
+    if let (Some(definition), Some(target)) = (of_source, &found.definition) {
+        shape(mapping, peer, definition, target, findings);
+        nullability(request, mapping, peer, (definition, target), findings);
+    }
+    if let Some(source) = source {
+        key_collations(mapping, peer, (source, found), findings);
     }
 }
 
@@ -227,6 +232,61 @@ fn shape(
             "destination_not_null",
             format!("column \"{}\" of {name} on destination peer '{peer}' {why}, and is NOT NULL without a default, so inserts would fail; give it a default or drop its NOT NULL", target.name),
         );
+    }
+}
+
+/// A NULL of the source must be able to arrive.
+fn nullability(
+    request: &CreateRequest,
+    mapping: &NewMirrorTable,
+    peer: &str,
+    (source, destination): (&TableDefinition, &TableDefinition),
+    findings: &mut Findings,
+) {
+    let name = &mapping.destination;
+    for column in &source.columns {
+        let is_written =
+            column.generated.is_none() && !mapping.exclude_columns.contains(&column.name);
+        let target = destination.column(&column.name);
+        if column.not_null || !is_written || !target.is_some_and(|target| target.not_null) {
+            continue;
+        }
+        // What a key forbids cannot be taken away; and of a mirror that is taken over, the log may hold
+        // the change that brings both together.
+        if request.adopt || destination.primary_key.contains(&column.name) {
+            findings.warn(format!(
+                "column \"{}\" of {name} on destination peer '{peer}' is NOT NULL, and may be NULL in {}: the first NULL makes the table ERRORED",
+                column.name, mapping.source
+            ));
+        } else {
+            findings.refuse(
+                "destination_not_null",
+                format!("column \"{0}\" of {name} on destination peer '{peer}' is NOT NULL, and may be NULL in {1}; run ALTER TABLE {2} ALTER COLUMN {3} DROP NOT NULL there, or set it NOT NULL at the source", column.name, mapping.source, name.quoted(), quote_ident(&column.name)),
+            );
+        }
+    }
+}
+
+/// Keys that differ at the source must differ at the destination, or a change of one row would meet another.
+fn key_collations(
+    mapping: &NewMirrorTable,
+    peer: &str,
+    (source, destination): (&FoundTable, &FoundTable),
+    findings: &mut Findings,
+) {
+    let name = &mapping.destination;
+    let Some(definition) = &source.definition else {
+        return;
+    };
+    for key in definition.row_key() {
+        if destination.nondeterministic_columns.contains(key)
+            && !source.nondeterministic_columns.contains(key)
+        {
+            findings.refuse(
+                "destination_collation",
+                format!("column \"{key}\" of {name} on destination peer '{peer}' has a collation that takes different texts for equal, and in {0}, whose rows it identifies, it has not: one row would be taken for another; give it the collation that it has in {0}", mapping.source),
+            );
+        }
     }
 }
 

@@ -100,12 +100,16 @@ pub(crate) struct FoundTable {
     pub(crate) row_security: bool,
     /// Partitioned tables above it.
     pub(crate) ancestors: Vec<TableName>,
+    /// Partitions below it that are foreign tables.
+    pub(crate) foreign_leaves: Vec<TableName>,
     /// Of SELECT, INSERT, UPDATE, DELETE, TRUNCATE, those the user lacks.
     pub(crate) missing_privileges: Vec<String>,
     /// Has enabled triggers, those of foreign keys included.
     pub(crate) fires: bool,
     /// Holds at least one row (asked of destinations only).
     pub(crate) has_rows: bool,
+    /// Columns whose collation takes different texts for equal.
+    pub(crate) nondeterministic_columns: Vec<String>,
     /// Columns of type `oid` in which large objects of the database stand (asked of sources only).
     pub(crate) large_object_columns: Vec<String>,
     /// `None` for what is no table.

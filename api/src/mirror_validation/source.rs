@@ -252,6 +252,12 @@ fn table(
             }
         }
     }
+    for leaf in &found.foreign_leaves {
+        findings.refuse(
+            "source_kind",
+            format!("partition {leaf} of table {name} on source peer '{peer}' is a foreign table, whose rows and changes are not in the WAL; run ALTER TABLE {} DETACH PARTITION {}, or map the other partitions one by one", name.quoted(), leaf.quoted()),
+        );
+    }
     privileges(request, source, mapping, found, findings);
     if let Some(definition) = &found.definition {
         columns(mapping, definition, findings);

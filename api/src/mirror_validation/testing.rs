@@ -101,9 +101,11 @@ pub(crate) fn found(name: &TableName) -> FoundTable {
         may_select: true,
         row_security: false,
         ancestors: Vec::new(),
+        foreign_leaves: Vec::new(),
         missing_privileges: Vec::new(),
         fires: false,
         has_rows: false,
+        nondeterministic_columns: Vec::new(),
         large_object_columns: Vec::new(),
         definition: Some(definition(name)),
     }

@@ -92,6 +92,9 @@ fn each_fault_is_found_by_its_check() {
         ("source_kind", "a foreign table", |_, f| {
             source_table(f).relkind = 'f'
         }),
+        ("source_kind", "DETACH PARTITION", |_, f| {
+            source_table(f).foreign_leaves = vec![TableName::parse("public.far").unwrap()]
+        }),
         ("source_kind", "system table", |_, f| {
             source_table(f).system = true
         }),
@@ -127,6 +130,17 @@ fn each_fault_is_found_by_its_check() {
             source_table(f).definition.as_mut().unwrap().columns[1].name = "é".repeat(32);
             f.destination.tables[0].found = None;
         }),
+        ("destination_not_null", "DROP NOT NULL", |_, f| {
+            let definition = destination_table(f).definition.as_mut().unwrap();
+            definition.columns[1].not_null = true;
+        }),
+        (
+            "destination_collation",
+            "one row would be taken for another",
+            |_, f| {
+                destination_table(f).nondeterministic_columns = vec!["id".into()];
+            },
+        ),
         ("destination_version", "14 or newer", |_, f| {
             f.destination.server.info.version_num = 130_000
         }),
@@ -267,6 +281,30 @@ fn an_excluded_column_must_be_left_out_at_the_destination_too() {
     assert_eq!(checks_of(&exclude(true, None)), ["destination_not_null"]);
     assert!(exclude(true, Some("''")).problems.is_empty());
     assert!(exclude(false, None).problems.is_empty());
+}
+
+#[test]
+fn a_null_that_a_key_forbids_is_only_warned_of() {
+    let nullable_key = |adopt: bool, in_key: bool| {
+        spoiled(|request, facts| {
+            request.adopt = adopt;
+            let definition = destination_table(facts).definition.as_mut().unwrap();
+            definition.columns[1].not_null = true;
+            if in_key {
+                definition.primary_key.push("note".into());
+            }
+        })
+    };
+    for (adopt, in_key) in [(true, false), (false, true)] {
+        let findings = nullable_key(adopt, in_key);
+        assert!(findings.problems.is_empty(), "{findings:?}");
+        assert!(
+            findings
+                .warnings
+                .iter()
+                .any(|said| said.contains("\"note\""))
+        );
+    }
 }
 
 #[test]

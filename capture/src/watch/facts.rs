@@ -1,6 +1,7 @@
 //! What is remembered of a mapped table, and what follows when it is not so any more. Pure.
 
 use bunny_catalog::MirrorTable;
+use bunny_postgres::TableName;
 use bunny_postgres::introspect::{Look, PublicationState, TableKind, TableLook};
 use bunny_schemas::control::TableRecord;
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,8 @@ pub(crate) struct TableFacts {
     pub(crate) exclusion: Exclusion,
     /// A partition of it is UNLOGGED: changes there are in no stream.
     pub(super) unlogged: bool,
+    /// A partition of it is a foreign table: its rows are neither copied nor in any stream.
+    pub(super) foreign: bool,
     /// Of the table of that oid; None where nobody looked for them.
     pub(super) marks: Option<Marks>,
     /// What changed outside the stream and waits for someone to ask for a sync.
@@ -183,6 +186,7 @@ pub(crate) fn judge(
         oid: found.oid,
         request_id,
         unlogged: found.held.iter().any(|held| !held.is_logged),
+        foreign: !found.foreign_leaves.is_empty(),
         marks: Some(match unsynced.and_then(|before| before.marks.as_ref()) {
             Some(before) => Marks::of(found).after(before),
             None => Marks::of(found),
@@ -254,6 +258,9 @@ fn gap(
     if now.unlogged && !before.unlogged {
         return Some(unlogged(found));
     }
+    if now.foreign && !before.foreign {
+        return Some(foreign(found));
+    }
     if before.publication == 0 {
         return None;
     }
@@ -290,6 +297,19 @@ fn unlogged(found: &TableLook) -> String {
     )
 }
 
+fn foreign(found: &TableLook) -> String {
+    let names: Vec<String> = found
+        .foreign_leaves
+        .iter()
+        .map(TableName::to_string)
+        .collect();
+    format!(
+        "the source table {} has partitions that are foreign tables, whose rows nobody captures ({}); ALTER TABLE … DETACH PARTITION and sync the table again, or take it out of the mirror",
+        found.name,
+        names.join(", ")
+    )
+}
+
 fn problem(
     table: &MirrorTable,
     now: &TableFacts,
@@ -314,6 +334,9 @@ fn problem(
     }
     if now.unlogged {
         return Some(unlogged(found));
+    }
+    if now.foreign {
+        return Some(foreign(found));
     }
     let wanted = Carried {
         inserts: true,

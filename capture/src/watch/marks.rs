@@ -218,6 +218,7 @@ mod tests {
             replica_identity: ReplicaIdentity::Default,
             identity_key: vec!["id".into()],
             held,
+            foreign_leaves: Vec::new(),
             types: BTreeMap::new(),
             enums: BTreeMap::new(),
             horizon: 7,

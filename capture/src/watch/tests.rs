@@ -51,6 +51,7 @@ fn sound() -> Look {
                 updates: 10,
                 deletes: 0,
             }],
+            foreign_leaves: Vec::new(),
             types: BTreeMap::new(),
             enums: BTreeMap::new(),
             horizon: 6,
@@ -132,7 +133,10 @@ fn an_identity_lost_is_moved_first_and_a_gap_then() {
 #[test]
 fn tables_gone_renamed_recreated_or_taken_out_miss_changes() {
     type Change = fn(&mut Look);
-    let cases: [(&str, Change); 8] = [
+    let cases: [(&str, Change); 9] = [
+        ("public.far", |look| {
+            look.tables[0].foreign_leaves = vec![TableName::new("public", "far")]
+        }),
         ("UNLOGGED", |look| look.tables[0].held[0].is_logged = false),
         ("is gone", |look| look.tables.clear()),
         ("renamed to public.other", |look| {

@@ -110,6 +110,8 @@ pub struct TableLook {
     pub identity_key: Vec<String>,
     /// The tables that hold its rows: itself, or its leaves.
     pub held: Vec<HeldLook>,
+    /// Leaves that are foreign tables: their rows are in no log.
+    pub foreign_leaves: Vec<TableName>,
     /// By `attnum`, of columns that are there: type, modifier and collation, as numbers.
     pub types: BTreeMap<i16, String>,
     /// By type, the enums that its columns are made of.
@@ -176,7 +178,7 @@ const TABLES: &str = "
         SELECT tree.root, c.oid, c.relkind, concat_ws(' ', nullif(tree.attached, ''), i.xmin::text)
         FROM tree
         JOIN pg_inherits i ON i.inhparent = tree.oid AND NOT i.inhdetachpending
-        JOIN pg_class c ON c.oid = i.inhrelid AND c.relkind IN ('r', 'p')
+        JOIN pg_class c ON c.oid = i.inhrelid AND c.relkind IN ('r', 'p', 'f')
         WHERE tree.relkind = 'p'
     ), identities AS (
         -- As in `definition`: the index that RelationGetIndexList() would choose.
@@ -239,7 +241,11 @@ const TABLES: &str = "
             SELECT jsonb_object_agg(attnum, concat_ws(':', atttypid, atttypmod, attcollation)) FROM pg_attribute
             WHERE attrelid = root.oid AND attnum > 0 AND NOT attisdropped), '{}'),
         'horizon', pg_snapshot_xmin(pg_current_snapshot())::text::int8,
-        'held', coalesce(held.held, '[]'))
+        'held', coalesce(held.held, '[]'),
+        'foreign_leaves', coalesce((
+            SELECT jsonb_agg(jsonb_build_object('schema', n.nspname, 'name', c.relname) ORDER BY n.nspname, c.relname)
+            FROM tree JOIN pg_class c ON c.oid = tree.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE tree.root = root.oid AND tree.relkind = 'f'), '[]'))
     FROM root
     JOIN identities i ON i.oid = root.oid
     LEFT JOIN held ON held.root = root.oid";
@@ -292,6 +298,7 @@ struct RawTable {
     types: BTreeMap<i16, String>,
     horizon: i64,
     held: Vec<RawHeld>,
+    foreign_leaves: Vec<TableName>,
 }
 
 #[derive(Deserialize)]
@@ -319,6 +326,7 @@ impl RawTable {
             replica_identity,
             identity_key,
             held,
+            foreign_leaves: self.foreign_leaves,
             types: self.types,
             enums: BTreeMap::new(),
             horizon: self.horizon,

@@ -53,11 +53,13 @@ const CREATE: &str = "
     CREATE TABLE dropped (id int PRIMARY KEY, v text);
     CREATE TABLE unlogged (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
     CREATE TABLE unlogged_1 PARTITION OF unlogged FOR VALUES FROM (0) TO (10);
+    CREATE TABLE far (id int, v text) PARTITION BY RANGE (id);
+    CREATE TABLE far_1 PARTITION OF far FOR VALUES FROM (0) TO (10);
     INSERT INTO sound SELECT g, 'v' FROM generate_series(1, 50) g;
     INSERT INTO log SELECT 'v' FROM generate_series(1, 50) g;
     INSERT INTO unkeyed SELECT g, 'v' FROM generate_series(1, 50) g;
     INSERT INTO renamed SELECT g, 'v' FROM generate_series(1, 50) g;";
-const TABLES: [&str; 10] = [
+const TABLES: [&str; 11] = [
     "public.sound",
     "public.log",
     "public.unkeyed",
@@ -68,6 +70,7 @@ const TABLES: [&str; 10] = [
     "public.swapped_b",
     "public.dropped",
     "public.unlogged",
+    "public.far",
 ];
 const STAY: [&str; 2] = ["public.sound", "public.log"];
 
@@ -128,6 +131,12 @@ async fn tables_that_change_hands_stop_by_themselves() -> Result<()> {
         .run("ALTER TABLE unlogged_1 SET UNLOGGED; INSERT INTO unlogged VALUES (1, 'missed');")
         .await?;
     wait_errored(&mirror, "unlogged", "public.unlogged_1").await?;
+    scene
+        .source
+        .run("CREATE FOREIGN DATA WRAPPER nothing; CREATE SERVER nowhere FOREIGN DATA WRAPPER nothing;
+              CREATE FOREIGN TABLE far_2 PARTITION OF far FOR VALUES FROM (10) TO (20) SERVER nowhere;")
+        .await?;
+    wait_errored(&mirror, "far", "public.far_2").await?;
 
     // Rows changed that nobody captures are counted.
     scene.source.run("DELETE FROM log WHERE ctid = (SELECT min(ctid) FROM log); INSERT INTO log VALUES ('gone again'); DELETE FROM log WHERE v = 'gone again';").await?;

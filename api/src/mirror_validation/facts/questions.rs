@@ -181,7 +181,14 @@ async fn find(session: &Session, name: &TableName) -> Result<Option<FoundTable>>
                EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgenabled IN ('O', 'A')),
                (SELECT e.extname::text FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
                 WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.objsubid = 0
-                  AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e')
+                  AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'),
+               ARRAY(SELECT fn.nspname::text FROM pg_partition_tree(c.oid) t
+                     JOIN pg_class fc ON fc.oid = t.relid AND fc.relkind = 'f'
+                     JOIN pg_namespace fn ON fn.oid = fc.relnamespace ORDER BY fc.oid),
+               ARRAY(SELECT fc.relname::text FROM pg_partition_tree(c.oid) t
+                     JOIN pg_class fc ON fc.oid = t.relid AND fc.relkind = 'f' ORDER BY fc.oid),
+               ARRAY(SELECT a.attname::text FROM pg_attribute a JOIN pg_collation co ON co.oid = a.attcollation
+                     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT co.collisdeterministic ORDER BY a.attnum)
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname = $1 AND c.relname = $2";
     let row = session
@@ -196,8 +203,14 @@ async fn find(session: &Session, name: &TableName) -> Result<Option<FoundTable>>
     if !usage && missing_privileges.is_empty() {
         missing_privileges.push("SELECT".to_owned());
     }
-    let schemas: Vec<String> = row.get(7);
-    let names: Vec<String> = row.get(8);
+    let tables = |schemas: usize, names: usize| -> Vec<TableName> {
+        let schemas: Vec<String> = row.get(schemas);
+        let names: Vec<String> = row.get(names);
+        let tables = schemas.into_iter().zip(names);
+        tables
+            .map(|(schema, name)| TableName { schema, name })
+            .collect()
+    };
     let definition = if matches!(relkind, 'r' | 'p') {
         introspect::table_definition(session, name).await?
     } else {
@@ -211,14 +224,12 @@ async fn find(session: &Session, name: &TableName) -> Result<Option<FoundTable>>
         owned: row.get(3),
         may_select,
         row_security: row.get(6),
-        ancestors: schemas
-            .into_iter()
-            .zip(names)
-            .map(|(schema, name)| TableName { schema, name })
-            .collect(),
+        ancestors: tables(7, 8),
+        foreign_leaves: tables(11, 12),
         missing_privileges,
         fires: row.get(9),
         has_rows: false,
+        nondeterministic_columns: row.get(13),
         large_object_columns: Vec::new(),
         definition,
     }))

@@ -119,7 +119,19 @@ impl Planner<'_> {
         if became_not_null && !present.not_null {
             match self.mode() {
                 SchemaChanges::All => self.set_not_null(&into),
-                SchemaChanges::Additive | SchemaChanges::Manual => {}
+                // Of a primary key that changed, all is said at once.
+                SchemaChanges::Additive | SchemaChanges::Manual
+                    if column
+                        .facts
+                        .as_ref()
+                        .is_some_and(|facts| facts.primary_key.is_some()) => {}
+                SchemaChanges::Additive | SchemaChanges::Manual => {
+                    let place = format!("column {quoted} of {}", self.wanted.destination);
+                    self.notice(format!(
+                        "column {} is NOT NULL at the source by now; {place} still takes NULL: set it NOT NULL there if others write to it",
+                        quote_ident(&column.name)
+                    ));
+                }
             }
         }
         Ok(())

@@ -451,8 +451,12 @@ fn not_null_is_dropped_so_that_rows_flow_and_set_under_all() {
     }
     let all = change(SchemaChanges::All, base(), strict.clone()).unwrap();
     assert_eq!(sql(&all), [r#"ALTER COLUMN "a" SET NOT NULL"#]);
-    let additive = change(SchemaChanges::Additive, base(), strict).unwrap();
-    assert!(additive.alterations.is_empty());
+    for mode in [SchemaChanges::Additive, SchemaChanges::Manual] {
+        let said = change(mode, base(), strict.clone()).unwrap();
+        assert!(said.alterations.is_empty());
+        assert_eq!(said.notices.len(), 1, "{:?}", said.notices);
+        assert!(said.notices[0].contains("set it NOT NULL there"));
+    }
 }
 
 #[test]

@@ -81,6 +81,33 @@ pub const REFUSALS: &[Refusal] = &[
         "mirror them from the server they are on",
     ),
     refusal(
+        "foreign partitions",
+        "CREATE FOREIGN DATA WRAPPER nothing; CREATE SERVER nowhere FOREIGN DATA WRAPPER nothing; CREATE TABLE t (id int PRIMARY KEY, v text) PARTITION BY RANGE (id); CREATE TABLE t_1 PARTITION OF t FOR VALUES FROM (0) TO (10); ALTER TABLE t DROP CONSTRAINT t_pkey; CREATE FOREIGN TABLE t_2 PARTITION OF t FOR VALUES FROM (10) TO (20) SERVER nowhere",
+        &["partition public.t_2 of table public.t", "is a foreign table", "DETACH PARTITION"],
+        "detach it, or mirror the other partitions one by one",
+    ),
+    refusal(
+        "a destination column that is NOT NULL, where the source may have NULL",
+        "CREATE TABLE t (id int PRIMARY KEY, v text)",
+        &["column \"v\" of public.t", "is NOT NULL", "DROP NOT NULL"],
+        "drop it there, or set it at the source",
+    )
+    .destination("CREATE TABLE t (id int PRIMARY KEY, v text NOT NULL)"),
+    refusal(
+        "a destination key whose collation takes different texts for equal",
+        "CREATE TABLE t (id text PRIMARY KEY, v text)",
+        &["column \"id\" of public.t", "takes different texts for equal"],
+        "give the column the collation that it has at the source",
+    )
+    .destination("CREATE COLLATION loose (provider = icu, locale = 'und-u-ks-level2', deterministic = false); CREATE TABLE t (id text COLLATE loose PRIMARY KEY, v text)"),
+    refusal(
+        "a narrower destination column",
+        "CREATE TABLE t (id int PRIMARY KEY, v varchar(20))",
+        &["column \"v\" of public.t", "does not take every value", "exclude_columns"],
+        "change its type, or exclude the column",
+    )
+    .destination("CREATE TABLE t (id int PRIMARY KEY, v varchar(10))"),
+    refusal(
         "sequences",
         "CREATE SEQUENCE t",
         &["public.t", "is a sequence"],
