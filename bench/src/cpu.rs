@@ -112,11 +112,20 @@ impl Processes {
 
     /// Peak resident memory in MiB, capture's and apply's.
     pub fn peaks(&self) -> Result<BTreeMap<Part, f64>> {
-        let mut peaks = BTreeMap::new();
+        self.memory("VmHWM")
+    }
+
+    /// Resident memory in MiB at this moment, capture's and apply's.
+    pub fn resident(&self) -> Result<BTreeMap<Part, f64>> {
+        self.memory("VmRSS")
+    }
+
+    fn memory(&self, field: &str) -> Result<BTreeMap<Part, f64>> {
+        let mut memory = BTreeMap::new();
         for (part, pid) in [(Part::Capture, self.capture), (Part::Apply, self.apply)] {
-            peaks.insert(part, peak_mib(pid)?);
+            memory.insert(part, status_mib(pid, field)?);
         }
-        Ok(peaks)
+        Ok(memory)
     }
 }
 
@@ -125,12 +134,16 @@ pub fn process_seconds(pid: u32) -> f64 {
     Stat::read(pid).map_or(0.0, |stat| stat.own)
 }
 
-fn peak_mib(pid: u32) -> Result<f64> {
+/// A size in /proc/<pid>/status, as proc(5) names it.
+fn status_mib(pid: u32, field: &str) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let kib = status
         .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"))
-        .context("no VmHWM in /proc")?;
+        .find_map(|line| {
+            let value = line.strip_prefix(field)?.strip_prefix(':')?;
+            value.trim().strip_suffix(" kB")
+        })
+        .with_context(|| format!("no {field} in /proc"))?;
     Ok(kib.trim().parse::<f64>()? / 1024.0)
 }
 

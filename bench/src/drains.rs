@@ -279,7 +279,7 @@ pub struct Clock {
 impl Clock {
     pub async fn start(ground: &Ground) -> Result<Clock> {
         ground.processes.reset_peaks()?;
-        let (cpu, _) = ground.cpu(None).await?;
+        let (cpu, _) = ground.cpu(&[]).await?;
         Ok(Clock {
             cpu,
             started: Instant::now(),
@@ -295,23 +295,23 @@ impl Clock {
     ) -> Result<Lap> {
         let measure = serde_json::to_value(backlog.workload)?;
         let measure = measure.as_str().unwrap_or_default();
-        self.lap(ground, measure, contestant, backlog.rows, slot)
+        self.lap(ground, measure, contestant, backlog.rows, slot.as_slice())
             .await
     }
 
-    /// `slot`'s walsender, which began within the lap and still runs, is told apart.
+    /// The walsenders of `slots`, which began within the lap and still run, are told apart.
     pub async fn lap(
         self,
         ground: &Ground,
         measure: &str,
         contestant: &str,
         rows: u64,
-        slot: Option<&str>,
+        slots: &[&str],
     ) -> Result<Lap> {
         let seconds = self.started.elapsed().as_secs_f64();
-        let (cpu, walsender) = ground.cpu(slot).await?;
+        let (cpu, walsender) = ground.cpu(slots).await?;
         let mut cpu_seconds = cpu.since(&self.cpu);
-        if slot.is_some() {
+        if !slots.is_empty() {
             cpu_seconds.split_walsender(walsender);
         }
         Ok(Lap {

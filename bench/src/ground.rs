@@ -74,17 +74,17 @@ impl Ground {
         Ok(())
     }
 
-    /// CPU seconds so far, with the walsender of `slot` told apart while it runs.
-    pub async fn cpu(&self, slot: Option<&str>) -> Result<(Cpu, f64)> {
-        let walsender = match slot {
-            Some(slot) => {
-                let sql = "SELECT coalesce(max(active_pid), 0) FROM pg_replication_slots WHERE slot_name = $1";
-                let pid: i32 = self.source.query_one(sql, &[&slot]).await?.get(0);
-                u32::try_from(pid).map_or(0.0, crate::cpu::process_seconds)
-            }
-            None => 0.0,
-        };
-        Ok((self.processes.cpu()?, walsender))
+    /// CPU seconds so far, with the walsenders of `slots` told apart while they run.
+    pub async fn cpu(&self, slots: &[&str]) -> Result<(Cpu, f64)> {
+        let sql = "SELECT active_pid FROM pg_replication_slots
+                   WHERE slot_name = ANY($1::text[]) AND active_pid IS NOT NULL";
+        let rows = self.source.query(sql, &[&slots]).await?;
+        let pids = rows.iter().map(|row| row.get::<_, i32>(0));
+        let walsenders = pids
+            .filter_map(|pid| u32::try_from(pid).ok())
+            .map(crate::cpu::process_seconds)
+            .sum();
+        Ok((self.processes.cpu()?, walsenders))
     }
 
     /// Asks for a command and waits until it has been carried out.

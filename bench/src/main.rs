@@ -8,6 +8,7 @@ mod ceiling;
 mod cpu;
 mod drains;
 mod ground;
+mod growth;
 mod latency;
 mod mirror;
 mod native;
@@ -33,6 +34,7 @@ enum Measure {
     Drains,
     Snapshot,
     Latency,
+    Growth,
 }
 
 /// Workloads through BunnyDB and native logical replication, side by side.
@@ -44,7 +46,8 @@ struct Cli {
     /// Size of the workloads: 1 is the full size.
     #[arg(long, default_value_t = 1.0)]
     scale: f64,
-    /// Without the round before the first that is not counted: a tenth of every backlog.
+    /// Without what comes before the first round and is not counted: a tenth of every backlog of
+    /// the drains, the first size of the growth.
     #[arg(long)]
     no_warm_up: bool,
     /// Rounds of each measure; medians are shown.
@@ -68,6 +71,15 @@ struct Cli {
     /// Seconds a latency is measured for.
     #[arg(long, default_value_t = 30)]
     seconds: u32,
+    /// How many tables the growth measure gives a mirror.
+    #[arg(long, value_delimiter = ',', default_value = "1,10,100", value_parser = clap::value_parser!(u64).range(1..))]
+    tables: Vec<u64>,
+    /// How many mirrors the growth measure runs in one process.
+    #[arg(long, value_delimiter = ',', default_value = "1,4,16", value_parser = clap::value_parser!(u64).range(1..))]
+    mirrors: Vec<u64>,
+    /// Events in the backlogs of the growth measure at full size.
+    #[arg(long, value_delimiter = ',', default_value = "1000,100000,10000000", value_parser = clap::value_parser!(u64).range(1..))]
+    backlogs: Vec<u64>,
     /// Where the figures go as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -118,6 +130,19 @@ async fn run(cli: &Cli) -> Result<()> {
         let mut ground = Ground::new(services.clone(), "bench_latency").await?;
         let found = latency::run(&mut ground, &cli.rates, cli.seconds, cli.rounds).await?;
         report.latencies.extend(found);
+    }
+    if wanted(Measure::Growth) {
+        let mut ground = Ground::new(services.clone(), "bench_growth").await?;
+        let plan = growth::Plan {
+            tables: cli.tables.clone(),
+            mirrors: cli.mirrors.clone(),
+            events: cli.backlogs.clone(),
+            rounds: cli.rounds,
+            scale: cli.scale,
+            warm_up: !cli.no_warm_up,
+        };
+        report.growth = growth::run(&mut ground, &plan).await?;
+        report.growth_figures = growth::figures(&report.growth);
     }
     println!("{}", report.table());
     if let Some(path) = &cli.json {

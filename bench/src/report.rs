@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use crate::cpu::{Cpu, Part};
+use crate::growth::{self, Figures, Growth};
 
 /// One contestant, one workload, one round.
 #[derive(Debug, Clone, Serialize)]
@@ -26,6 +27,11 @@ impl Lap {
             "round {} {:<18} {:<16} {:>8.2} s",
             round, self.measure, self.contestant, self.seconds
         );
+    }
+
+    /// Thousands of rows a second.
+    pub fn k_rows_per_second(&self) -> f64 {
+        self.rows as f64 / self.seconds / 1e3
     }
 }
 
@@ -51,6 +57,9 @@ pub struct Report {
     pub conditions: BTreeMap<String, String>,
     pub laps: Vec<Lap>,
     pub latencies: Vec<Latency>,
+    pub growth: Vec<Growth>,
+    /// What the rounds of `growth` say together.
+    pub growth_figures: Vec<Figures>,
 }
 
 /// The contestant that the others are compared with.
@@ -76,11 +85,13 @@ impl Report {
         for (name, value) in &self.conditions {
             let _ = writeln!(out, "{name}: {value}");
         }
-        let _ = writeln!(
-            out,
-            "\n{:<20} {:<16} {:>8} {:>15} {:>8} {:>7}  {:<58} peak MiB",
-            "measure", "contestant", "rows", "k rows/s", "seconds", "ratio", "CPU µs a row"
-        );
+        if !self.laps.is_empty() {
+            let _ = writeln!(
+                out,
+                "\n{:<20} {:<16} {:>8} {:>15} {:>8} {:>7}  {:<58} peak MiB",
+                "measure", "contestant", "rows", "k rows/s", "seconds", "ratio", "CPU µs a row"
+            );
+        }
         for (measure, contestants) in self.groups() {
             let seconds = |wanted: &str| {
                 let (_, laps) = contestants.iter().find(|(name, _)| *name == wanted)?;
@@ -111,6 +122,9 @@ impl Report {
                 latency.max_ms
             );
         }
+        if !self.growth_figures.is_empty() {
+            let _ = write!(out, "\n{}", growth::table(&self.growth_figures));
+        }
         out
     }
 
@@ -138,45 +152,55 @@ fn entry<'a, 'b, T: Default>(list: &'b mut Named<'a, T>, name: &'a str) -> &'b m
 }
 
 fn line(measure: &str, contestant: &str, laps: &[&Lap], peer: Option<f64>) -> String {
-    let rate = |lap: &Lap| lap.rows as f64 / lap.seconds / 1e3;
     let seconds = median(laps.iter().map(|lap| lap.seconds));
-    let rates = || laps.iter().map(|lap| rate(lap));
-    let mut parts: Vec<Part> = laps
-        .iter()
-        .flat_map(|lap| lap.cpu_seconds.0.keys().copied())
-        .collect();
-    parts.sort();
-    parts.dedup();
-    let cpu: Vec<String> = parts
-        .into_iter()
-        .map(|part| {
-            let spent = median(laps.iter().map(|lap| {
-                lap.cpu_seconds.0.get(&part).copied().unwrap_or_default() * 1e6 / lap.rows as f64
-            }));
-            format!("{} {spent:.1}", short(part))
-        })
-        .collect();
-    let peak: Vec<String> = [Part::Capture, Part::Apply]
-        .into_iter()
-        .filter_map(|part| {
-            let peaks = laps.iter().filter_map(|lap| lap.peak_mib.get(&part));
-            let peak = peaks.copied().reduce(f64::max)?;
-            Some(format!("{} {peak:.0}", short(part)))
-        })
-        .collect();
+    let rates = || laps.iter().map(|lap| lap.k_rows_per_second());
+    let (slowest, fastest) = spread(rates());
     format!(
         "{measure:<20} {contestant:<16} {:>8} {:>6.1} {:>8} {seconds:>8.2} {:>7}  {:<58} {}",
         laps.first().map_or(0, |lap| lap.rows),
         median(rates()),
-        format!(
-            "{:.0}–{:.0}",
-            rates().fold(f64::INFINITY, f64::min),
-            rates().fold(0.0, f64::max)
-        ),
+        format!("{slowest:.0}–{fastest:.0}"),
         peer.map_or_else(String::new, |peer| format!("{:.2} ×", peer / seconds)),
-        cpu.join(" "),
-        peak.join(" ")
+        by_part(&cpu_a_row(laps), 1),
+        by_part(&largest(laps.iter().map(|lap| &lap.peak_mib)), 0)
     )
+}
+
+/// CPU time by part, microseconds a row: of each the median.
+pub fn cpu_a_row(laps: &[&Lap]) -> BTreeMap<Part, f64> {
+    let parts = laps.iter().flat_map(|lap| lap.cpu_seconds.0.keys());
+    let spent = |lap: &Lap, part| {
+        let seconds = lap.cpu_seconds.0.get(&part).copied().unwrap_or_default();
+        seconds * 1e6 / lap.rows as f64
+    };
+    parts
+        .map(|part| (*part, median(laps.iter().map(|lap| spent(lap, *part)))))
+        .collect()
+}
+
+/// Of each part the largest value.
+pub fn largest<'a>(all: impl Iterator<Item = &'a BTreeMap<Part, f64>>) -> BTreeMap<Part, f64> {
+    let mut largest: BTreeMap<Part, f64> = BTreeMap::new();
+    for (part, value) in all.flatten() {
+        let known = largest.entry(*part).or_insert(*value);
+        *known = known.max(*value);
+    }
+    largest
+}
+
+/// The smallest and the largest value.
+pub fn spread(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    values.fold((f64::INFINITY, 0.0), |(low, high), value| {
+        (low.min(value), high.max(value))
+    })
+}
+
+/// `send 1.2 cap 3.4`, with so many decimals.
+pub fn by_part(values: &BTreeMap<Part, f64>, decimals: usize) -> String {
+    let words = values
+        .iter()
+        .map(|(part, value)| format!("{} {value:.decimals$}", short(*part)));
+    words.collect::<Vec<_>>().join(" ")
 }
 
 fn short(part: Part) -> &'static str {

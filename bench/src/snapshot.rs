@@ -72,7 +72,7 @@ async fn native_load(ground: &mut Ground, table: &str, measure: &str, rows: u64)
     let subscription =
         Subscription::create("bench_load", "bench_load", &source, &destination).await?;
     subscription.wait_copied().await?;
-    let lap = clock.lap(ground, measure, NATIVE, rows, None).await?;
+    let lap = clock.lap(ground, measure, NATIVE, rows, &[]).await?;
     content::assert_same(
         &ground.source,
         &subscription.destination,
@@ -90,7 +90,7 @@ async fn mirror_load(ground: &mut Ground, table: &str, measure: &str, rows: u64)
     let clock = Clock::start(ground).await?;
     let mirror = Mirror::create(ground, &name, &[table], (&name, &destination), json!({})).await?;
     mirror.wait_live(ground).await?;
-    let lap = clock.lap(ground, measure, "mirror", rows, None).await?;
+    let lap = clock.lap(ground, measure, "mirror", rows, &[]).await?;
     content::assert_same(
         &ground.source,
         &mirror.destination,

@@ -1,36 +1,42 @@
-//! The whole bench at a hundredth of its size: every measure runs, and contents agree.
+//! The whole bench at a hundredth of its size or less: every measure runs, and contents agree.
+//! Nobody looks at the figures, so the measures run side by side.
 
 use std::process::Command;
 
+use bunny_tests::services::Services;
 use serde_json::Value;
+
+/// Runs one measure in a single round; what it found.
+fn bench(measure: &str, scale: &str, arguments: &[&str]) -> Value {
+    let services = Services::shared().unwrap();
+    let json =
+        std::env::temp_dir().join(format!("bunny-bench-{}-{measure}.json", std::process::id()));
+    let status = Command::new(env!("CARGO_BIN_EXE_bench"))
+        .args([measure, "--scale", scale, "--rounds", "1", "--no-warm-up"])
+        .args(arguments)
+        .arg("--json")
+        .arg(&json)
+        .env("BUNNY_TEST_SERVICES", services.directory())
+        .status()
+        .unwrap();
+    assert!(status.success(), "bench {measure} ended with {status}");
+    let report = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    std::fs::remove_file(&json).unwrap();
+    report
+}
+
+/// What a contestant was measured at, in the order of its laps.
+fn measures_of<'a>(report: &'a Value, contestant: &str) -> Vec<&'a str> {
+    let laps = report["laps"].as_array().unwrap().iter();
+    laps.filter(|lap| lap["contestant"] == contestant)
+        .map(|lap| lap["measure"].as_str().unwrap())
+        .collect()
+}
 
 #[test]
 #[ignore = "needs servers: scripts/with-services"]
-fn every_measure_at_a_hundredth() {
-    let json = std::env::temp_dir().join(format!("bunny-bench-{}.json", std::process::id()));
-    let status = Command::new(env!("CARGO_BIN_EXE_bench"))
-        .args([
-            "--scale",
-            "0.01",
-            "--rounds",
-            "1",
-            "--seconds",
-            "2",
-            "--no-warm-up",
-        ])
-        .args(["--batches", "10000", "--json"])
-        .arg(&json)
-        .status()
-        .unwrap();
-    assert!(status.success(), "bench ended with {status}");
-    let report: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
-    std::fs::remove_file(&json).unwrap();
-
-    let laps = report["laps"].as_array().unwrap();
-    let of = |contestant: &str| -> Vec<&str> {
-        let laps = laps.iter().filter(|lap| lap["contestant"] == contestant);
-        laps.map(|lap| lap["measure"].as_str().unwrap()).collect()
-    };
+fn drains_at_a_hundredth() {
+    let report = bench("drains", "0.01", &["--batches", "10000"]);
     let drains = [
         "small_transactions",
         "inserts",
@@ -41,16 +47,62 @@ fn every_measure_at_a_hundredth() {
         "hot_rows",
     ];
     for contestant in [
+        "native",
         "live_10000",
         "capture alone",
         "apply alone",
         "pg_recvlogical",
     ] {
-        assert_eq!(of(contestant), drains, "{contestant}");
+        assert_eq!(measures_of(&report, contestant), drains, "{contestant}");
     }
+}
+
+#[test]
+#[ignore = "needs servers: scripts/with-services"]
+fn snapshots_at_a_hundredth() {
+    let report = bench("snapshot", "0.01", &[]);
     let loads = ["snapshot accounts", "snapshot mixed"];
-    assert_eq!(of("mirror"), loads);
-    assert_eq!(of("native"), [&drains[..], &loads].concat());
+    assert_eq!(measures_of(&report, "mirror"), loads);
+    assert_eq!(measures_of(&report, "native"), loads);
+}
+
+#[test]
+#[ignore = "needs servers: scripts/with-services"]
+fn latencies_of_two_seconds() {
+    let report = bench("latency", "0.01", &["--seconds", "2"]);
     let latencies = report["latencies"].as_array().unwrap();
     assert_eq!(latencies.len(), 4, "two rates, native and mirror");
+}
+
+#[test]
+#[ignore = "needs servers: scripts/with-services"]
+fn growth_at_a_thousandth() {
+    let sizes = ["--tables", "2", "--mirrors", "2", "--backlogs", "1000000"];
+    let report = bench("growth", "0.001", &sizes);
+    let figures = report["growth_figures"].as_array().unwrap();
+    let axes: Vec<(&str, u64, u64)> = figures
+        .iter()
+        .map(|size| {
+            let number = |name: &str| size[name].as_u64().unwrap();
+            let axis = size["axis"].as_str().unwrap();
+            (axis, number("size"), number("rows"))
+        })
+        .collect();
+    let expected = [
+        ("tables", 2, 2_000),
+        ("mirrors", 2, 2_000),
+        ("events", 1_000, 1_000),
+    ];
+    assert_eq!(axes, expected);
+    for size in figures {
+        for memory in ["peak_mib", "rest_mib"] {
+            for role in ["capture", "apply"] {
+                let mib = size[memory][role].as_f64().unwrap();
+                assert!(mib > 0.0, "{memory} of {role} in {size}");
+            }
+        }
+        assert!(size["total_us_a_row"].as_f64().unwrap() > 0.0, "{size}");
+        assert_eq!(size["cpu_ratio"], 1.0, "each is alone on its axis: {size}");
+    }
+    assert_eq!(report["growth"].as_array().unwrap().len(), expected.len());
 }
