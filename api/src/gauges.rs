@@ -13,7 +13,7 @@ use bunny_catalog::{
     Catalog, Health, LagView, Mirror, Reports, Result, Role, Status, StatusView, TABLE_STATES,
     TableReport, lag,
 };
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use metrics::Label;
 
 use crate::mirrors::{Seen, see};
@@ -42,9 +42,10 @@ const SLOT_ACTIVE: &str = "bunny_source_slot_active";
 const SLOT_WAL_STATUS: &str = "bunny_source_slot_wal_status";
 const TOPIC_BYTES: &str = "bunny_topic_bytes";
 const REPLAY_WINDOW_SECONDS: &str = "bunny_mirror_replay_window_seconds";
+const REPLAY_LEFT_SECONDS: &str = "bunny_mirror_replay_left_seconds";
 
 /// What each says, for whoever scrapes.
-const DESCRIPTIONS: [(&str, &str); 20] = [
+const DESCRIPTIONS: [(&str, &str); 21] = [
     (CATALOG_UP, "Whether the catalog could be read"),
     (STATUS, "1 for the status that the mirror has"),
     (HEALTH, "1 for the health that the mirror has"),
@@ -70,6 +71,10 @@ const DESCRIPTIONS: [(&str, &str); 20] = [
     (
         REPLAY_WINDOW_SECONDS,
         "How far back every table can be rebuilt from the topics",
+    ),
+    (
+        REPLAY_LEFT_SECONDS,
+        "Until the newest copy of some table is too old to be kept",
     ),
 ];
 
@@ -265,9 +270,11 @@ impl Said<'_> {
             return;
         };
         self.plain(ROWS_SYNCED, report.total_rows_synced as f64);
-        if let Some(bytes) = report.copies_bytes {
-            self.by(TOPIC_BYTES, "topic", "snapshot", bytes as f64);
-        }
+        let Some(bytes) = report.copies_bytes else {
+            // Apply has not read what the topics hold.
+            return;
+        };
+        self.by(TOPIC_BYTES, "topic", "snapshot", bytes as f64);
         // The table that reaches back least; one without a copy cannot be rebuilt at all.
         let window = |table: &Option<&TableReport>| {
             let from = table.and_then(|table| table.replayable_from);
@@ -275,6 +282,26 @@ impl Said<'_> {
         };
         let shortest = found.iter().map(window).reduce(f64::min);
         self.plain(REPLAY_WINDOW_SECONDS, shortest.unwrap_or(0.0));
+        let hours = mirror.config.topic_retention_hours;
+        let left = found
+            .iter()
+            .flatten()
+            .filter_map(|table| left(table, hours, now));
+        if let Some(least) = left.reduce(f64::min) {
+            self.plain(REPLAY_LEFT_SECONDS, least);
+        }
+    }
+}
+
+/// Seconds until the newest copy of a table is older than `topic_retention_hours`; 0 if it has none.
+/// None where nothing comes to an end: no window is asked for, or the first copy is on its way. Pure.
+fn left(table: &TableReport, hours: u32, now: DateTime<Utc>) -> Option<f64> {
+    let is_loading = ["PENDING", "SYNCING"].contains(&table.state.as_str());
+    match table.newest_copy_at {
+        _ if hours == 0 => None,
+        None if is_loading => None,
+        None => Some(0.0),
+        Some(taken) => Some(seconds(taken + TimeDelta::hours(hours.into()) - now)),
     }
 }
 
@@ -282,7 +309,7 @@ fn is(so: bool) -> f64 {
     if so { 1.0 } else { 0.0 }
 }
 
-fn seconds(span: chrono::TimeDelta) -> f64 {
+fn seconds(span: TimeDelta) -> f64 {
     (span.num_milliseconds() as f64 / 1_000.0).max(0.0)
 }
 
@@ -290,7 +317,6 @@ fn seconds(span: chrono::TimeDelta) -> f64 {
 mod tests {
     use bunny_catalog::{ApplyReport, CaptureReport, ReplayableFrom};
     use bunny_postgres::Lsn;
-    use chrono::TimeDelta;
     use metrics_exporter_prometheus::PrometheusBuilder;
 
     use super::*;
@@ -334,6 +360,7 @@ mod tests {
             lsn: Lsn(1),
             time: now - TimeDelta::hours(2),
         });
+        table.newest_copy_at = Some(now - TimeDelta::hours(1));
         reports.apply.report = Some(ApplyReport {
             tables: vec![table],
             total_rows_synced: 5,
@@ -364,6 +391,7 @@ mod tests {
             r#"bunny_topic_bytes{mirror="prod_to_staging",topic="changes"} 77"#,
             r#"bunny_topic_bytes{mirror="prod_to_staging",topic="snapshot"} 88"#,
             r#"bunny_mirror_replay_window_seconds{mirror="prod_to_staging"} 7200"#,
+            r#"bunny_mirror_replay_left_seconds{mirror="prod_to_staging"} 601200"#,
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }
@@ -377,6 +405,32 @@ mod tests {
         }
         let waits = r#"bunny_mirror_tables{mirror="prod_to_staging",state="PENDING"} 1"#;
         assert!(text.contains(waits), "{text}");
+    }
+
+    #[test]
+    fn what_is_left_falls_until_the_newest_copy_is_too_old() {
+        let now = silent().read_at;
+        let mut table = TableReport::new(mirror().tables[0].source.clone(), "SYNCING");
+        assert_eq!(left(&table, 10, now), None, "it is being copied");
+        table.state = "LIVE".into();
+        assert_eq!(left(&table, 10, now), Some(0.0));
+        table.newest_copy_at = Some(now - TimeDelta::hours(9));
+        assert_eq!(left(&table, 10, now), Some(3600.0));
+        assert_eq!(left(&table, 9, now), Some(0.0));
+        assert_eq!(left(&table, 0, now), None, "nobody wants a window");
+        let mirror = mirror();
+        let mut reports = silent();
+        reports.apply.report = Some(ApplyReport {
+            tables: vec![TableReport::new(mirror.tables[0].source.clone(), "LIVE")],
+            ..ApplyReport::default()
+        });
+        let text = rendered(&seen(reports));
+        for name in [REPLAY_WINDOW_SECONDS, REPLAY_LEFT_SECONDS] {
+            assert!(
+                !text.contains(&format!("{name}{{")),
+                "the topics are not read yet: {text}"
+            );
+        }
     }
 
     #[test]

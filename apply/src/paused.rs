@@ -150,6 +150,7 @@ async fn watch(
             topic.clone(),
             SystemTime::now(),
         );
+        held.keeps(context.latest().config.topic_retention_hours);
         held.show(mirror, &mut said);
         let mut tables = standing.known.tables().iter();
         if tables.any(|table| !table.in_main)

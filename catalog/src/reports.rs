@@ -174,6 +174,9 @@ pub struct TableReport {
     /// The earliest point that the topics can rebuild it from.
     #[serde(default)]
     pub replayable_from: Option<ReplayableFrom>,
+    /// When the newest copy was taken that the topics can rebuild it from, by the source's clock.
+    #[serde(default)]
+    pub newest_copy_at: Option<DateTime<Utc>>,
 }
 
 /// Changes in the log that a table lacks: it is loaded, catches up, or is set aside.
@@ -233,6 +236,7 @@ impl TableReport {
             behind: None,
             replay: None,
             replayable_from: None,
+            newest_copy_at: None,
         }
     }
 }

@@ -15,6 +15,8 @@ const SAMPLES_MAX: usize = 200;
 /// Above so many tenths of `topic_max_bytes` the replay window shrinks, to so many.
 const FULL_TENTHS: u64 = 8;
 const SHRUNK_TENTHS: u64 = 6;
+/// From so many on it is near.
+const NEAR_TENTHS: u64 = 7;
 
 /// What was counted of one change topic.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +72,14 @@ impl TopicBytes {
             .iter()
             .find(leaves_room)
             .map(|(offset, _)| *offset)
+    }
+
+    /// Whether the window is to begin behind `offset` once it shrinks, and that is near. Pure.
+    pub fn is_about_to_lose(&self, low: i64, max: u64, offset: i64) -> bool {
+        let (full, allowed) = (max / 10 * FULL_TENTHS, max / 10 * SHRUNK_TENTHS);
+        let held = self.held(low);
+        let grows = full.saturating_sub(held);
+        held >= max / 10 * NEAR_TENTHS && self.held(offset).saturating_add(grows) > allowed
     }
 }
 
@@ -157,5 +167,20 @@ mod tests {
         assert_eq!(topic.window(0, 1000), Some(10));
         assert_eq!(topic.window(10, 1000), None, "there is room already");
         assert_eq!(TopicBytes::default().window(0, 1000), None);
+    }
+
+    #[test]
+    fn what_the_window_will_not_hold_is_known_before_it_shrinks() {
+        let samples = [(0, 0), (10, 150), (20, 300), (30, 690)];
+        let topic = counted(&samples);
+        assert!(!topic.is_about_to_lose(0, 1000, 0), "there is time");
+        let mut topic = counted(&samples);
+        topic.grew(40, 20);
+        let lost = [0, 10, 20, 30].map(|offset| topic.is_about_to_lose(0, 1000, offset));
+        assert_eq!(lost, [true, true, false, false]);
+        // And so it comes.
+        topic.grew(50, 90);
+        assert_eq!(topic.window(0, 1000), Some(20));
+        assert!(!TopicBytes::default().is_about_to_lose(0, 1000, 0));
     }
 }

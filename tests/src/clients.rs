@@ -253,9 +253,20 @@ pub fn console_consumer_offsets(
     offsets.map(|offset| Ok(offset.trim().parse()?)).collect()
 }
 
+/// How many records `kcat` sees in a topic that are not committed: they may be some day, or are aborted.
+pub fn kcat_not_committed(brokers: &str, topic: &str) -> anyhow::Result<usize> {
+    // In this order: what is committed in between is not counted.
+    let all = kcat(brokers, topic, "read_uncommitted")?.len();
+    Ok(all.saturating_sub(kcat_records(brokers, topic)?.len()))
+}
+
 /// `kcat` on a topic, from its beginning to what is committed now: the offsets of the records it
 /// sees, and the schema id in the frame of each.
 pub fn kcat_records(brokers: &str, topic: &str) -> anyhow::Result<Vec<(i64, u32)>> {
+    kcat(brokers, topic, "read_committed")
+}
+
+fn kcat(brokers: &str, topic: &str, isolation: &str) -> anyhow::Result<Vec<(i64, u32)>> {
     let mut command = Command::new("kcat");
     command
         .args([
@@ -269,7 +280,7 @@ pub fn kcat_records(brokers: &str, topic: &str) -> anyhow::Result<Vec<(i64, u32)
             "-t",
             topic,
         ])
-        .args(["-X", "isolation.level=read_committed"])
+        .args(["-X", &format!("isolation.level={isolation}")])
         .args(["-X", "check.crcs=true"])
         // kcat's own unpacking of the frame: a byte, a number of four bytes, and the rest.
         .args(["-s", "value=>bI", "-f", "%o %s\n"]);

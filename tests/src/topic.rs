@@ -141,6 +141,12 @@ pub async fn recorded_copies(
     tokio::task::spawn_blocking(move || copies::requests(&brokers, &prefix, &slug)).await?
 }
 
+/// How many schema ids were given under a prefix so far; an error if one was given twice.
+pub async fn schema_ids(brokers: &str, prefix: &str) -> anyhow::Result<usize> {
+    let (brokers, topic) = (brokers.to_owned(), format!("{prefix}.schemas"));
+    tokio::task::spawn_blocking(move || records::schema_ids(&brokers, &topic)).await?
+}
+
 /// Makes every copy that the mirror's topics hold older than it is.
 pub async fn age_copies(
     brokers: &str,

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bunny_catalog::{ApplyReport, Mirror, ReplayableFrom};
+use bunny_catalog::{ApplyReport, Mirror, MirrorTable, ReplayableFrom};
 use bunny_postgres::TableName;
 use bunny_schemas::kafka::KafkaConfig;
 use bunny_schemas::retained::Retained;
@@ -24,8 +24,10 @@ pub(crate) struct Held {
     retained: Arc<Mutex<Option<Retained>>>,
     /// Failures to trim in a row, and the last of them.
     failures: Arc<Mutex<(u32, String)>>,
-    /// Why the replay window is shorter than asked for, if it is.
-    narrowed: Arc<Mutex<Option<String>>>,
+    /// Why the replay window is shorter than asked for, or soon will be.
+    narrowed: Arc<Mutex<Vec<String>>>,
+    /// `topic_retention_hours` as last read, which may be changed while a mirror runs.
+    hours: Arc<Mutex<Option<u32>>>,
 }
 
 impl Held {
@@ -42,9 +44,14 @@ impl Held {
         };
     }
 
-    /// Whether `topic_max_bytes` leaves less of a window than asked for.
-    pub(super) fn narrowed(&self, why: Option<String>) {
+    /// Whether `topic_max_bytes` leaves less of a window than asked for, or soon will.
+    pub(super) fn narrowed(&self, why: Vec<String>) {
         *self.narrowed.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    /// For how long what is applied is wanted by now.
+    pub(crate) fn keeps(&self, hours: u32) {
+        *self.hours.lock().unwrap_or_else(PoisonError::into_inner) = Some(hours);
     }
 
     /// What lasts of the trouble to trim the topics.
@@ -68,12 +75,29 @@ impl Held {
         })
     }
 
+    /// When the newest copy was taken that a table can be rebuilt from, as far as is known.
+    fn newest_copy_at(&self, table: &MirrorTable, generation: Uuid) -> Option<DateTime<Utc>> {
+        let retained = self.retained.lock().unwrap_or_else(PoisonError::into_inner);
+        let (retained, since) = (retained.as_ref()?, table.copies_since());
+        let newest = retained.newest(&table.source, generation, &since, |_| true);
+        DateTime::from_timestamp_micros(newest.ok()?.taken_at_us)
+    }
+
     /// Adds to a report what the topics hold.
     pub(crate) fn show(&self, mirror: &Mirror, report: &mut ApplyReport) {
         for table in &mut report.tables {
             table.replayable_from = self.replayable_from(mirror, &table.source);
+            let mut mapped = mirror.tables.iter();
+            let mapping = mapped.find(|mapping| mapping.source == table.source);
+            table.newest_copy_at =
+                mapping.and_then(|mapping| self.newest_copy_at(mapping, mirror.generation));
         }
-        report.messages.extend(self.warnings(mirror, Utc::now()));
+        let hours = *self.hours.lock().unwrap_or_else(PoisonError::into_inner);
+        let hours = hours.unwrap_or(mirror.config.topic_retention_hours);
+        let mapped = (&*mirror.tables, mirror.generation);
+        report
+            .messages
+            .extend(self.warnings(mapped, hours, Utc::now()));
         report.messages.extend(self.trouble());
         let narrowed = self.narrowed.lock().unwrap_or_else(PoisonError::into_inner);
         report.messages.extend(narrowed.clone());
@@ -115,35 +139,44 @@ impl Held {
     }
 
     /// Tables that soon cannot be rebuilt any more, a sentence each.
-    fn warnings(&self, mirror: &Mirror, now: DateTime<Utc>) -> Vec<String> {
-        let retained = self.retained.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(retained) = retained.as_ref() else {
+    fn warnings(
+        &self,
+        (tables, generation): (&[MirrorTable], Uuid),
+        hours: u32,
+        now: DateTime<Utc>,
+    ) -> Vec<String> {
+        let hours = i64::from(hours);
+        if hours == 0 {
+            // No window is asked for.
             return Vec::new();
-        };
-        let hours = i64::from(mirror.config.topic_retention_hours);
+        }
         let soon = TimeDelta::minutes(hours * 6).min(TimeDelta::days(1));
-        let warning = |source: &TableName, since: &[Uuid]| {
-            let newest = retained
-                .newest(source, mirror.generation, since, |_| true)
-                .ok()?;
-            let taken = DateTime::from_timestamp_micros(newest.taken_at_us)?;
-            let ends = taken + TimeDelta::hours(hours);
+        let cure = "POST …/checkpoint, or set checkpoint_interval_hours";
+        let warning = |table: &MirrorTable| {
+            let source = &table.source;
+            let ends = self.newest_copy_at(table, generation)? + TimeDelta::hours(hours);
+            if ends <= now {
+                // What nothing has followed, or somebody needs, stays for longer.
+                return Some(format!(
+                    "table {source} can be rebuilt from the topics, and soon perhaps not any more: its newest copy is older than topic_retention_hours: {cure}"
+                ));
+            }
             (now + soon >= ends).then(|| {
                 format!(
-                    "table {source} can be rebuilt from the topics until about {} only: POST …/checkpoint, or set checkpoint_interval_hours",
+                    "table {source} can be rebuilt from the topics until about {} only: {cure}",
                     ends.format("%Y-%m-%d %H:%M UTC")
                 )
             })
         };
-        let tables = mirror.tables.iter();
-        tables
-            .filter_map(|table| warning(&table.source, &table.copies_since()))
-            .collect()
+        tables.iter().filter_map(warning).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use bunny_schemas::control::SyncRecord;
+
+    use super::super::said::testing::{GENERATION, copy, mapping, retained};
     use super::*;
 
     #[test]
@@ -157,5 +190,38 @@ mod tests {
         assert!(said.ends_with("not authorized"), "{said}");
         held.trimmed(None);
         assert_eq!(held.trouble(), None);
+    }
+
+    #[test]
+    fn it_is_said_before_a_table_cannot_be_rebuilt_any_more() {
+        let taken = DateTime::from_timestamp(1_700_000_000, 0).expect("a time");
+        let newest = SyncRecord {
+            taken_at_us: taken.timestamp_micros(),
+            ..copy(2, 20)
+        };
+        let held = Held::default();
+        let tables = [mapping()];
+        let said = |hours: u32, minutes: i64| {
+            let now = taken + TimeDelta::minutes(minutes);
+            held.warnings((&tables, GENERATION), hours, now)
+        };
+        assert!(said(10, 595).is_empty(), "nothing is known yet");
+        // The earlier one is older than the window, and that is of no consequence.
+        held.set(Retained {
+            syncs: vec![copy(1, 10), newest],
+            ..retained(0)
+        });
+        // The last tenth of ten hours is one hour, that of 300 would be more than a day.
+        assert!(said(10, 539).is_empty());
+        let near = "table public.t can be rebuilt from the topics until about 2023-11-15 08:13 UTC only: POST …/checkpoint, or set checkpoint_interval_hours";
+        assert_eq!(said(10, 540), [near]);
+        assert!(said(300, 275 * 60).is_empty());
+        assert_eq!(said(300, 276 * 60).len(), 1);
+        let over = said(10, 600);
+        assert!(over[0].contains("is older than topic_retention_hours"));
+        assert!(said(0, 1).is_empty(), "nobody wants a window");
+        // What is trimmed is said when it goes, and not again.
+        held.set(retained(21));
+        assert!(said(10, 540).is_empty());
     }
 }

@@ -45,7 +45,7 @@ use crate::swap;
 
 pub(crate) use floor::floor;
 pub(crate) use held::Held;
-use said::Full;
+use said::Room;
 
 /// How often it is looked at what can go.
 const EVERY: Duration = Duration::from_secs(10);
@@ -90,7 +90,9 @@ async fn look(run: &MirrorRun, held: &Held) -> Result<()> {
         return Ok(());
     };
     let wish = run.catalog.get_mirror(&run.mirror.name).await?;
-    let full = in_room(run, &wish, before.changes.0).await?;
+    held.keeps(wish.config.topic_retention_hours);
+    let room = room(run, &wish, before.changes.0).await?;
+    let full = room.as_ref().and_then(Room::full);
     let in_window = in_window(run, client, &wish, before.changes.0).await?;
     let in_window = full
         .as_ref()
@@ -118,16 +120,23 @@ async fn look(run: &MirrorRun, held: &Held) -> Result<()> {
             }
         }
     };
-    held.narrowed(full.map(|full| {
+    let narrowed = full.map(|full| {
         let table = floor::holding(&tables, granted.floor);
         full.said(granted.floor, granted.held_by.as_deref(), table)
-    }));
+    });
     // What is stored may be more than is granted now: nothing is replayed from below it, but
     // nothing is deleted up to it either.
     let floor = granted.floor;
     let former = raise(run, client, generation, floor).await?;
     after.changes.0 = after.changes.0.max(floor).max(former);
     let mapped = (&*run.mirror.tables, run.mirror.generation);
+    let soon = room.map(|room| said::what_has_no_room(mapped, &after, &room));
+    held.narrowed(
+        narrowed
+            .into_iter()
+            .chain(soon.into_iter().flatten())
+            .collect(),
+    );
     for (level, message, details) in said::what_goes(mapped, (&before, former), &after) {
         run.reporter.log(level, message, details);
     }
@@ -182,22 +191,19 @@ async fn in_window(run: &MirrorRun, client: &Client, wish: &Mirror, low: i64) ->
     Ok(found)
 }
 
-/// Where the window has to begin so that `topic_max_bytes` leaves room for what comes; none
-/// while there is enough, or no limit.
-async fn in_room(run: &MirrorRun, wish: &Mirror, low: i64) -> Result<Option<Full>> {
+/// How much `topic_max_bytes` leaves; none if there is no limit.
+async fn room(run: &MirrorRun, wish: &Mirror, low: i64) -> Result<Option<Room>> {
     let Some(topic_of) = topic_of(run, wish).await? else {
         return Ok(None);
     };
     let Some(max) = topic_of.config.topic_max_bytes else {
         return Ok(None);
     };
-    let topic = run
+    let counted = run
         .catalog
         .topic_bytes(topic_of.id, wish.generation)
         .await?;
-    let bytes = topic.held(low);
-    let in_room = topic.window(low, max);
-    Ok(in_room.map(|from| Full { from, bytes, max }))
+    Ok(Some(Room { counted, low, max }))
 }
 
 /// The mirror that has the topics, none if it is gone.

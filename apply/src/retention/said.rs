@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bunny_catalog::{LogLevel, MirrorTable};
+use bunny_catalog::{LogLevel, MirrorTable, TopicBytes};
 use bunny_schemas::control::SyncRecord;
 use bunny_schemas::retained::Retained;
 use chrono::DateTime;
@@ -54,6 +54,57 @@ pub(super) fn what_goes(
     said
 }
 
+/// Whether a table has no copy that will be there once `topic_max_bytes` makes the window shrink, now
+/// that this is near, in words. Pure.
+pub(super) fn what_has_no_room(
+    (tables, generation): (&[MirrorTable], Uuid),
+    retained: &Retained,
+    room: &Room,
+) -> Vec<String> {
+    let goes = |table: &&MirrorTable| {
+        let newest = retained.newest(&table.source, generation, &table.copies_since(), |_| true);
+        newest.is_ok_and(|newest| {
+            let offset = newest.changes_offset;
+            room.counted.is_about_to_lose(room.low, room.max, offset)
+        })
+    };
+    let names: Vec<String> = tables
+        .iter()
+        .filter(goes)
+        .map(|table| table.source.to_string())
+        .collect();
+    if names.is_empty() {
+        return Vec::new();
+    }
+    vec![format!(
+        "the change topic holds {} bytes and topic_max_bytes is {}: when it has grown a little more, what is applied is \
+         trimmed before topic_retention_hours are over, and these tables cannot be rebuilt any more: {}. POST …/checkpoint, or \
+         raise topic_max_bytes",
+        room.counted.held(room.low),
+        room.max,
+        names.join(", ")
+    )]
+}
+
+/// A change topic that may not grow for ever.
+pub(super) struct Room {
+    pub(super) counted: TopicBytes,
+    /// Where it begins.
+    pub(super) low: i64,
+    /// `topic_max_bytes`.
+    pub(super) max: u64,
+}
+
+impl Room {
+    /// Where the window has to begin so that there is room for what comes; none while there is
+    /// enough. Pure.
+    pub(super) fn full(&self) -> Option<Full> {
+        let (bytes, max) = (self.counted.held(self.low), self.max);
+        let from = self.counted.window(self.low, max);
+        from.map(|from| Full { from, bytes, max })
+    }
+}
+
 /// A change topic that is near `topic_max_bytes`.
 pub(super) struct Full {
     /// Where the window has to begin so that there is room.
@@ -96,16 +147,33 @@ fn taken_at(sync: &SyncRecord) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod testing {
     use bunny_postgres::{Lsn, TableName};
     use bunny_schemas::control::SyncState;
 
     use super::*;
-    use crate::bookkeeping::State;
 
-    const GENERATION: Uuid = Uuid::from_u128(7);
+    pub(in super::super) const GENERATION: Uuid = Uuid::from_u128(7);
 
-    fn copy(request: u128, changes_offset: i64) -> SyncRecord {
+    /// The table that the copies are of.
+    pub(in super::super) fn mapping() -> MirrorTable {
+        let name = TableName::new("public", "t");
+        MirrorTable {
+            source: name.clone(),
+            destination: name,
+            partition_key: None,
+            exclude_columns: Vec::new(),
+            identity: None,
+            request_id: None,
+            retry_id: None,
+            replay: None,
+            since_request: None,
+            checkpoint_id: None,
+            beside: false,
+        }
+    }
+
+    pub(in super::super) fn copy(request: u128, changes_offset: i64) -> SyncRecord {
         SyncRecord {
             request_id: Uuid::from_u128(request),
             attempt: 1,
@@ -122,13 +190,54 @@ mod tests {
         }
     }
 
-    fn from(low: i64) -> Retained {
+    /// Two copies, of a change topic that begins at `low`.
+    pub(in super::super) fn retained(low: i64) -> Retained {
         Retained {
             syncs: vec![copy(1, 10), copy(2, 20)],
             changes: (low, 100),
             snapshot: vec![(0, 100)],
             ..Retained::default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bunny_postgres::TableName;
+
+    use super::testing::{GENERATION, mapping, retained};
+    use super::*;
+    use crate::bookkeeping::State;
+
+    #[test]
+    fn tables_that_topic_max_bytes_leaves_no_copy_are_named_before() {
+        let mut counted = TopicBytes::default();
+        for (end, bytes) in [(0, 0), (15, 150), (30, 100), (90, 440)] {
+            counted.grew(end, bytes);
+        }
+        let said = |counted: &TopicBytes, held: &Retained| {
+            let room = Room {
+                counted: counted.clone(),
+                low: 0,
+                max: 1000,
+            };
+            assert!(room.full().is_none());
+            what_has_no_room((&[mapping()], GENERATION), held, &room)
+        };
+        assert!(said(&counted, &retained(0)).is_empty(), "there is time");
+        counted.grew(95, 20);
+        // The newest copy begins behind 150 bytes of 710: it would be 650 of 800.
+        let near = said(&counted, &retained(0));
+        assert!(
+            near[0].contains("cannot be rebuilt any more: public.t. POST"),
+            "{near:?}"
+        );
+        let later = Retained {
+            syncs: vec![super::testing::copy(3, 30)],
+            ..retained(0)
+        };
+        assert!(said(&counted, &later).is_empty());
+        assert!(said(&counted, &retained(21)).is_empty(), "it has gone");
     }
 
     #[test]
@@ -162,21 +271,11 @@ mod tests {
     #[test]
     fn each_copy_that_goes_is_said_once() {
         let levels = |former: i64, after: i64| {
-            let name = TableName::new("public", "t");
-            let mapping = MirrorTable {
-                source: name.clone(),
-                destination: name,
-                partition_key: None,
-                exclude_columns: Vec::new(),
-                identity: None,
-                request_id: None,
-                retry_id: None,
-                replay: None,
-                since_request: None,
-                checkpoint_id: None,
-                beside: false,
-            };
-            let said = what_goes((&[mapping], GENERATION), (&from(0), former), &from(after));
+            let said = what_goes(
+                (&[mapping()], GENERATION),
+                (&retained(0), former),
+                &retained(after),
+            );
             said.iter().map(|said| said.0).collect::<Vec<_>>()
         };
         assert_eq!(levels(0, 10), []);

@@ -9,7 +9,7 @@ use apache_avro::Schema;
 use apache_avro::reader::datum::GenericDatumReader;
 use apache_avro::types::Value;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 
 const ANSWER: Duration = Duration::from_secs(30);
@@ -54,6 +54,8 @@ pub(crate) enum Step {
     /// Everything committed has been read.
     End,
     Quiet,
+    /// The topic does not hold the offset: it was trimmed, or is another one of that name.
+    Gone,
 }
 
 impl Log {
@@ -125,6 +127,7 @@ impl Log {
                 Step::Record(offset, record) => each(offset, record)?,
                 Step::End => unread -= 1,
                 Step::Quiet => {}
+                Step::Gone => bail!("{topic} was trimmed while it was read"),
             }
         }
         Ok(())
@@ -139,6 +142,9 @@ impl Log {
         match consumer.poll(POLL) {
             None => Ok(Step::Quiet),
             Some(Err(KafkaError::PartitionEOF(_))) => Ok(Step::End),
+            Some(Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset))) => {
+                Ok(Step::Gone)
+            }
             Some(Err(error)) => Err(error.into()),
             Some(Ok(message)) => {
                 let value = message.payload().unwrap_or_default();

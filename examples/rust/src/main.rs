@@ -158,6 +158,11 @@ fn follow(log: &mut Log, options: &Options, state: &mut State) -> Result<bool> {
     let mut next = from;
     loop {
         let step = log.next(&reader)?;
+        if matches!(step, log::Step::Gone) {
+            eprintln!("{}: begins anew, its place is gone", options.table);
+            state.begin_anew();
+            return Ok(false);
+        }
         let idle = !matches!(step, log::Step::Record(..));
         let at_end = matches!(step, log::Step::End);
         if let log::Step::Record(offset, record) = step {

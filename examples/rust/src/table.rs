@@ -80,6 +80,11 @@ impl State {
         right && self.after.is_none_or(|after| lsn > after)
     }
 
+    /// With the newest copy there is, whatever history that is of.
+    pub(crate) fn begin_anew(&mut self) {
+        (self.table, self.generation, self.after) = (None, None, None);
+    }
+
     /// True if the table is of another history and gone with it.
     pub(crate) fn begin_generation(&mut self, generation: &str) -> bool {
         if self

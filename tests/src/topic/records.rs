@@ -130,6 +130,11 @@ impl Topics {
     }
 }
 
+/// How many ids the schemas topic holds, each once.
+pub(super) fn schema_ids(brokers: &str, topic: &str) -> anyhow::Result<usize> {
+    Ok(read_schemas(brokers, topic)?.len())
+}
+
 fn read_schemas(brokers: &str, topic: &str) -> anyhow::Result<HashMap<u32, Registered>> {
     let mut schemas = HashMap::new();
     consume(brokers, topic, |key, value| {

@@ -20,20 +20,24 @@ pub const APPLY_GENERATION: [(&str, u32); 1] = [("apply::generation_entered", 1)
 const RESYNC: &str = "/v1/mirrors/mirror/resync";
 const CRASH_LIMIT: Duration = Duration::from_secs(60);
 
+/// Drops the mirror's slot, as someone who does not know better might.
+pub async fn lose_slot(source: &Session) -> Result<()> {
+    let slots = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database() AND NOT temporary";
+    let deadline = Instant::now() + CONVERGE;
+    while source.number(slots).await? > 0 {
+        ensure!(Instant::now() < deadline, "the slot is still there");
+        let drop = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots
+            WHERE database = current_database() AND active_pid IS NOT NULL;
+         SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
+            WHERE database = current_database() AND NOT temporary";
+        let _ = source.run(drop).await;
+    }
+    Ok(())
+}
+
 impl Scene {
-    /// Drops the mirror's slot, as someone who does not know better might.
     pub async fn lose_slot(&self, source: &Session) -> Result<()> {
-        let slots = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database() AND NOT temporary";
-        let deadline = Instant::now() + CONVERGE;
-        while source.number(slots).await? > 0 {
-            ensure!(Instant::now() < deadline, "the slot is still there");
-            let drop = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots
-                WHERE database = current_database() AND active_pid IS NOT NULL;
-             SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
-                WHERE database = current_database() AND NOT temporary";
-            let _ = source.run(drop).await;
-        }
-        Ok(())
+        lose_slot(source).await
     }
 
     /// Waits until the mirror is FAILED and says the cure; gives its error_message.

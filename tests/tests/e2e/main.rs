@@ -71,6 +71,8 @@ mod shutdown;
 mod snapshots;
 #[cfg(feature = "full")]
 mod soak;
+#[cfg(feature = "full")]
+mod soak_readers;
 mod source_changes;
 mod source_writes;
 #[cfg(feature = "full")]

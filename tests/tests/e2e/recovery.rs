@@ -9,6 +9,7 @@ use bunny_tests::backup;
 use bunny_tests::content::TablePair;
 use bunny_tests::load;
 use bunny_tests::stage::CONVERGE;
+use bunny_tests::topic;
 use serde_json::{Value, json};
 
 use crate::crashes::{Scene, scene};
@@ -67,6 +68,18 @@ impl Scene {
         self.mirror.wait_for_lsn(source.current_lsn().await?).await
     }
 
+    /// A table has another version, whose schemas have ids that none had before.
+    async fn follows_another_version(&self, change: &str) -> Result<()> {
+        let (brokers, prefix) = (&self.stage.services.brokers, &self.stage.name);
+        let before = topic::schema_ids(brokers, prefix).await?;
+        let source = self.stage.source.connect().await?;
+        load::run_beside(&source, change).await?;
+        self.follows().await?;
+        let after = topic::schema_ids(brokers, prefix).await?;
+        ensure!(after > before, "no new id among {after}");
+        Ok(())
+    }
+
     async fn puts_tables(&self, tables: &[&str]) -> Result<()> {
         let accepted = self.api.put(TABLES, mappings(tables)).await?.expect(202)?;
         let command = self.ended(&accepted).await?;
@@ -90,6 +103,10 @@ async fn a_catalog_of_yesterday_repeats_no_wish() -> Result<()> {
     let file = scene.dump_file();
     backup::dump(&scene.stage.catalog, &file).await?;
     let destination = scene.stage.destination.connect().await?;
+    // The catalog of then knows nothing of this version.
+    let change =
+        "ALTER TABLE accounts ADD COLUMN since text; UPDATE accounts SET since = 's' WHERE id < 9";
+    scene.follows_another_version(change).await?;
 
     // Nothing that decides about tables was asked for since: it goes on, with workers that ran
     // all the while and hold leases the catalog does not know of.
@@ -136,7 +153,11 @@ async fn a_catalog_of_yesterday_repeats_no_wish() -> Result<()> {
     assert_eq!(refused.status, 409, "{}", refused.body);
 
     scene.posts(ADOPT).await?;
-    scene.follows().await?;
+    scene
+        .follows_another_version(
+            "ALTER TABLE documents ADD COLUMN today text DEFAULT 'd'; UPDATE documents SET revision = 9 WHERE id = 3",
+        )
+        .await?;
     assert_eq!(destination.text(COPIES).await?, copies);
     // By contents only: the oracle of the topics knows no table that left in between.
     scene.converge(&load::pairs()).await
@@ -195,6 +216,8 @@ async fn a_lost_catalog_is_made_anew_from_what_is_left() -> Result<()> {
     scene
         .posts("/v1/mirrors/mirror/resync/public.documents")
         .await?;
+    let change = "ALTER TABLE accounts ADD COLUMN before text; UPDATE accounts SET before = 'b' WHERE id < 9";
+    scene.follows_another_version(change).await?;
     let destination = scene.stage.destination.connect().await?;
     let copies = destination.text(COPIES).await?;
     let generation = scene.stage.catalog_text(GENERATION).await?;
@@ -256,6 +279,8 @@ async fn a_lost_catalog_is_made_anew_from_what_is_left() -> Result<()> {
     scene.follows().await?;
     assert_eq!(destination.text(COPIES).await?, copies);
     assert_eq!(scene.stage.catalog_text(GENERATION).await?, generation);
+    let change = "ALTER TABLE documents ADD COLUMN after text DEFAULT 'd'; UPDATE documents SET revision = 9 WHERE id = 3";
+    scene.follows_another_version(change).await?;
     // It is a mirror like any other: a table is copied again, and it can be deleted.
     scene
         .posts("/v1/mirrors/mirror/resync/public.accounts")

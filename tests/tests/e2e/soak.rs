@@ -1,6 +1,7 @@
 //! Three destinations of one capture for ten minutes: random pauses, resyncs, replays, checkpoints,
 //! windows of retention and deaths under writers that never stop. The change topic is trimmed
-//! again and again, so what is replayed is now there and now not.
+//! again and again, so what is replayed is now there and now not. Readers from outside run all the
+//! while and see each event before it is trimmed.
 //!
 //! `BUNNY_SOAK_SEED` names a sequence (printed by every run), `BUNNY_SOAK_SECONDS` its length.
 
@@ -15,6 +16,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::fan_out::{Attached, FanOut, ended, fan_out};
+use crate::soak_readers::Readers;
 
 const NAMES: [&str; 3] = ["mirror", "second", "third"];
 /// Until everything has come to rest, however much is under way.
@@ -125,6 +127,7 @@ async fn three_destinations_under_pauses_resyncs_replays_and_deaths() -> Result<
     for one in &attached {
         one.mirror.wait_running().await?;
     }
+    let mut readers = Readers::start(&fan).await?;
     let started = Instant::now();
     let mut rests = 0;
     while started.elapsed() < length {
@@ -134,6 +137,7 @@ async fn three_destinations_under_pauses_resyncs_replays_and_deaths() -> Result<
             match random.random_range(0..6) {
                 0 => fan.apply.restart()?,
                 1 => fan.capture.restart()?,
+                2 | 3 => readers.kill_one(&fan.stage, &mut random)?,
                 _ => {}
             }
         }
@@ -151,13 +155,16 @@ async fn three_destinations_under_pauses_resyncs_replays_and_deaths() -> Result<
     ended(&fan, "mirror", &checkpoint).await?;
     let load = fan.load.take().context("there is no load")?;
     load.stop().await;
+    // What came within the ten minutes, most of which is trimmed by now.
+    let seen = readers.end(&fan).await;
+    let seen = seen.with_context(|| format!("BUNNY_SOAK_SEED={seed}"))?;
     // Nothing twice on the topic, and a subscriber of it has what the source has.
     fan.stage
         .assert_topics_hold(&fan.owner, &load::pairs())
         .await
         .with_context(|| format!("BUNNY_SOAK_SEED={seed}"))?;
     println!(
-        "at rest {rests} times in {:?}, trimmed up to {trimmed}",
+        "at rest {rests} times in {:?}, trimmed up to {trimmed}; {seen}",
         started.elapsed()
     );
     Ok(())
