@@ -168,7 +168,11 @@ async fn options_and_peers_change_under_a_running_mirror() -> Result<()> {
     scene
         .source
         .run("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT g, 'v' FROM generate_series(1, 300) g;
-              CREATE TABLE other (id int PRIMARY KEY); CREATE UNLOGGED TABLE hidden (id int); CREATE TABLE keyless (n int)")
+              CREATE TABLE other (id int PRIMARY KEY); CREATE UNLOGGED TABLE hidden (id int); CREATE TABLE keyless (n int);
+              CREATE FOREIGN DATA WRAPPER nothing; CREATE SERVER nowhere FOREIGN DATA WRAPPER nothing;
+              CREATE FOREIGN TABLE far (id int) SERVER nowhere; CREATE VIEW seen AS SELECT 1 AS one;
+              CREATE TABLE parts (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (1) TO (9);
+              CREATE TABLE mixed (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE UNLOGGED TABLE mixed_1 PARTITION OF mixed FOR VALUES FROM (1) TO (9)")
         .await?;
     let mirror = scene.running_mirror(&["public.t"], json!({})).await?;
 
@@ -177,18 +181,41 @@ async fn options_and_peers_change_under_a_running_mirror() -> Result<()> {
         .get("/v1/mirrors/mirror/available-tables")
         .await?
         .expect(200)?;
-    let names: Vec<(&str, bool)> = available
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|table| Some((table["table_name"].as_str()?, table["available"].as_bool()?)))
+    let available = available.as_array().context("tables")?;
+    let names: Vec<&str> = available
+        .iter()
+        .filter_map(|table| table["table_name"].as_str())
         .collect();
-    assert_eq!(names, [("keyless", true), ("other", true)], "{available}");
-    assert!(
-        available[0]["warnings"][0]
-            .as_str()
-            .is_some_and(|text| text.contains("insert-only"))
-    );
+    let expected = ["far", "hidden", "keyless", "mixed", "other", "parts"];
+    assert_eq!(names, expected, "{available:?}");
+    for (table, why_not, to_know) in [
+        ("far", "is a foreign table", ""),
+        (
+            "hidden",
+            "run ALTER TABLE \"public\".\"hidden\" SET LOGGED",
+            "",
+        ),
+        ("keyless", "", "insert-only"),
+        ("mixed", "a partition of table public.mixed", ""),
+        ("other", "", ""),
+        ("parts", "", ""),
+    ] {
+        let table = available.iter().find(|found| found["table_name"] == table);
+        let table = table.context("listed")?;
+        let says = |what: &str, words: &str| {
+            let said = table[what].as_array().into_iter().flatten();
+            let mut said = said.filter_map(Value::as_str).peekable();
+            match words.is_empty() {
+                true => what == "warnings" || said.peek().is_none(),
+                false => said.any(|said| said.contains(words)),
+            }
+        };
+        assert_eq!(table["available"], why_not.is_empty(), "{table}");
+        assert!(
+            says("reasons", why_not) && says("warnings", to_know),
+            "{table}"
+        );
+    }
 
     let tables = api.get("/v1/peers/source/tables").await?.expect(200)?;
     let mut listed = tables.as_array().into_iter().flatten();
