@@ -60,6 +60,9 @@ pub(crate) async fn run(
         common,
     };
 
+    // What a catalog without its schema answers is an error, and asked again.
+    let sweeping = process.catalog.clone();
+    let audit_days = process.common.audit_days;
     let mut roles: JoinSet<Result<(), Exit>> = JoinSet::new();
     // Metrics stop with the process, after the roles.
     let mut exporter: JoinSet<Result<(), Exit>> = JoinSet::new();
@@ -76,11 +79,13 @@ pub(crate) async fn run(
         roles.spawn(Box::pin(serve(process, api, cancel.clone())));
     }
 
+    let mut sweeping = std::pin::pin!(sweeping.sweep_forever(audit_days));
     let mut outcome = Ok(());
     loop {
         let joined = tokio::select! {
             joined = roles.join_next() => joined,
             Some(joined) = exporter.join_next() => Some(joined),
+            never = &mut sweeping => match never {},
         };
         let Some(joined) = joined else {
             return outcome;

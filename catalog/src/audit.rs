@@ -1,4 +1,4 @@
-//! Who changed users and peers. What was asked of mirrors stands in their commands.
+//! Who changed users, peers and the key, and failed logins. What was asked of mirrors stands in their commands.
 
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
@@ -8,6 +8,11 @@ use sqlx::{PgConnection, Row as _};
 
 use crate::{Catalog, Error, Result};
 
+/// Failed logins of one user within so many minutes are one entry: whoever guesses writes few.
+const GUESSES_MINUTES: i32 = 10;
+/// Whose name nobody has: what was given may be anything, a password too.
+const UNKNOWN: &str = "(unknown)";
+
 /// One deed.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct AuditEntry {
@@ -15,7 +20,7 @@ pub struct AuditEntry {
     pub id: i64,
     /// Who did it.
     pub username: String,
-    /// `create user`, `update peer`, ...
+    /// `create user`, `update peer`, `failed login`, ...
     pub action: String,
     /// The user or peer it was done to.
     pub subject: String,
@@ -49,6 +54,33 @@ pub(crate) async fn insert(
 }
 
 impl Catalog {
+    /// Records that a login failed: an entry, or one more of the entry of a few minutes ago.
+    pub async fn login_failed(&self, username: &str, address: &str) -> Result<()> {
+        sqlx::query(
+            "WITH meant AS (
+                 SELECT coalesce((SELECT username FROM bunny.users WHERE username = $1), $2) AS subject),
+             more AS (
+                 UPDATE bunny.audit a
+                 SET details = jsonb_build_object('times', (a.details ->> 'times')::bigint + 1, 'last_address', $3::text)
+                 FROM meant WHERE a.id = (
+                     SELECT max(id) FROM bunny.audit
+                     WHERE action = 'failed login' AND subject = meant.subject
+                       AND created_at > clock_timestamp() - make_interval(mins => $4))
+                 RETURNING a.id)
+             INSERT INTO bunny.audit (username, action, subject, details)
+             SELECT $2, 'failed login', meant.subject, jsonb_build_object('times', 1, 'last_address', $3::text)
+             FROM meant WHERE NOT EXISTS (SELECT FROM more)",
+        )
+        .bind(username)
+        .bind(UNKNOWN)
+        .bind(address)
+        .bind(GUESSES_MINUTES)
+        .execute(self.pool())
+        .await
+        .map(|_| ())
+        .map_err(|error| Error::database("recording a failed login", error))
+    }
+
     /// The newest entries after skipping `offset`, and how many there are in all.
     pub async fn list_audit(&self, limit: i64, offset: i64) -> Result<(Vec<AuditEntry>, i64)> {
         let failed = |error| Error::database("reading who did what", error);

@@ -29,6 +29,7 @@ mod schema_sync;
 mod settings;
 mod status;
 mod supervise;
+mod sweep;
 mod tables;
 mod topic_bytes;
 mod untracked;
@@ -63,6 +64,7 @@ pub use supervise::{
     FailureKind, Finished, MirrorContext, Outcome, Reporter, SuperviseOptions, TaskFailure,
     supervise,
 };
+pub use sweep::{AUDIT_DAYS, Swept};
 pub use tables::{AwaitedTable, RESYNC, TABLES, TableChanges};
 pub use topic_bytes::TopicBytes;
 pub use untracked::{Cure, UntrackedChange};

@@ -10,11 +10,6 @@ use uuid::Uuid;
 
 use crate::{Catalog, Error, Result};
 
-/// Rows kept for a mirror; older ones go.
-const ROWS_MAX: i64 = 10_000;
-/// One insertion in so many looks for rows to drop.
-const SWEEP_EVERY: i64 = 64;
-
 /// How much an entry matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -93,7 +88,7 @@ pub(crate) async fn insert(
 }
 
 impl Catalog {
-    /// Adds an entry. The newest 10,000 of a mirror are kept.
+    /// Adds an entry. The oldest go in time ([`Catalog::sweep`]).
     pub async fn log(
         &self,
         mirror_id: Uuid,
@@ -101,31 +96,18 @@ impl Catalog {
         message: &str,
         details: Value,
     ) -> Result<()> {
-        let failed = |error| Error::database("writing a mirror's log", error);
-        let id: Option<i64> = sqlx::query_scalar(
+        sqlx::query(
             "INSERT INTO bunny.logs (mirror_id, level, message, details)
-             SELECT m.id, $2, $3, $4 FROM bunny.mirrors m WHERE m.id = $1 RETURNING id",
+             SELECT m.id, $2, $3, $4 FROM bunny.mirrors m WHERE m.id = $1",
         )
         .bind(mirror_id)
         .bind(level.as_str())
         .bind(message)
         .bind(details)
-        .fetch_optional(self.pool())
+        .execute(self.pool())
         .await
-        .map_err(failed)?;
-        if id.is_some_and(|id| id % SWEEP_EVERY == 0) {
-            sqlx::query(
-                "DELETE FROM bunny.logs WHERE mirror_id = $1 AND id <= (
-                     SELECT id FROM bunny.logs WHERE mirror_id = $1
-                     ORDER BY id DESC OFFSET $2 LIMIT 1)",
-            )
-            .bind(mirror_id)
-            .bind(ROWS_MAX)
-            .execute(self.pool())
-            .await
-            .map_err(failed)?;
-        }
-        Ok(())
+        .map(|_| ())
+        .map_err(|error| Error::database("writing a mirror's log", error))
     }
 
     /// Entries that match, and how many match in all.

@@ -116,7 +116,7 @@ impl Catalog {
         let mirror = self.lock_living(&mut transaction, name).await?;
         if mirror.desired == Desired::Paused && mirror.pause_scope == PauseScope::All {
             return Err(Error::conflict(format!(
-                "mirror \"{name}\" is paused as a whole, capture included: resume it first"
+                "mirror \"{name}\" is PAUSED as a whole, capture included: resume it first"
             )));
         }
         // Nobody acts for this catalog, so the wish would wait for what never comes.

@@ -10,7 +10,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::leases::Role;
-use crate::mirrors::{Desired, Mirror, notify};
+use crate::mirrors::{Mirror, notify};
 use crate::reports::{self, Reports, TableReport};
 use crate::status::is_mute;
 use crate::{Catalog, Error, Result, commands};
@@ -28,7 +28,8 @@ impl Catalog {
     /// concerned have started anew, and at once where none is. Asked again while it is open, the
     /// same command, carried out from its beginning: a role that is down must not keep the other
     /// from trying.
-    /// [`Error::NotFound`] for a mirror, or a table of it, that does not exist.
+    /// [`Error::NotFound`] for a mirror, or a table of it, that does not exist; [`Error::Conflict`]
+    /// while the mirror is being deleted.
     pub async fn request_retry(
         &self,
         name: &str,
@@ -37,10 +38,7 @@ impl Catalog {
     ) -> Result<Uuid> {
         let failed = |error| Error::database("retrying a mirror", error);
         let mut transaction = self.begin().await.map_err(failed)?;
-        let mirror = self.lock_mirror(&mut transaction, name).await?;
-        if mirror.desired == Desired::Deleted {
-            return Err(Error::not_found("mirror", name));
-        }
+        let mirror = self.lock_living(&mut transaction, name).await?;
         let mirror_id = mirror.id;
         // A table comes back at the destination: capture need not begin anew for it.
         let roles = match table {

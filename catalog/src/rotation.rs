@@ -35,9 +35,14 @@ impl Catalog {
         let passwords = self
             .reseal(&mut transaction, new, peers::PASSWORD, "peers", "password")
             .await?;
-        transaction.commit().await.map_err(failed)?;
         let sealed = settings.sealed + passwords.sealed;
         let before = settings.before + passwords.before;
+        if sealed > before {
+            let (by, what) = ("bunny rotate-key", "encryption key");
+            let details = json!({ "sealed": sealed - before });
+            audit::insert(&mut transaction, by, "rotate", what, &details).await?;
+        }
+        transaction.commit().await.map_err(failed)?;
         tracing::info!(
             sealed,
             before,

@@ -75,8 +75,8 @@ impl Catalog {
         refuse_attached(&mirror, what)?;
         if mirror.desired != Desired::Running {
             let why = match mirror.desired {
-                Desired::Deleted => "being deleted",
-                _ => "paused; resume it first",
+                Desired::Deleted => "TERMINATING: it is being deleted",
+                _ => "PAUSED; resume it first",
             };
             return Err(Error::conflict(format!("mirror \"{name}\" is {why}")));
         }

@@ -194,7 +194,7 @@ impl Catalog {
             check_new_generation(table, strategy)?;
             let by = requested_by;
             let begun = begin_generation(&mut transaction, &mirror, strategy, by).await?;
-            transaction.commit().await.map_err(failed)?;
+            commands::commit(transaction).await.map_err(failed)?;
             tracing::info!(mirror = name, lost = %generation, "another generation is asked for");
             return Ok(begun);
         }
@@ -254,7 +254,7 @@ impl Catalog {
         let mirror = self.lock_mirror(connection, name).await?;
         if mirror.desired == Desired::Deleted {
             return Err(Error::conflict(format!(
-                "mirror \"{name}\" is being deleted"
+                "mirror \"{name}\" is TERMINATING: it is being deleted"
             )));
         }
         Ok(mirror)

@@ -11,7 +11,7 @@
 
 use std::time::Duration;
 
-use bunny_postgres::introspect::{list_tables, server_info, table_definition};
+use bunny_postgres::introspect::{list_every_table, list_tables, server_info, table_definition};
 use bunny_postgres::pgoutput::{Message, OldTuple, TupleValue, decode};
 use bunny_postgres::replication::{Replication, WalEvent, WalStream};
 use bunny_postgres::{
@@ -357,6 +357,11 @@ async fn tables_are_read_as_they_are() {
     assert_eq!((mine[6].row_estimate, mine[6].has_primary_key), (3, true));
     assert_eq!(mine[1].replica_identity, "full");
     assert!(listed.iter().all(|t| !t.schema.starts_with("pg_")));
+    let every = list_every_table(&session).await.unwrap();
+    let more = every.iter().filter(|table| !listed.contains(table));
+    let more: Vec<_> = more.filter(|t| t.schema == SCHEMA).collect();
+    let names: Vec<_> = more.iter().map(|t| t.table_name.as_str()).collect();
+    assert_eq!(names, ["unlogged"]);
 }
 
 #[tokio::test]

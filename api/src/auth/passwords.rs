@@ -54,14 +54,19 @@ impl Passwords {
         }
         let user = catalog.verify_user(username, &password).await?;
         drop(permit);
-        let mut throttle = self.throttle.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(user) = user {
-            throttle.succeeded(username, address);
-            return Ok(user);
+        {
+            let mut throttle = self.throttle.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(user) = user {
+                throttle.succeeded(username, address);
+                return Ok(user);
+            }
+            throttle.failed(username, address, Instant::now());
         }
-        throttle.failed(username, address, Instant::now());
-        drop(throttle);
         tracing::info!(%address, "a login failed");
+        // Who asked is answered all the same.
+        if let Err(error) = catalog.login_failed(username, &address.to_string()).await {
+            tracing::warn!(%error, "a failed login could not be recorded");
+        }
         Err(Refusal::unauthorized(
             "the user name or the password is wrong; check both",
         ))

@@ -29,7 +29,8 @@ pub(crate) struct AvailableTable {
     warnings: Vec<String>,
 }
 
-/// `GET /v1/mirrors/{name}/available-tables`.
+/// `GET /v1/mirrors/{name}/available-tables`. Of partitions only the root is listed: it brings them
+/// along. Each may be mirrored instead of it, under its own name.
 pub(crate) async fn available_tables(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
@@ -49,7 +50,9 @@ pub(crate) async fn available_tables(
         ))
     };
     let session = open(&peer).await.map_err(failed)?;
-    let mut summaries = introspect::list_tables(&session).await.map_err(failed)?;
+    let mut summaries = introspect::list_every_table(&session)
+        .await
+        .map_err(failed)?;
     summaries.retain(|summary| {
         let is_it =
             |name: &TableName| name.schema == summary.schema && name.name == summary.table_name;

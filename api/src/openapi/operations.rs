@@ -56,7 +56,7 @@ pub(super) fn operation(method: &str, path: &str) -> Operation {
         ("DELETE", "/v1/users/{username}") => {
             says("Delete a user; nobody deletes themself, the last administrator stays")
         }
-        ("GET", "/v1/audit") => says("Who changed users and peers, newest first")
+        ("GET", "/v1/audit") => says("Who changed users, peers and the key, and failed logins, newest first")
             .query(|query| drop(users::read_page(query))),
         ("GET", "/v1/peers") => says("List peers"),
         ("POST", "/v1/peers") => {

@@ -70,6 +70,8 @@ pub(crate) struct Common {
     pub(crate) lease_ttl: Duration,
     /// What the rows on their way through a role may take, in bytes.
     pub(crate) memory_bytes: usize,
+    /// How long the catalog keeps who did what.
+    pub(crate) audit_days: u32,
     /// Where Prometheus may ask, if anywhere.
     pub(crate) metrics_listen: Option<SocketAddr>,
 }
@@ -208,6 +210,7 @@ pub(crate) fn common(layers: &Layers) -> Result<Common, Problems> {
     let schema_ids = problems.take(schema_registry::schema_ids(layers));
     let lease_ttl = problems.take(lease_ttl(layers));
     let memory_bytes = problems.take(memory_bytes(layers));
+    let audit_days = problems.take(audit_days(layers));
     let metrics_listen = problems.take(address(layers, &settings::METRICS_LISTEN));
     match (
         catalog,
@@ -217,6 +220,7 @@ pub(crate) fn common(layers: &Layers) -> Result<Common, Problems> {
         schema_ids,
         lease_ttl,
         memory_bytes,
+        audit_days,
         metrics_listen,
     ) {
         (
@@ -227,6 +231,7 @@ pub(crate) fn common(layers: &Layers) -> Result<Common, Problems> {
             Some(schema_ids),
             Some(lease_ttl),
             Some(memory_bytes),
+            Some(audit_days),
             Some(metrics_listen),
         ) => Ok(Common {
             catalog,
@@ -236,6 +241,7 @@ pub(crate) fn common(layers: &Layers) -> Result<Common, Problems> {
             schema_ids,
             lease_ttl,
             memory_bytes,
+            audit_days,
             metrics_listen,
         }),
         _ => Err(problems),
@@ -381,6 +387,18 @@ fn memory_bytes(layers: &Layers) -> Result<usize, Problem> {
         return Err(found.wrong(format!("{rule}, not {mebibytes}")));
     }
     Ok(mebibytes * MIB)
+}
+
+fn audit_days(layers: &Layers) -> Result<u32, Problem> {
+    let Some(found) = layers.text(&settings::AUDIT_DAYS) else {
+        return Ok(bunny_catalog::AUDIT_DAYS);
+    };
+    let rule = "must be a number of days from 1 to 36500";
+    let days: u32 = found.parse(rule)?;
+    if !(1..=36_500).contains(&days) {
+        return Err(found.wrong(format!("{rule}, not {days}")));
+    }
+    Ok(days)
 }
 
 fn jwt_secret(layers: &Layers) -> Result<Option<SecretString>, Problem> {

@@ -79,6 +79,7 @@ settings! {
     CATALOG_DATABASE: Catalog, "catalog_database", "BUNNY_CATALOG_DATABASE", "catalog-database", "DATABASE", "Its database [default: bunny]";
     ENCRYPTION_KEY: Catalog, "encryption_key", "BUNNY_ENCRYPTION_KEY", "encryption-key", "KEY", "Seals secrets in the catalog; made by \"bunny keygen\"";
     NEW_ENCRYPTION_KEY: NewKey, "new_encryption_key", "BUNNY_NEW_ENCRYPTION_KEY", "new-encryption-key", "KEY", "For \"bunny rotate-key\": the key that takes its place";
+    AUDIT_DAYS: Catalog, "audit_days", "BUNNY_AUDIT_DAYS", "audit-days", "DAYS", "So long the catalog keeps who did what [default: 400]";
     KAFKA_BROKERS: Kafka, "kafka_brokers", "BUNNY_KAFKA_BROKERS", "kafka-brokers", "HOST:PORT,...", "Kafka's brokers";
     KAFKA_CONFIG: Kafka, "kafka_config", "BUNNY_KAFKA_CONFIG", "kafka-config", "KEY=VALUE,...", "librdkafka settings, also as a JSON object; in the file a table [kafka]";
     TOPIC_PREFIX: Kafka, "topic_prefix", "BUNNY_TOPIC_PREFIX", "topic-prefix", "PREFIX", "Begins the names of topics, slots and publications [default: bunny]";

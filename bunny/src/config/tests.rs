@@ -210,6 +210,7 @@ fn numbers_and_prefixes_are_checked() {
         ("BUNNY_LEASE_TTL_SECONDS", "ten"),
         ("BUNNY_MEMORY_BUDGET", "31"),
         ("BUNNY_MEMORY_BUDGET", "128MB"),
+        ("BUNNY_AUDIT_DAYS", "0"),
         ("BUNNY_TOPIC_PREFIX", "a b"),
         ("BUNNY_METRICS_LISTEN", "9100"),
     ] {

@@ -19,6 +19,7 @@ async fn a_rotation_says_what_was_done_before() {
     assert_eq!((first.sealed, first.before), (3, 0));
     let again = catalog.rotate_key(&new).await.unwrap();
     assert_eq!((again.sealed, again.before), (3, 3));
+    assert_eq!(audited(&catalog, "rotate").await, ["encryption key"]);
     let same = database.open_with(new.clone()).rotate_key(&new).await;
     let refused = same.unwrap_err();
     assert!(refused.to_string().contains("present key"), "{refused}");

@@ -26,6 +26,6 @@ pub use objects::{
     SequenceRole, TableObjects, TypeDefinition, TypeShape, table_objects,
 };
 pub use server::{ServerInfo, any_client_is_a_standby, refuse_as_a_standby, server_info};
-pub use tables::{TableSummary, list_tables};
+pub use tables::{TableSummary, list_every_table, list_tables};
 pub use wal::end_of_wal;
 pub use watch::{ColumnLook, HeldLook, Look, Member, PublicationState, TableLook, look};

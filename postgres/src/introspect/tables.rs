@@ -29,9 +29,15 @@ const TRUE_SIZE: &str = "pg_table_size(part.oid)";
 /// Sizes from the last vacuum or analyze: takes no lock.
 const ESTIMATED_SIZE: &str = "part.relpages::int8 * current_setting('block_size')::int8";
 
-/// Permanent ordinary tables and partition roots (not their leaves), without system
-/// schemas and without our own.
-fn list_statement(size: &str) -> String {
+/// What a mirror may take: permanent ordinary tables and partition roots.
+const MIRRORABLE: &str = "c.relkind IN ('r', 'p') AND c.relpersistence = 'p'";
+
+/// What somebody may take for such: unlogged and foreign tables too.
+const EVERY_TABLE: &str = "c.relkind IN ('r', 'p', 'f') AND c.relpersistence <> 't'";
+
+/// The tables that are `meant`, without partitions (their root stands for them), system
+/// schemas, and what is our own.
+fn list_statement(meant: &str, size: &str) -> String {
     format!(
         "SELECT n.nspname AS schema, c.relname AS table_name,
                 coalesce(held.row_estimate, 0) AS row_estimate,
@@ -52,7 +58,7 @@ fn list_statement(size: &str) -> String {
                    WHERE c.relkind = 'p' AND t.isleaf) member
              JOIN pg_class part ON part.oid = member.oid AND part.relkind = 'r'
          ) held
-         WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p'
+         WHERE {meant} AND NOT c.relispartition
            AND n.nspname NOT IN ('information_schema', '_bunny')
            AND NOT starts_with(n.nspname, 'pg_')
            AND NOT starts_with(c.relname, '_bunny_resync_')
@@ -66,14 +72,25 @@ fn list_statement(size: &str) -> String {
 /// Sizes are true ones; if some table is locked exclusively for longer than 2 s, all
 /// are taken from the last vacuum instead, so that nobody's DDL blocks the list.
 pub async fn list_tables(session: &Session) -> Result<Vec<TableSummary>> {
+    list(session, MIRRORABLE).await
+}
+
+/// The same with the tables that no mirror may take: unlogged and foreign ones.
+pub async fn list_every_table(session: &Session) -> Result<Vec<TableSummary>> {
+    list(session, EVERY_TABLE).await
+}
+
+async fn list(session: &Session, meant: &str) -> Result<Vec<TableSummary>> {
     session.batch("SET lock_timeout = '2s'").await?;
-    let with_true_sizes = session.query(&list_statement(TRUE_SIZE), &[]).await;
+    let with_true_sizes = session.query(&list_statement(meant, TRUE_SIZE), &[]).await;
     session.batch("SET lock_timeout = 0").await?;
     let rows = match with_true_sizes {
         Err(error)
             if error.code() == Some(&tokio_postgres::error::SqlState::LOCK_NOT_AVAILABLE) =>
         {
-            session.query(&list_statement(ESTIMATED_SIZE), &[]).await
+            session
+                .query(&list_statement(meant, ESTIMATED_SIZE), &[])
+                .await
         }
         other => other,
     };

@@ -23,8 +23,8 @@ pub const API_COMMANDS: [(&str, u32); 2] =
 
 /// All that somebody wished, without what workers say of it.
 const WISHES: &str = "SELECT concat_ws(' | ',
-    (SELECT string_agg(concat_ws(' ', id, desired, version, capture_version, apply_version), ',') FROM bunny.mirrors),
-    (SELECT string_agg(concat_ws(' ', source_table, request_id), ',' ORDER BY source_table) FROM bunny.mirror_tables))";
+    (SELECT string_agg(concat_ws(' ', id, desired, generation, version, capture_version, apply_version, config), ',') FROM bunny.mirrors),
+    (SELECT string_agg(concat_ws(' ', source_table, request_id, retry_id, checkpoint_id, replay), ',' ORDER BY source_table) FROM bunny.mirror_tables))";
 const COMMANDS: &str =
     "SELECT coalesce(string_agg(kind, ' ' ORDER BY created_at), '') FROM bunny.commands";
 
@@ -89,6 +89,18 @@ impl Scene {
     /// It dies at both points. Gives what the same request is answered then, which is no other
     /// command. (Of a deletion workers are told again, and try it at once.)
     async fn all_or_nothing(&mut self, request: &Request<'_>) -> Result<Answer> {
+        let all = self.nothing_then_all(request).await?;
+        let again = self.ask(request).await?;
+        ensure!(
+            self.written().await?.1 == all,
+            "{}: asked again, it is another command",
+            request.kind
+        );
+        Ok(again)
+    }
+
+    /// It dies at both points, and lives again. Gives the commands there are.
+    async fn nothing_then_all(&mut self, request: &Request<'_>) -> Result<String> {
         let [(written, _), (committed, _)] = API_COMMANDS;
         let (wishes, commands) = self.written().await?;
         self.dies_at(written, request).await?;
@@ -107,13 +119,126 @@ impl Scene {
         );
         self.api_process.restart()?;
         self.api.wait_ready(LIMIT).await?;
-        let again = self.ask(request).await?;
-        ensure!(
-            self.written().await?.1 == all.1,
-            "{}: asked again, it is another command",
-            request.kind
-        );
-        Ok(again)
+        Ok(all.1)
+    }
+
+    /// The same while no worker acts on it, so that whoever asks again finds it open. Gives the
+    /// command when it has ended.
+    async fn stays_open(&mut self, path: &str, kind: &str) -> Result<Value> {
+        let request = Request {
+            method: Method::POST,
+            path: &format!("{MIRROR}{path}"),
+            body: json!({}),
+            kind,
+        };
+        self.workers_get("STOP")?;
+        let again = self.all_or_nothing(&request).await;
+        self.workers_get("CONT")?;
+        let again = again?.expect(202)?;
+        self.ended(&again, kind).await
+    }
+
+    fn workers_get(&self, signal: &str) -> Result<()> {
+        self.workers
+            .iter()
+            .try_for_each(|worker| worker.signal(signal))
+    }
+
+    async fn ended(&self, answer: &Value, kind: &str) -> Result<Value> {
+        let id = answer["command_id"].as_str().context("a command")?;
+        let path = format!("{MIRROR}/commands/{id}");
+        let deadline = std::time::Instant::now() + CONVERGE;
+        loop {
+            let command = self.api.get(&path).await?.expect(200)?;
+            ensure!(command["kind"] == kind, "{command}");
+            if command["state"] == "done" {
+                return Ok(command);
+            }
+            ensure!(
+                command["state"] != "failed" && std::time::Instant::now() < deadline,
+                "{command}{}",
+                self.stage.logs_tail()
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// What is asked of a mirror that runs.
+    async fn is_asked_for_more(&mut self) -> Result<()> {
+        let body = json!({"name": "mirror", "source_peer": "source", "destination_peer": "destination",
+            "table_mappings": mappings(&["public.a", "public.b"])["table_mappings"]});
+        self.api.post("/v1/mirrors", body).await?.expect(201)?;
+        let mirror = self.stage.mirror(&self.api, "mirror");
+        mirror.wait_running().await?;
+        // What is kept no longer is removed by each process that begins.
+        self.catalog
+            .run("INSERT INTO bunny.logs (mirror_id, level, message) SELECT id, 'info', 'old' FROM bunny.mirrors, generate_series(1, 12000);
+                  INSERT INTO bunny.audit (username, action, subject, created_at) VALUES ('x', 'create user', 'old', now() - interval '401 days')")
+            .await?;
+
+        let patch = Request {
+            method: Method::PATCH,
+            path: MIRROR,
+            body: json!({"max_batch_size": 7}),
+            kind: "update",
+        };
+        self.nothing_then_all(&patch).await?;
+        ensure!(mirror.get().await?["config"]["max_batch_size"] == 7);
+        // Asked again it is another command, which changes nothing.
+        let again = self.ask(&patch).await?.expect(202)?;
+        self.ended(&again, "update").await?;
+
+        for (path, kind) in [
+            ("/retry", "retry"),
+            ("/checkpoint", "checkpoint"),
+            ("/sync-schema", "sync_schema"),
+            ("/replay", "replay"),
+        ] {
+            if kind == "retry" {
+                // Nobody has said for a while that all is well, so that there is something to do.
+                self.workers_get("STOP")?;
+                tokio::time::sleep(Duration::from_secs(6)).await;
+            }
+            self.stays_open(path, kind).await?;
+        }
+        let pause = self.api.post(&format!("{MIRROR}/pause"), json!({})).await?;
+        self.ended(&pause.expect(202)?, "pause").await?;
+        self.stays_open("/resume", "resume").await?;
+
+        // As a catalog that was restored from a backup notes it.
+        self.catalog
+            .run("INSERT INTO bunny.unknown_wishes (command_id, mirror_id) SELECT gen_random_uuid(), id FROM bunny.mirrors")
+            .await?;
+        self.stays_open("/adopt", "adopt").await?;
+        mirror.wait_running().await?;
+
+        // Of a lost history it is another generation.
+        let source = self.stage.source.connect().await?;
+        source
+            .run("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = current_database() AND active;
+                  DO $$ DECLARE slot text; BEGIN LOOP
+                      SELECT slot_name INTO slot FROM pg_replication_slots WHERE database = current_database();
+                      EXIT WHEN slot IS NULL;
+                      BEGIN PERFORM pg_drop_replication_slot(slot); EXCEPTION WHEN object_in_use THEN
+                          PERFORM pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = slot; END;
+                  END LOOP; END $$")
+            .await?;
+        mirror
+            .wait_until("FAILED for its slot", CONVERGE, |mirror, _| {
+                let said = mirror["error_message"].as_str().unwrap_or_default();
+                mirror["status"] == "FAILED" && said.contains("resync the mirror")
+            })
+            .await?;
+        self.stays_open("/resync", "resync").await?;
+        let old = "SELECT (SELECT count(*) FROM bunny.audit WHERE subject = 'old')
+            + (SELECT count(*) FROM bunny.logs WHERE message = 'old') / 10000";
+        ensure!(self.catalog.number(old).await? == 0, "old entries stay");
+        mirror.wait_running().await?;
+        source
+            .run("INSERT INTO a SELECT generate_series(101, 150); DELETE FROM b WHERE id < 20")
+            .await?;
+        let pairs = TablePair::all(&["public.a", "public.b"]);
+        self.stage.assert_converges(&mirror, &pairs).await
     }
 
     async fn written(&self) -> Result<(String, String)> {
@@ -203,9 +328,7 @@ impl Scene {
         self.stage.assert_converges(&mirror, &pairs).await?;
 
         // Without its workers it is not gone before it is asked for again.
-        for worker in &self.workers {
-            worker.signal("STOP")?;
-        }
+        self.workers_get("STOP")?;
         let delete = Request {
             method: Method::DELETE,
             path: MIRROR,
@@ -213,9 +336,7 @@ impl Scene {
             kind: "delete",
         };
         let again = self.all_or_nothing(&delete).await;
-        for worker in &self.workers {
-            worker.signal("CONT")?;
-        }
+        self.workers_get("CONT")?;
         self.command(again?, "delete").await?;
         let deadline = std::time::Instant::now() + CONVERGE;
         while self.api.get(MIRROR).await?.status != 404 {
@@ -256,4 +377,12 @@ async fn a_request_in_which_the_api_dies_is_done_or_not() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_in_which_the_api_dies_is_done_or_not() -> Result<()> {
     the_api_dies_in_every_request("api_deaths", 2).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_asked_of_a_running_mirror_is_done_or_not() -> Result<()> {
+    let mut scene = Scene::new("api_deaths_more").await?;
+    scene.is_asked_for_more().await?;
+    ensure!(scene.deaths == 16, "{} deaths", scene.deaths);
+    Ok(())
 }

@@ -63,6 +63,8 @@ async fn users_come_change_their_password_and_go() -> Result<()> {
     admin.post("/v1/users", second).await?.expect(201)?;
     let mut second = Api::new(admin.base())?;
     second.login("second", "second admin").await?;
+    let own = admin.delete("/v1/users/admin").await?.expect(409)?;
+    assert!(error_of(&own).contains("their own user"), "{own}");
     admin.delete("/v1/users/ann").await?.expect(200)?;
     admin.delete("/v1/users/ann").await?.expect(404)?;
     viewer.get("/v1/peers").await?.expect(401)?;
@@ -80,25 +82,12 @@ async fn users_come_change_their_password_and_go() -> Result<()> {
     assert_eq!(names, ["ann", "second"]);
 
     let audit = second.get("/v1/audit?limit=50").await?.expect(200)?;
-    let told: Vec<String> = audit["audit"]
-        .as_array()
-        .context("audit")?
-        .iter()
-        .rev()
-        .map(|entry| {
-            let text = |name: &str| entry[name].as_str().unwrap_or_default().to_owned();
-            format!(
-                "{}: {} {}",
-                text("username"),
-                text("action"),
-                text("subject")
-            )
-        })
-        .collect();
+    let told = told(&audit)?;
     let expected = [
         "admin: create peer source",
         "admin: create peer destination",
         "admin: create user ann",
+        "(unknown): failed login ann",
         "ann: change password ann",
         "admin: create user second",
         "admin: delete user ann",
@@ -107,7 +96,59 @@ async fn users_come_change_their_password_and_go() -> Result<()> {
     ];
     assert_eq!(told, expected);
     assert!(!audit.to_string().contains("password\":"), "{audit}");
-    guessing_is_turned_away(&scene).await
+    let guesses = "SELECT details ->> 'times' FROM bunny.audit WHERE action = 'failed login'";
+    assert_eq!(scene.stage.catalog_text(guesses).await?, "2");
+    guessing_is_turned_away(&scene).await?;
+    administrators_delete_each_other(&mut second).await
+}
+
+/// What the entries of who did what say, the oldest first.
+fn told(audit: &Value) -> Result<Vec<String>> {
+    let entries = audit["audit"].as_array().context("audit")?;
+    let told = entries.iter().rev().map(|entry| {
+        let text = |name: &str| entry[name].as_str().unwrap_or_default().to_owned();
+        let (who, what) = (text("username"), text("action"));
+        format!("{who}: {what} {}", text("subject"))
+    });
+    Ok(told.collect())
+}
+
+/// One of two who delete each other at once is left.
+async fn administrators_delete_each_other(second: &mut Api) -> Result<()> {
+    for round in 0..3 {
+        let third = json!({"username": "third", "password": "second admin", "role": "admin"});
+        second.post("/v1/users", third).await?.expect(201)?;
+        let mut third = Api::new(second.base())?;
+        third.login("third", "second admin").await?;
+        let (of_third, of_second) = tokio::join!(
+            second.delete("/v1/users/third"),
+            third.delete("/v1/users/second")
+        );
+        let (of_third, of_second) = (of_third?, of_second?);
+        let mut statuses = [of_third.status, of_second.status];
+        statuses.sort_unstable();
+        // The loser is no user any more, or the last one who may not go.
+        assert!(
+            statuses[0] == 200 && [401, 409].contains(&statuses[1]),
+            "{round}: {of_third:?} {of_second:?}"
+        );
+        let left = if of_third.status == 200 {
+            &*second
+        } else {
+            &third
+        };
+        let users = left.get("/v1/users").await?.expect(200)?;
+        let admins = users.as_array().into_iter().flatten();
+        let admins = admins.filter(|user| user["role"] == "admin").count();
+        assert_eq!(admins, 1, "{round}: {users}");
+        if of_third.status != 200 {
+            let again = json!({"username": "second", "password": "second admin", "role": "admin"});
+            third.post("/v1/users", again).await?.expect(201)?;
+            second.login("second", "second admin").await?;
+            second.delete("/v1/users/third").await?.expect(200)?;
+        }
+    }
+    Ok(())
 }
 
 /// What a login says of its end is what its token says.
@@ -168,7 +209,11 @@ async fn options_and_peers_change_under_a_running_mirror() -> Result<()> {
     scene
         .source
         .run("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT g, 'v' FROM generate_series(1, 300) g;
-              CREATE TABLE other (id int PRIMARY KEY); CREATE UNLOGGED TABLE hidden (id int); CREATE TABLE keyless (n int)")
+              CREATE TABLE other (id int PRIMARY KEY); CREATE UNLOGGED TABLE hidden (id int); CREATE TABLE keyless (n int);
+              CREATE FOREIGN DATA WRAPPER nothing; CREATE SERVER nowhere FOREIGN DATA WRAPPER nothing;
+              CREATE FOREIGN TABLE far (id int) SERVER nowhere; CREATE VIEW seen AS SELECT 1 AS one;
+              CREATE TABLE parts (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (1) TO (9);
+              CREATE TABLE mixed (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE UNLOGGED TABLE mixed_1 PARTITION OF mixed FOR VALUES FROM (1) TO (9)")
         .await?;
     let mirror = scene.running_mirror(&["public.t"], json!({})).await?;
 
@@ -177,18 +222,41 @@ async fn options_and_peers_change_under_a_running_mirror() -> Result<()> {
         .get("/v1/mirrors/mirror/available-tables")
         .await?
         .expect(200)?;
-    let names: Vec<(&str, bool)> = available
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|table| Some((table["table_name"].as_str()?, table["available"].as_bool()?)))
+    let available = available.as_array().context("tables")?;
+    let names: Vec<&str> = available
+        .iter()
+        .filter_map(|table| table["table_name"].as_str())
         .collect();
-    assert_eq!(names, [("keyless", true), ("other", true)], "{available}");
-    assert!(
-        available[0]["warnings"][0]
-            .as_str()
-            .is_some_and(|text| text.contains("insert-only"))
-    );
+    let expected = ["far", "hidden", "keyless", "mixed", "other", "parts"];
+    assert_eq!(names, expected, "{available:?}");
+    for (table, why_not, to_know) in [
+        ("far", "is a foreign table", ""),
+        (
+            "hidden",
+            "run ALTER TABLE \"public\".\"hidden\" SET LOGGED",
+            "",
+        ),
+        ("keyless", "", "insert-only"),
+        ("mixed", "a partition of table public.mixed", ""),
+        ("other", "", ""),
+        ("parts", "", ""),
+    ] {
+        let table = available.iter().find(|found| found["table_name"] == table);
+        let table = table.context("listed")?;
+        let says = |what: &str, words: &str| {
+            let said = table[what].as_array().into_iter().flatten();
+            let mut said = said.filter_map(Value::as_str).peekable();
+            match words.is_empty() {
+                true => what == "warnings" || said.peek().is_none(),
+                false => said.any(|said| said.contains(words)),
+            }
+        };
+        assert_eq!(table["available"], why_not.is_empty(), "{table}");
+        assert!(
+            says("reasons", why_not) && says("warnings", to_know),
+            "{table}"
+        );
+    }
 
     let tables = api.get("/v1/peers/source/tables").await?.expect(200)?;
     let mut listed = tables.as_array().into_iter().flatten();
@@ -239,6 +307,7 @@ async fn options_and_peers_change_under_a_running_mirror() -> Result<()> {
     let unknown = format!("{path}/commands?limit=1");
     let unknown = api.get(&unknown).await?.expect(400)?;
     assert!(error_of(&unknown).contains("limit"), "{unknown}");
+    the_log_is_read_in_parts(api).await?;
     let config = mirror.get().await?["config"].clone();
     assert_eq!(
         (
@@ -322,7 +391,71 @@ async fn options_and_peers_change_under_a_running_mirror() -> Result<()> {
         .expect(404)?;
     scene.assert_holds(&mirror, &pair).await?;
 
+    let spare =
+        json!({"name": "spare", "host": "h", "user": "u", "password": "p", "database": "d"});
+    api.post("/v1/peers", spare).await?.expect(201)?;
+    api.delete("/v1/peers/spare").await?.expect(200)?;
+    let audit = api.get("/v1/audit?limit=50").await?.expect(200)?;
+    let expected = [
+        "create peer source",
+        "create peer destination",
+        "update peer source",
+        "update peer destination",
+        "create peer spare",
+        "delete peer spare",
+    ];
+    assert_eq!(told(&audit)?, expected.map(|deed| format!("admin: {deed}")));
+
     // Roles live as long as the server: leave none behind.
     api.delete("/v1/mirrors/mirror").await?.expect(202)?;
+    Ok(())
+}
+
+/// By level, by number, and never more than 500 at once.
+async fn the_log_is_read_in_parts(api: &Api) -> Result<()> {
+    let logs = async |query: &str, status: u16| {
+        let path = format!("/v1/mirrors/mirror/logs?{query}");
+        api.get(&path).await?.expect(status)
+    };
+    // Whatever is written between two answers is left out of the comparison.
+    let deadline = std::time::Instant::now() + CONVERGE;
+    loop {
+        let all = logs("limit=500", 200).await?;
+        let entries = all["logs"].as_array().context("logs")?;
+        let second = logs("limit=1&offset=1", 200).await?;
+        let mut of_levels = Vec::new();
+        for level in ["debug", "info", "warn", "error"] {
+            let of_level = entries.iter().filter(|entry| entry["level"] == level);
+            let expected: Vec<&Value> = of_level.collect();
+            let found = logs(&format!("level={level}&limit=500"), 200).await?;
+            of_levels.push((found["logs"].clone(), json!(expected)));
+        }
+        if logs("limit=1", 200).await?["total"] != all["total"] {
+            assert!(std::time::Instant::now() < deadline, "the log never rests");
+            continue;
+        }
+        assert_eq!(all["total"].as_u64(), Some(entries.len() as u64), "{all}");
+        assert_eq!(second["logs"], json!([entries[1]]), "{second}");
+        assert_eq!(
+            (&second["offset"], &second["limit"], &second["total"]),
+            (&json!(1), &json!(1), &all["total"])
+        );
+        for (found, expected) in &of_levels {
+            assert_eq!(found, expected);
+        }
+        assert_ne!(of_levels[1].0, json!([]), "info");
+        break;
+    }
+    let beyond = logs("offset=1000000", 200).await?;
+    assert_eq!(beyond["logs"], json!([]));
+    for (wrong, named) in [
+        ("limit=501", "limit"),
+        ("limit=-1", "limit"),
+        ("offset=-1", "offset"),
+        ("level=fatal", "level"),
+    ] {
+        let refused = logs(wrong, 400).await?;
+        assert!(error_of(&refused).contains(named), "{refused}");
+    }
     Ok(())
 }

@@ -39,9 +39,12 @@ mod jdbc_sink;
 mod kills;
 mod lifecycle;
 mod lost_copies;
+mod lost_schemas;
 #[cfg(feature = "full")]
 mod machine;
+mod mapping_changes;
 mod mirrors;
+mod moments;
 mod objects;
 mod options;
 mod oracles;

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use bunny_tests::content::TablePair;
+use bunny_tests::stage::CONVERGE;
 use bunny_tests::transfers::{self, Reader, Transfers};
 use serde_json::json;
 
@@ -30,6 +31,24 @@ async fn no_reader_sees_part_of_a_transaction() -> Result<()> {
     for _ in 0..3 {
         transfers::move_everywhere(&scene.source).await?;
         transfers.advance(50).await?;
+    }
+
+    // Paused and resumed while a large transaction is under way: before it or after it.
+    for _ in 0..3 {
+        transfers::move_everywhere(&scene.source).await?;
+        let asked = std::time::Instant::now();
+        for (action, status) in [("pause", "PAUSED"), ("resume", "RUNNING")] {
+            let path = format!("/v1/mirrors/mirror/{action}");
+            scene.api.post(&path, json!({})).await?.expect(202)?;
+            mirror
+                .wait_until(status, CONVERGE, |mirror, _| mirror["status"] == status)
+                .await?;
+            println!(
+                "{status} {:?} after the pause was asked for",
+                asked.elapsed()
+            );
+        }
+        transfers.advance(20).await?;
     }
 
     // A third table leaves main and joins it again, once anew and once from the log.

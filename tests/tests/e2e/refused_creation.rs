@@ -10,7 +10,7 @@ use crate::lifecycle::mappings;
 use crate::scene::Scene;
 
 /// Whatever creating a mirror could make, on either server, in Kafka and in the catalog.
-async fn all_there_is(stage: &Stage) -> Result<Vec<String>> {
+pub async fn all_there_is(stage: &Stage) -> Result<Vec<String>> {
     const SERVER: &str = "SELECT concat_ws(' | ',
         (SELECT string_agg(pubname, ',' ORDER BY pubname) FROM pg_publication),
         (SELECT string_agg(slot_name, ',' ORDER BY slot_name) FROM pg_replication_slots

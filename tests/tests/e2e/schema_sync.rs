@@ -317,7 +317,7 @@ async fn a_schema_sync_brings_what_the_stream_does_not_carry() -> Result<()> {
     assert!(
         refused["error"]
             .as_str()
-            .is_some_and(|why| why.contains("paused")),
+            .is_some_and(|why| why.contains("PAUSED")),
         "{refused}"
     );
     Ok(())

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use bunny_tests::database::Url;
+use bunny_tests::load::run_beside;
 use bunny_tests::stage::{CONVERGE, Stage};
 use serde_json::json;
 use tokio::task::JoinHandle;
@@ -32,7 +33,7 @@ CREATE VIEW richer AS SELECT * FROM rich WHERE balance > 100;
 CREATE MATERIALIZED VIEW owners AS SELECT owner FROM accounts;
 CREATE TABLE watchers (account bigint REFERENCES accounts, doc int REFERENCES documents);
 CREATE TABLE banks (id int PRIMARY KEY);
-INSERT INTO watchers VALUES (1, 1);
+INSERT INTO watchers SELECT 1, 1 FROM generate_series(1, 3);
 INSERT INTO banks VALUES (1);
 ALTER TABLE accounts ADD COLUMN bank int DEFAULT 1 REFERENCES banks;
 CREATE FUNCTION noticed() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
@@ -57,6 +58,11 @@ SELECT string_agg(what, E'\n' ORDER BY what) FROM (
   UNION ALL SELECT format('policy %s %s', oid, polname) FROM pg_policy
   UNION ALL SELECT format('owned %s %s', objid, refobjid) FROM pg_depend WHERE deptype = 'a' AND refobjid = 'accounts'::regclass
 ) t (what)";
+
+/// What a swap that is refused leaves as it was.
+const OF_MEASUREMENTS: &str =
+    "SELECT concat_ws(' ', relfilenode, (SELECT count(*) FROM measurements WHERE sensor = 3))
+    FROM pg_class WHERE oid = 'measurements'::regclass";
 
 /// What a wrong destination is: rows missing, changed, of nobody, and twice.
 const SPOIL: &str = "
@@ -92,6 +98,45 @@ pub fn watch_rows(destination: &Url, tables: &'static [&'static str]) -> JoinHan
                 "the journal went from {before} back to {now}"
             );
             before = now;
+        }
+    })
+}
+
+/// Reads the rows of [`raise_rows`] without a pause: they never fall.
+fn watch_rising(destination: &Url) -> JoinHandle<Result<()>> {
+    let destination = destination.clone();
+    tokio::spawn(async move {
+        let session = destination.connect().await?;
+        let mut rising = (0, 0);
+        loop {
+            let now = (
+                session
+                    .number("SELECT coalesce(max(balance), 0)::int8 FROM accounts WHERE id = 7")
+                    .await?,
+                session
+                    .number("SELECT coalesce(max(revision), 0)::int8 FROM documents WHERE id = 9")
+                    .await?,
+            );
+            ensure!(
+                now.0 >= rising.0 && now.1 >= rising.1,
+                "rows went from {rising:?} back to {now:?}"
+            );
+            rising = now;
+        }
+    })
+}
+
+/// Changes the rows that [`watch_rising`] looks at. The load writes no accounts of these ids,
+/// and documents of ids that end with the number of a writer.
+fn raise_rows(source: &Url) -> JoinHandle<Result<()>> {
+    let source = source.clone();
+    tokio::spawn(async move {
+        let session = source.connect().await?;
+        loop {
+            let sql = "UPDATE accounts SET balance = balance + 1 WHERE id = 7;
+                 UPDATE documents SET revision = revision + 1 WHERE id = 9;";
+            run_beside(&session, sql).await?;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     })
 }
@@ -137,6 +182,8 @@ async fn rows_are_exchanged_under_readers() -> Result<()> {
     let decoration = destination.text(DECORATION).await?;
     let watched = &["accounts", "documents", "measurements", "richer"];
     let mut watching = watch_rows(&scene.stage.destination, watched);
+    let mut raising = raise_rows(&scene.stage.source);
+    let mut rising = watch_rising(&scene.stage.destination);
     let old_view = scene.stage.destination.connect().await?;
     old_view
         .run("BEGIN ISOLATION LEVEL REPEATABLE READ")
@@ -198,6 +245,7 @@ async fn rows_are_exchanged_under_readers() -> Result<()> {
         .run("ALTER TABLE measurements ADD CONSTRAINT refused CHECK (sensor <> 3)")
         .await?;
     let measurements = "/v1/mirrors/mirror/resync/public.measurements";
+    let before = destination.text(OF_MEASUREMENTS).await?;
     let command = scene
         .api
         .post(measurements, swap.clone())
@@ -209,6 +257,7 @@ async fn rows_are_exchanged_under_readers() -> Result<()> {
     assert!(why.contains("refused"), "{refused}");
     wait_status(&scene.mirror, "public.measurements", "LIVE").await?;
     scene.assert_nothing_beside().await?;
+    assert_eq!(destination.text(OF_MEASUREMENTS).await?, before);
     destination
         .run("ALTER TABLE measurements DROP CONSTRAINT refused")
         .await?;
@@ -237,7 +286,15 @@ async fn rows_are_exchanged_under_readers() -> Result<()> {
     assert_eq!(destination.number(ledgers).await?, 0);
 
     assert_undisturbed(&mut watching).await?;
+    assert_undisturbed(&mut raising).await?;
+    assert_undisturbed(&mut rising).await?;
     watching.abort();
+    rising.abort();
+    raising.abort();
+    let _ = raising.await;
+    // Rows of a table that is not mirrored, which refer to those that were exchanged.
+    let watchers = "SELECT count(*) FROM watchers WHERE account = 1 AND doc = 1";
+    assert_eq!(destination.number(watchers).await?, 3);
     assert_eq!(destination.text(DECORATION).await?, decoration);
     scene.settle().await
 }

@@ -243,8 +243,27 @@ async fn an_exchange_waits_for_a_reader_before_anyone_waits_for_it() -> Result<(
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
     assert_eq!(held, " ", "what the exchange holds of the table meanwhile");
-    // The table follows its source until it is let exchange.
-    setting.wait_message("rows could not be exchanged").await?;
+    // The table follows its source until it is let exchange. Nobody waits for longer than the 5 s
+    // that are allowed, and a second for the look.
+    let longest = format!(
+        "SELECT coalesce(max(extract(epoch FROM clock_timestamp() - a.query_start) * 1000), 0)::int8
+         FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+         WHERE NOT l.granted AND l.relation IN ('{beside}'::regclass, 'public.late'::regclass)"
+    );
+    let says = "rows could not be exchanged";
+    let told = setting.wait_message(says);
+    let mut told = std::pin::pin!(told);
+    let looking = setting.stage.destination.connect().await?;
+    let mut most = 0;
+    loop {
+        tokio::select! {
+            told = &mut told => { told?; break }
+            () = tokio::time::sleep(Duration::from_millis(100)) => {
+                most = most.max(looking.number(&longest).await?);
+            }
+        }
+    }
+    assert!(most <= 6000, "somebody waited for {most} ms");
     setting.goes_on().await?;
     reader.run("COMMIT").await?;
     setting.is_done(&resync).await?;
