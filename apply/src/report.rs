@@ -14,7 +14,7 @@ use crate::bookkeeping::{self, MissingObject, State, TableState};
 use crate::commands::Commands;
 use crate::context::MirrorRun;
 use crate::error::Result;
-use crate::replay::Pace;
+use crate::replay::{Ends, Pace};
 use crate::retention::Held;
 use crate::stats::{Moment, Stats};
 use crate::swap;
@@ -30,7 +30,7 @@ pub(crate) async fn report_forever(run: &MirrorRun, stats: &Stats, loads: &Loads
     let mut session: Option<Session> = None;
     let mut known: Option<Known> = None;
     let mut commands: Option<Commands> = None;
-    let mut pace = Pace::default();
+    let (mut pace, mut ends) = (Pace::default(), Ends::default());
     let mut behind = behind::Answers::default();
     loop {
         match read_tables(run, session.take()).await {
@@ -65,7 +65,9 @@ pub(crate) async fn report_forever(run: &MirrorRun, stats: &Stats, loads: &Loads
         report.messages.extend(run.waits.messages());
         held.show(&run.mirror, &mut report);
         let tables: Vec<TableState> = known.all().cloned().collect();
-        pace.show(&run.mirror, &tables, &loading, &mut report, Instant::now());
+        ends.learn(run, &tables);
+        let now = Instant::now();
+        pace.show(&run.mirror, &tables, &loading, &ends, &mut report, now);
         behind.show(run, known.tables(), &mut report).await;
         run.reporter.report(&report);
         pause(stats).await;

@@ -209,7 +209,7 @@ pub struct ReplayProgress {
     pub bytes_total: i64,
     /// Offsets of the change topic that are passed.
     pub events_done: i64,
-    /// Offsets of the change topic up to where it goes on with the others.
+    /// Offsets of the change topic up to where it goes on with the others, or to the moment asked for.
     pub events_total: i64,
     /// Of what is done now, rows or events: so many a second since this worker began.
     pub per_second: f64,

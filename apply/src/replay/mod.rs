@@ -12,6 +12,7 @@
 //! table instead (`swap`), whose rows are only exchanged: docs/adr/0033-replay-by-swap.md.
 
 mod bound;
+mod ends;
 mod pace;
 
 use std::collections::HashMap;
@@ -33,6 +34,7 @@ use crate::swap;
 
 pub use bound::Bound;
 pub(crate) use bound::next_round;
+pub(crate) use ends::Ends;
 pub(crate) use pace::Pace;
 
 /// The mirror without the wishes that cannot be carried out, which are refused for good.

@@ -6,6 +6,7 @@ use bunny_catalog::{ApplyReport, Mirror, Replay, ReplayProgress};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::ends::Ends;
 use crate::bookkeeping::{State, TableState};
 use crate::table_sync::TableProgress;
 
@@ -30,6 +31,7 @@ impl Pace {
         mirror: &Mirror,
         tables: &[TableState],
         loading: &[TableProgress],
+        ends: &Ends,
         report: &mut ApplyReport,
         now: Instant,
     ) {
@@ -47,13 +49,25 @@ impl Pace {
             let Some(shown) = shown.find(|shown| shown.source == table.source) else {
                 continue;
             };
-            let main = report.offset;
+            // One up to a moment ends there, any other where main is.
+            let end = match replay.until {
+                Some(_) => ends.of(replay.request_id),
+                None => Some(report.offset),
+            };
             let mut loading = loading.iter();
             let rows_loaded = loading
                 .find(|of| of.request_id == replay.request_id)
                 .map_or(table.rows_synced, |of| of.rows_done);
-            let progress = progress(replay, table, rows_loaded, main);
-            shown.replay = Some(self.with_rate(replay, table, progress, rows_loaded, now));
+            let progress = progress(replay, table, rows_loaded, end);
+            let rated = self.with_rate(replay, table, progress, rows_loaded, now);
+            shown.replay = Some(match (end, table.state) {
+                // How much is left is not known.
+                (None, State::CatchingUp) => ReplayProgress {
+                    seconds_left: None,
+                    ..rated
+                },
+                _ => rated,
+            });
         }
     }
 
@@ -94,8 +108,13 @@ fn is_under_way(table: &TableState) -> bool {
         )
 }
 
-/// Rows are loaded first; the log is followed from then on. Pure.
-fn progress(replay: &Replay, table: &TableState, rows_loaded: i64, main: i64) -> ReplayProgress {
+/// Rows are loaded first; the log is followed from then on, up to `end` if that is known. Pure.
+fn progress(
+    replay: &Replay,
+    table: &TableState,
+    rows_loaded: i64,
+    end: Option<i64>,
+) -> ReplayProgress {
     let of = &replay.of;
     let is_loaded = table.state == State::CatchingUp;
     let from = of.changes_offset;
@@ -109,7 +128,8 @@ fn progress(replay: &Replay, table: &TableState, rows_loaded: i64, main: i64) ->
         },
         bytes_total: of.bytes,
         events_done: (reached - from).max(0),
-        events_total: (main - from).max(0),
+        // Behind what it was to reach there may be ends of transactions, which are nothing to be done.
+        events_total: end.map_or(reached, |end| end.max(reached)).max(from) - from,
         ..ReplayProgress::default()
     }
 }
@@ -142,7 +162,7 @@ mod tests {
             restart_offset: Some(100),
             ..TableState::wanted(name.clone(), name, Some(replay.request_id))
         };
-        let found = progress(&replay, &loading, 3, 150);
+        let found = progress(&replay, &loading, 3, Some(150));
         assert_eq!((found.bytes_done, found.bytes_total), (300, 1000));
         assert_eq!((found.events_done, found.events_total), (0, 50));
         let mut pace = Pace::default();
@@ -156,7 +176,10 @@ mod tests {
             restart_offset: Some(120),
             ..loading
         };
-        let found = progress(&replay, &following, 10, 150);
+        let found = progress(&replay, &following, 10, Some(150));
         assert_eq!((found.bytes_done, found.events_done), (1000, 20));
+        let totals = [Some(130), Some(110), Some(90), None]
+            .map(|end| progress(&replay, &following, 10, end).events_total);
+        assert_eq!(totals, [30, 20, 20, 20], "never less than is done");
     }
 }

@@ -57,6 +57,7 @@ mod recovery;
 mod recovery_attached;
 mod refused_creation;
 mod replay;
+mod replay_moments;
 mod replay_swap;
 mod resync_columns;
 mod retention;
