@@ -106,7 +106,7 @@ pub(crate) struct FoundTable {
     pub(crate) fires: bool,
     /// Holds at least one row (asked of destinations only).
     pub(crate) has_rows: bool,
-    /// Columns of type `oid` in which large objects of the database stand (asked of sources only).
+    /// Columns of oids in which large objects of the database stand (asked of sources only).
     pub(crate) large_object_columns: Vec<String>,
     /// `None` for what is no table.
     pub(crate) definition: Option<TableDefinition>,
