@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bunny_postgres::copy_binary::{self, Encoding, NotKnown};
+use bunny_postgres::quote_ident;
 use bytes::Bytes;
 use futures_util::SinkExt;
 use tokio_postgres::error::SqlState;
@@ -24,6 +25,8 @@ pub(crate) struct Into<'a> {
     pub(crate) columns: Option<&'a str>,
     /// So many of the first are not the rows' own: their form is known without asking.
     pub(crate) own_columns: usize,
+    /// Quoted names of the columns that are called c0, c1, … here; empty where each has its own name.
+    pub(crate) staged: Vec<String>,
 }
 
 impl Into<'_> {
@@ -50,6 +53,8 @@ pub(crate) struct Inlet {
     sql: String,
     statement: Statement,
     binary: Option<Binary>,
+    /// As [`Into::staged`].
+    staged: Arc<[String]>,
 }
 
 /// Rows go in binary.
@@ -70,6 +75,7 @@ impl Inlet {
             sql,
             statement,
             binary: None,
+            staged: into.staged.as_slice().into(),
         })
     }
 
@@ -95,6 +101,7 @@ impl Inlet {
             sql,
             statement,
             binary: Some(Binary { encodings, look }),
+            staged: into.staged.as_slice().into(),
         })
     }
 
@@ -340,7 +347,7 @@ impl CopyIn {
             self.frame(copy_binary::end).await?;
         }
         let ended = self.sink.as_mut().finish().await;
-        self.rows += ended.map_err(Error::sql(self.doing.as_str()))?;
+        self.rows += ended.map_err(|error| self.refused(error))?;
         Ok(())
     }
 
@@ -351,11 +358,38 @@ impl CopyIn {
     }
 
     async fn send_bytes(&mut self, bytes: Bytes) -> Result<()> {
-        self.sink
-            .send(bytes)
-            .await
-            .map_err(Error::sql(self.doing.as_str()))
+        let sent = self.sink.send(bytes).await;
+        sent.map_err(|error| self.refused(error))
     }
+
+    /// With the column whose value the server did not take: its message names the value only.
+    fn refused(&self, error: tokio_postgres::Error) -> Error {
+        let context = error.as_db_error().and_then(|error| error.where_());
+        let column = context.and_then(column_at).map(|column| {
+            let own = column
+                .strip_prefix('c')
+                .and_then(|index| index.parse::<usize>().ok())
+                .and_then(|index| self.inlet.staged.get(index));
+            own.cloned().unwrap_or_else(|| quote_ident(column))
+        });
+        match column {
+            Some(column) => Error::sql(format!("{}, column {column}", self.doing))(error),
+            None => Error::sql(self.doing.as_str())(error),
+        }
+    }
+}
+
+/// The column that the context of a COPY's error names: `COPY t, line 3, column v: "…"`, in binary
+/// without the value.
+fn column_at(context: &str) -> Option<&str> {
+    let (_, line) = context.lines().find_map(|line| {
+        let line = line.strip_prefix("COPY ")?;
+        line.split_once(", line ")
+    })?;
+    let (number, column) = line.split_once(", column ")?;
+    number.parse::<u64>().ok()?;
+    let column = column.split_once(": ").map_or(column, |(name, _)| name);
+    Some(column)
 }
 
 #[cfg(test)]
@@ -407,6 +441,23 @@ mod tests {
         assert_eq!(gathered(&[11], binary()), [(false, b"11\n".to_vec())]);
         assert_eq!(gathered(&[1], None), [(false, b"1\n".to_vec())]);
         assert_eq!(gathered(&[], binary()), []);
+    }
+
+    #[test]
+    fn a_refused_value_is_one_of_a_column() {
+        for (context, column) in [
+            ("COPY t, line 3, column v: \"infinity\"", Some("v")),
+            ("COPY t, line 3, column the column", Some("the column")),
+            ("COPY t, line 1, column v: null input", Some("v")),
+            ("COPY t, line 1: \"1\tx, column y: z\"", None),
+            (
+                "SQL function \"f\"\nCOPY t, line 12, column c1: \", line 1, column x\"",
+                Some("c1"),
+            ),
+            ("PL/pgSQL function f() line 3 at RAISE", None),
+        ] {
+            assert_eq!(column_at(context), column, "{context}");
+        }
     }
 
     #[test]

@@ -110,7 +110,7 @@ pub(crate) struct FoundTable {
     pub(crate) has_rows: bool,
     /// Columns whose collation takes different texts for equal.
     pub(crate) nondeterministic_columns: Vec<String>,
-    /// Columns of type `oid` in which large objects of the database stand (asked of sources only).
+    /// Columns of oids in which large objects of the database stand (asked of sources only).
     pub(crate) large_object_columns: Vec<String>,
     /// `None` for what is no table.
     pub(crate) definition: Option<TableDefinition>,

@@ -456,3 +456,30 @@ pub(super) fn partitions(source: &SourceFacts, findings: &mut Findings) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing;
+    use super::*;
+
+    #[test]
+    fn each_type_whose_text_is_not_read_back_is_refused() {
+        let request = testing::request(&["public.t"]);
+        for type_name in UNREADABLE_TYPES {
+            let mut facts = testing::facts(&request);
+            let found = facts.source.tables[0].found.as_mut();
+            let definition = found.and_then(|found| found.definition.as_mut()).unwrap();
+            definition.columns.push(testing::column("odd", type_name));
+            let mut findings = Findings::default();
+            check(&request, &facts.source, &mut findings);
+            let said: Vec<&str> = findings
+                .problems
+                .iter()
+                .map(|problem| problem.message.as_str())
+                .collect();
+            let cause = format!("column \"odd\" of public.t has the type {type_name}, whose");
+            assert_eq!(said.len(), 1, "{said:?}");
+            assert!(said[0].starts_with(&cause), "{said:?}");
+        }
+    }
+}

@@ -35,6 +35,7 @@ const PLANS_MAX: u32 = 5;
 
 /// duplicate_table, which is said of indexes too (PostgreSQL manual, appendix A).
 const DUPLICATE_TABLE: &str = "42P07";
+const SYNTAX_ERROR: &str = "42601";
 
 /// What became of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -234,7 +235,7 @@ impl Builder {
             source: source.clone(),
             kind: step.kind.to_owned(),
             name: step.name.clone(),
-            reason: error.to_string(),
+            reason: format!("{error}{}", cause(&error, step)),
         };
         begin(client, &self.run).await?;
         bookkeeping::put_missing_object(client, self.run.mirror_id(), &missing).await?;
@@ -283,6 +284,15 @@ pub(crate) fn may_wait(error: &Error) -> bool {
     error
         .sqlstate()
         .is_some_and(|code| code.starts_with("53") || matches!(code, "55P03" | "40P01" | "40001"))
+}
+
+/// What an older server's answer does not tell: all it has to say is where it stopped reading. Pure.
+fn cause(error: &Error, step: &Step) -> &'static str {
+    let is_unread = error.sqlstate() == Some(SYNTAX_ERROR);
+    match is_unread && step.sql().contains(" NULLS NOT DISTINCT") {
+        true => "; it is NULLS NOT DISTINCT, which PostgreSQL knows from 15 on",
+        false => "",
+    }
 }
 
 /// Whether a name was free when it was looked for and is not any more. Pure.

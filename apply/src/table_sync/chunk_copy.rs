@@ -242,6 +242,7 @@ async fn start_copy(
         table: &into,
         columns: Some(columns.as_str()).filter(|columns| !columns.is_empty()),
         own_columns: 0,
+        staged: Vec::new(),
     };
     // Of no columns, `*` would be those that only the destination has.
     let inlet = match into.columns {

@@ -146,6 +146,12 @@ impl Sql {
         format!("TRUNCATE {}", self.staging)
     }
 
+    /// Quoted; each is staged as `c` and its place here, unless it is packed.
+    pub(super) fn column_names(&self) -> Vec<String> {
+        let names = self.columns.iter().map(|column| column.name.clone());
+        names.collect()
+    }
+
     /// Quoted.
     pub(super) fn table(&self) -> &str {
         &self.table

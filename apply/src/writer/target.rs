@@ -214,6 +214,7 @@ impl Target {
             table: self.sql.staging(),
             columns: None,
             own_columns: STAGING_COLUMNS,
+            staged: self.sql.column_names(),
         };
         match self.avoid_binary || self.sql.packs() {
             true => Inlet::text(client, &into, doing).await,
@@ -233,6 +234,7 @@ impl Target {
             table: self.sql.table(),
             columns: Some(&columns),
             own_columns: 0,
+            staged: Vec::new(),
         };
         let inlet = match self.avoid_binary || columns.is_empty() {
             true => Inlet::text(client, &into, &doing).await?,

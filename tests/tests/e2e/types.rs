@@ -172,3 +172,80 @@ async fn a_column_altered_at_the_destination_takes_values_of_its_new_type() -> R
     }
     Ok(())
 }
+
+/// What the source's names stand for is not there: the table stops and says which column, and what it misses.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_destination_lacks_is_named() -> Result<()> {
+    let scene = Scene::new("lacking").await?;
+    let role = format!("{} only here", scene.stage.name);
+    scene
+        .source
+        .run(&format!(
+            "CREATE TABLE only_here (); CREATE ROLE \"{role}\"; CREATE COLLATION odd (LOCALE = 'C'); UPDATE pg_collation SET collcollate = 'xx_YY', collctype = 'xx_YY' WHERE collname = 'odd';
+             CREATE COLLATION other (PROVIDER = icu, LOCALE = 'und-u-ks-level2', DETERMINISTIC = false);
+             CREATE TABLE class_copied (id int PRIMARY KEY, \"the class\" regclass); CREATE TABLE class_live (LIKE class_copied INCLUDING ALL);
+             CREATE TABLE acl_copied (id int PRIMARY KEY, acl aclitem[]); CREATE TABLE acl_live (n int, acl aclitem); ALTER TABLE acl_live REPLICA IDENTITY FULL;
+             CREATE TABLE role_live (id int PRIMARY KEY, r regrole);
+             CREATE TABLE sorted (id int PRIMARY KEY, v text COLLATE odd); CREATE TABLE otherwise (id int PRIMARY KEY, v text COLLATE other);
+             INSERT INTO class_copied VALUES (1, 'pg_class'), (2, 'only_here'); INSERT INTO class_live VALUES (1, 'pg_class');
+             INSERT INTO acl_copied VALUES (1, '{{\"\\\"{role}\\\"=r/postgres\"}}'); INSERT INTO role_live VALUES (1, 'postgres');"
+        ))
+        .await?;
+    let destination = scene.stage.destination.connect().await?;
+    destination
+        .run("CREATE COLLATION other (PROVIDER = icu, LOCALE = 'und-u-ks-level2')")
+        .await?;
+    let tables = [
+        "public.class_copied",
+        "public.class_live",
+        "public.acl_copied",
+        "public.acl_live",
+        "public.role_live",
+        "public.sorted",
+        "public.otherwise",
+    ];
+    let mirror = scene
+        .stage
+        .create_mirror(&scene.api, "mirror", &tables, json!({}))
+        .await?;
+    let live = TablePair::all(&["public.class_live", "public.acl_live", "public.role_live"]);
+    scene.stage.assert_converges(&mirror, &live).await?;
+    scene
+        .source
+        .run(&format!(
+            "UPDATE class_live SET \"the class\" = 'only_here'; INSERT INTO acl_live VALUES (1, '\"{role}\"=r/postgres'); UPDATE role_live SET r = '\"{role}\"'"
+        ))
+        .await?;
+    let lacks = format!("role \"{role}\" does not exist");
+    for (table, words) in [
+        (
+            "public.class_copied",
+            ["column \"the class\"", "only_here\" does not exist"],
+        ),
+        (
+            "public.class_live",
+            ["column \"the class\"", "only_here\" does not exist"],
+        ),
+        ("public.acl_copied", ["column \"acl\"", &lacks]),
+        ("public.acl_live", ["column \"acl\"", &lacks]),
+        ("public.role_live", ["column \"r\"", &lacks]),
+        ("public.sorted", ["collation public.odd", "xx_YY"]),
+        (
+            "public.otherwise",
+            [
+                "other",
+                "is deterministic there and nondeterministic at the source",
+            ],
+        ),
+    ] {
+        for words in words {
+            stopped(&mirror, table, words).await?;
+        }
+    }
+    scene
+        .source
+        .run(&format!(
+            "DROP TABLE acl_copied, acl_live, role_live; DROP ROLE \"{role}\""
+        ))
+        .await
+}

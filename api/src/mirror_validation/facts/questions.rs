@@ -247,29 +247,45 @@ async fn has_large_objects(session: &Session) -> Result<bool> {
     Ok(row.get(0))
 }
 
-/// The table's columns of type `oid` among whose first rows a large object's number stands.
+/// The columns of a table that hold an oid: of the type itself, of domains over it, of arrays of these.
+/// An array is told by its type's own having none.
+const OID_COLUMNS: &str = "
+    WITH RECURSIVE held AS (
+        SELECT attnum, attname::text AS name, atttypid AS type, false AS is_array
+        FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped
+        UNION ALL
+        SELECT attnum, name, CASE typtype WHEN 'd' THEN typbasetype ELSE typelem END, is_array OR typtype <> 'd'
+        FROM held JOIN pg_type t ON t.oid = held.type
+        WHERE typtype = 'd' OR (typelem <> 0 AND typarray = 0))
+    SELECT name, is_array FROM held WHERE type = 'oid'::regtype ORDER BY attnum";
+
+/// The table's columns that hold oids, among whose first rows a large object's number stands.
 async fn large_object_columns(session: &Session, table: &FoundTable) -> Result<Vec<String>> {
     let mut columns = Vec::new();
     let Some(definition) = &table.definition else {
         return Ok(columns);
     };
-    for column in &definition.columns {
-        if column.type_name != "oid" {
-            continue;
-        }
+    let looking = || format!("looking for large objects in {}", definition.name);
+    let held = session.query(OID_COLUMNS, &[&definition.oid]).await;
+    for column in held.doing(looking())? {
+        let (name, is_array): (String, bool) = (column.get(0), column.get(1));
+        let quoted = quote_ident(&name);
+        let (number, is_meant) = match is_array {
+            true => (
+                format!("unnest({quoted}::text::oid[])"),
+                format!("{quoted} IS NOT NULL"),
+            ),
+            false => (format!("{quoted}::oid"), format!("{quoted} <> 0")),
+        };
         let sql = format!(
             "SELECT EXISTS (
-                 SELECT FROM (SELECT {0} AS number FROM {1} WHERE {0} <> 0 LIMIT {LARGE_OBJECT_ROWS}) few
+                 SELECT FROM (SELECT {number} AS number FROM {} WHERE {is_meant} LIMIT {LARGE_OBJECT_ROWS}) few
                  JOIN pg_largeobject_metadata m ON m.oid = few.number)",
-            quote_ident(&column.name),
             definition.name.quoted(),
         );
-        let row = session
-            .query_one(&sql, &[])
-            .await
-            .doing(format!("looking for large objects in {}", definition.name))?;
+        let row = session.query_one(&sql, &[]).await.doing(looking())?;
         if row.get(0) {
-            columns.push(column.name.clone());
+            columns.push(name);
         }
     }
     Ok(columns)

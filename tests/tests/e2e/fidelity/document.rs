@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use bunny_tests::services::repository;
 
+use super::older::OLDER;
 use super::refusals::REFUSALS;
 use super::values::ValueCase;
 use super::values::packages::{PACKAGES, UNTESTED};
@@ -71,13 +72,23 @@ Said when a mirror is created, by name, before anything is made.
 |---|---|
 ";
 
+const OLDER_HEAD: &str = "
+## Into an older destination
+
+Run where the source is of the newer version. A destination's own text or message is never all that is said: the table is
+named, and the column where one is to blame.
+
+| what | where | what comes of it |
+|---|---|---|
+";
+
 const TAIL: &str = "
 ## Good to know
 
 - A table without a usable identity is mirrored insert-only, and the answer to the request says so: updates
   and deletes are not captured.
 - A value of a `reg` type, an `aclitem`, or of an enum names something that has to be at the destination. If
-  it is not, the table becomes `ERRORED` and its message is Postgres' own.
+  it is not, the table becomes `ERRORED`; its message is Postgres' own and names the column.
 - Unique constraints that are DEFERRABLE are not checked at the destination while rows are replicated, because
   Postgres checks them by triggers that do not fire in replica role. The source has checked them.
 - With `on_existing_rows` `upsert`, rows that are at the destination and not at the source stay. So do rows that a
@@ -170,6 +181,14 @@ fn document() -> String {
     page.push_str(REFUSED);
     for refusal in REFUSALS {
         let _ = writeln!(page, "| {} | {} |", refusal.name, refusal.cure);
+    }
+    page.push_str(OLDER_HEAD);
+    for older in OLDER {
+        let _ = writeln!(
+            page,
+            "| {} | from PostgreSQL {} into {} or older | {} |",
+            older.name, older.since, older.until, older.outcome
+        );
     }
     page.push_str(TAIL);
     page

@@ -5,6 +5,7 @@
 //! - [`packaged`]: the same of extensions that packages bring, where they are installed;
 //! - [`rows`]: kinds of tables, columns, keys, transactions;
 //! - [`refusals`]: what is refused when a mirror is created;
+//! - [`older`]: what an older destination cannot hold;
 //! - [`document`]: docs/fidelity.md is written from these tables and compared with them.
 //!
 //! Checked after every step: source and destination hold the same rows, in columns of the
@@ -12,6 +13,7 @@
 
 mod document;
 mod generated;
+mod older;
 mod packaged;
 mod refusals;
 mod row_cases;

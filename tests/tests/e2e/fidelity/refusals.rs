@@ -131,6 +131,19 @@ pub const REFUSALS: &[Refusal] = &[
         "move them into a `bytea` column, or exclude the column",
     ),
     refusal(
+        "large objects in a column of a domain over `oid`, or of `oid[]`",
+        "CREATE DOMAIN picture AS oid; CREATE DOMAIN album AS picture[]; CREATE TABLE t (id int PRIMARY KEY, photo picture, photos oid[], all_of_them album);
+         INSERT INTO t SELECT g, lo_from_bytea(0, 'x'), ARRAY[[5, lo_from_bytea(0, 'y')]], ARRAY[NULL, lo_from_bytea(0, 'z')]::picture[] FROM generate_series(1, 3) g",
+        &[
+            "column \"photo\" of public.t names large objects",
+            "column \"photos\" of public.t names large objects",
+            "column \"all_of_them\" of public.t names large objects",
+            "bytea",
+            "exclude_columns",
+        ],
+        "as above",
+    ),
+    refusal(
         "columns of type `lo`",
         "CREATE EXTENSION lo SCHEMA public; CREATE TABLE t (id int PRIMARY KEY, photo lo)",
         &[
@@ -144,10 +157,16 @@ pub const REFUSALS: &[Refusal] = &[
     .destination("CREATE EXTENSION lo SCHEMA public"),
     refusal(
         "types whose text Postgres does not read back (`pg_node_tree`, `gtsvector`, statistics)",
-        "CREATE TABLE t (id int PRIMARY KEY, plan pg_node_tree)",
+        "CREATE TABLE t (id int PRIMARY KEY, a pg_node_tree, b pg_ndistinct, c pg_dependencies, d pg_mcv_list, e pg_brin_bloom_summary, \
+         f pg_brin_minmax_multi_summary, g gtsvector)",
         &[
-            "column \"plan\" of public.t",
-            "pg_node_tree",
+            "column \"a\" of public.t has the type pg_node_tree",
+            "column \"b\" of public.t has the type pg_ndistinct",
+            "column \"c\" of public.t has the type pg_dependencies",
+            "column \"d\" of public.t has the type pg_mcv_list",
+            "column \"e\" of public.t has the type pg_brin_bloom_summary",
+            "column \"f\" of public.t has the type pg_brin_minmax_multi_summary",
+            "column \"g\" of public.t has the type gtsvector",
             "exclude_columns",
         ],
         "exclude the column",

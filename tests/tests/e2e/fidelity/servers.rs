@@ -2,18 +2,39 @@
 
 use anyhow::Result;
 use bunny_tests::content::TablePair;
+use bunny_tests::services::Services;
 use bunny_tests::stage::CONVERGE;
 use serde_json::{Value, json};
 
+use super::major;
 use crate::scene::Scene;
+
+/// Everything that has a text of its own in the catalog.
+const OBJECTS: &str = r#"
+    CREATE SCHEMA "schéma"; CREATE TYPE "schéma"."maß" AS ENUM ('klein', 'groß');
+    CREATE TABLE "schéma"."größen" (wort text PRIMARY KEY, m "schéma"."maß" DEFAULT 'groß', "wofür" text DEFAULT 'für ö & ä', CONSTRAINT "prüfung" CHECK ("wofür" <> 'ß'));
+    COMMENT ON TABLE "schéma"."größen" IS 'größer als größtes é'; COMMENT ON COLUMN "schéma"."größen"."wofür" IS 'À quoi ça sert';
+    CREATE INDEX "kürzel" ON "schéma"."größen" (lower("wofür")) WHERE "wofür" <> 'ñ';
+    INSERT INTO "schéma"."größen" (wort) VALUES ('I'), ('i'), ('Ö'), ('z'), ('Z'), ('a');"#;
+const ASK_OBJECTS: &str = r#"
+    SELECT concat_ws('; ', obj_description(c.oid, 'pg_class'), col_description(c.oid, 3), obj_description(c.relnamespace, 'pg_namespace'),
+        (SELECT string_agg(pg_get_expr(adbin, adrelid), ', ' ORDER BY adnum) FROM pg_attrdef WHERE adrelid = c.oid),
+        (SELECT string_agg(conname || pg_get_constraintdef(oid), ', ' ORDER BY conname) FROM pg_constraint WHERE conrelid = c.oid AND contype <> 'n'),
+        (SELECT string_agg(pg_get_indexdef(indexrelid), ', ' ORDER BY indexrelid::regclass::text) FROM pg_index WHERE indrelid = c.oid),
+        (SELECT string_agg(enumlabel, ',' ORDER BY enumsortorder) FROM pg_enum WHERE enumtypid = '"schéma"."maß"'::regtype))
+    FROM pg_class c WHERE c.oid = '"schéma"."größen"'::regclass"#;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_latin1_source_into_a_utf8_destination() -> Result<()> {
-    let scene = Scene::with_source(
-        "fidelity_latin1",
-        "ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0",
-    )
-    .await?;
+    let server = Services::shared()?.source.connect().await?;
+    // Of a locale in which texts are sorted and spelled otherwise, where a database can have one of ICU's.
+    let locale = match major(&server).await? {
+        15.. => "LOCALE_PROVIDER icu ICU_LOCALE 'tr-TR'",
+        _ => "",
+    };
+    let options =
+        format!("ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' {locale} TEMPLATE template0");
+    let scene = Scene::with_source("fidelity_latin1", &options).await?;
     assert_eq!(scene.source.text("SHOW server_encoding").await?, "LATIN1");
     // Every character that LATIN1 has, in values and in a name.
     scene
@@ -22,17 +43,32 @@ async fn a_latin1_source_into_a_utf8_destination() -> Result<()> {
                 INSERT INTO "tàble" SELECT c, chr(c) || 'é', chr(c), 'a' FROM generate_series(1, 255) c;
                 CREATE TABLE keyless (v text); ALTER TABLE keyless REPLICA IDENTITY FULL; INSERT INTO keyless SELECT 'ü' FROM generate_series(1, 3);"#)
         .await?;
-    let mirror = scene
-        .running_mirror(&["public.tàble", "public.keyless"], json!({}))
-        .await?;
-    let pairs = TablePair::all(&["public.tàble", "public.keyless"]);
+    scene.source.run(OBJECTS).await?;
+    let tables = ["public.tàble", "public.keyless", "schéma.größen"];
+    let mirror = scene.running_mirror(&tables, json!({})).await?;
+    let pairs = TablePair::all(&tables);
     scene
         .source
         .run(r#"UPDATE "tàble" SET "cölumn" = "cölumn" || 'ß' WHERE id > 128; UPDATE "tàble" SET id = id + 1000, fixed = 'ÿ' WHERE id < 32;
                 INSERT INTO "tàble" SELECT c + 5000, chr(c), NULL, NULL FROM generate_series(1, 255) c; DELETE FROM "tàble" WHERE id = 200;
-                UPDATE keyless SET v = 'Ü' WHERE ctid = (SELECT min(ctid) FROM keyless);"#)
+                UPDATE keyless SET v = 'Ü' WHERE ctid = (SELECT min(ctid) FROM keyless);
+                ALTER TYPE "schéma"."maß" ADD VALUE 'größer';"#)
+        .await?;
+    scene
+        .source
+        .run(
+            r#"UPDATE "schéma"."größen" SET m = 'größer' WHERE wort = 'I'; UPDATE "schéma"."größen" SET wort = lower(wort) WHERE wort IN ('I', 'Ö');
+                INSERT INTO "schéma"."größen" (wort) VALUES ('ÿ');"#,
+        )
         .await?;
     scene.stage.assert_converges(&mirror, &pairs).await?;
+    let destination = scene.stage.destination.connect().await?;
+    let (here, there) = (
+        scene.source.text(ASK_OBJECTS).await?,
+        destination.text(ASK_OBJECTS).await?,
+    );
+    assert_eq!(there, here);
+    assert!(here.contains("größer") && here.contains("ö & ä"), "{here}");
     scene.stage.assert_topics_hold(&mirror, &pairs).await?;
     long_names_are_refused(&scene).await?;
 
