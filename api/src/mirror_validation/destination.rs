@@ -6,9 +6,9 @@ use bunny_catalog::{NewMirrorTable, OnExistingRows};
 use bunny_postgres::introspect::{self, Fit, TypeShape};
 use bunny_postgres::{ColumnDefinition, TableDefinition, TableName, TableObjects, quote_ident};
 
-use super::Findings;
 use super::facts::{DestinationFacts, ExtensionState, Facts, FoundTable, TableFacts};
 use super::source::relation_kind;
+use super::{Findings, numeric_scale};
 use crate::mirrors::request::CreateRequest;
 
 /// The oldest server that is supported.
@@ -350,6 +350,15 @@ fn missing_table(
             findings.refuse(
                 "destination_types",
                 format!("destination peer '{peer}' has no type {}, which column \"{}\" of {} needs; create the type or its extension there, or put the column into exclude_columns", column.type_name, column.name, mapping.source),
+            );
+        }
+    }
+    for column in &source.columns {
+        let excluded = mapping.exclude_columns.contains(&column.name);
+        if !excluded && !numeric_scale::is_known(&column.type_name, &destination.server.info) {
+            findings.refuse(
+                "destination_types",
+                format!("column \"{}\" of {} is {}, a scale that destination peer '{peer}', PostgreSQL {}, does not know; create the table there with a type that takes its values (numeric), or put the column into exclude_columns", column.name, mapping.source, column.type_name, destination.server.info.version),
             );
         }
     }

@@ -6,6 +6,7 @@
 
 mod destination;
 pub(crate) mod facts;
+mod numeric_scale;
 mod source;
 mod topology;
 

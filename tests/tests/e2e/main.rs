@@ -65,6 +65,7 @@ mod retention;
 mod retry;
 mod scene;
 mod schema_changes;
+mod schema_modes;
 #[cfg(feature = "full")]
 mod schema_registry;
 mod schema_sync;

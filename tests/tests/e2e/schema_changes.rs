@@ -14,9 +14,8 @@ use serde_json::{Value, json};
 use crate::enum_labels::{stopped, synced_again};
 use crate::fidelity::major;
 use crate::scene::Scene;
-use crate::untracked;
 
-const CRASH_LIMIT: Duration = Duration::from_secs(60);
+pub const CRASH_LIMIT: Duration = Duration::from_secs(60);
 
 /// Around a schema change: altered and not committed, written, committed, a label of its own.
 pub const APPLY_SCHEMA_CHANGES: [(&str, u32); 5] = [
@@ -28,7 +27,7 @@ pub const APPLY_SCHEMA_CHANGES: [(&str, u32); 5] = [
 ];
 
 /// The columns of a table, in one text: name, type, NOT NULL, default, key.
-async fn columns(session: &Session, table: &str) -> Result<Vec<String>> {
+pub async fn columns(session: &Session, table: &str) -> Result<Vec<String>> {
     let rows = session
         .query(
             "SELECT format('%s %s%s%s%s', a.attname, format_type(a.atttypid, a.atttypmod),
@@ -41,30 +40,6 @@ async fn columns(session: &Session, table: &str) -> Result<Vec<String>> {
         )
         .await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
-}
-
-/// Warnings of the mirror's log that hold every one of `words`.
-async fn said(scene: &Scene, mirror: &Mirror, words: &[&str]) -> Result<usize> {
-    let log = scene
-        .api
-        .get(&format!("/v1/mirrors/{}/logs?limit=500", mirror.name))
-        .await?
-        .expect(200)?;
-    let lines = log["logs"].as_array().cloned().unwrap_or_default();
-    let holds = |line: &&Value| {
-        line["message"]
-            .as_str()
-            .is_some_and(|message| words.iter().all(|word| message.contains(word)))
-    };
-    Ok(lines.iter().filter(holds).count())
-}
-
-fn status(mirror: &Value, table: &str) -> Value {
-    let tables = mirror["tables"].as_array();
-    let mut tables = tables.into_iter().flatten();
-    tables
-        .find(|found| found["source_table"] == table)
-        .map_or(Value::Null, |found| found["status"].clone())
 }
 
 const THINGS: &str = "
@@ -191,181 +166,6 @@ async fn all_follows_every_change_under_load() -> Result<()> {
         };
         assert_eq!(names(&there), names(&here), "{table}");
     }
-    Ok(())
-}
-
-/// `additive` and `manual` on two tables of one source: what they do, what they refuse,
-/// and that it is said once.
-#[tokio::test(flavor = "multi_thread")]
-async fn additive_and_manual_do_no_more_than_they_say() -> Result<()> {
-    let scene = Scene::new("schema_modes").await?;
-    scene
-        .source
-        .run("CREATE TABLE grown (id int PRIMARY KEY, a text, b int, c varchar(3), d text NOT NULL, secret text);
-              CREATE TABLE kept (id int PRIMARY KEY, a text, b int);
-              CREATE TABLE odd (id int PRIMARY KEY, a text);
-              CREATE TABLE again (id int PRIMARY KEY, a text);
-              INSERT INTO grown SELECT g, 'a', g, 'c', 'd', 'hidden' FROM generate_series(1, 50) g;
-              INSERT INTO kept SELECT g, 'a', g FROM generate_series(1, 50) g;
-              INSERT INTO odd SELECT g, 'a' FROM generate_series(1, 50) g; INSERT INTO again SELECT * FROM odd;")
-        .await?;
-    let additive = scene
-        .stage
-        .create_mapped_mirror(
-            &scene.api,
-            "additive",
-            json!([
-                {"source_table": "public.grown", "destination_table": "other.wide", "exclude_columns": ["secret"]},
-                {"source_table": "public.odd", "destination_table": "public.odd"},
-                {"source_table": "public.again", "destination_table": "public.again"},
-            ]),
-            json!({}),
-        )
-        .await?;
-    let manual = scene
-        .stage
-        .create_mirror(
-            &scene.api,
-            "manual",
-            &["public.kept"],
-            json!({"schema_changes": "manual"}),
-        )
-        .await?;
-    additive.wait_running().await?;
-    manual.wait_running().await?;
-    let destination = scene.stage.destination.connect().await?;
-
-    // What additive follows.
-    scene
-        .source
-        .run("ALTER TABLE grown ADD n int DEFAULT 4; ALTER TABLE grown ALTER c TYPE varchar(9);
-              UPDATE grown SET c = 'longer' WHERE id < 5; INSERT INTO grown (id, d, secret) VALUES (60, 'd', 'hidden');")
-        .await?;
-    let wide = [TablePair::renamed("public.grown", "other.wide").without(&["secret"])];
-    scene.stage.assert_converges(&additive, &wide).await?;
-    // What it does not: the data flows on, in the places that are there.
-    scene
-        .source
-        .run("ALTER TABLE grown DROP COLUMN d, ADD e text; ALTER TABLE grown RENAME a TO z; ALTER TABLE grown ALTER b TYPE bigint;
-              UPDATE grown SET z = 'renamed', e = 'e' WHERE id < 9; INSERT INTO grown (id, z, b) VALUES (61, 'new', 5);")
-        .await?;
-    destination
-        .run("CREATE VIEW seen AS SELECT id, a AS z, b, c, n FROM other.wide")
-        .await?;
-    let seen = [TablePair::renamed("public.grown", "public.seen").without(&["secret", "e"])];
-    scene.stage.assert_converges(&additive, &seen).await?;
-    // (A column may not be added to the table under the view's feet.)
-    let there = columns(&destination, "other.wide").await?;
-    assert_eq!(
-        there,
-        [
-            "a text",
-            "b integer",
-            "c character varying(9)",
-            "d text",
-            "e text",
-            "id integer not null key",
-            "n integer default 4"
-        ]
-    );
-    scene
-        .source
-        .run("UPDATE grown SET z = 'once more'; ALTER TABLE grown ALTER n SET DEFAULT 5; UPDATE grown SET z = 'and again';")
-        .await?;
-    scene.stage.assert_converges(&additive, &seen).await?;
-    for words in [
-        ["\"d\"", "dropped"],
-        ["\"a\"", "renamed to \"z\""],
-        ["\"b\"", "bigint"],
-    ] {
-        assert_eq!(said(&scene, &additive, &words).await?, 1, "{words:?}");
-    }
-
-    // The watch has seen the rewrite too: it takes nothing away that works, and says what to do.
-    additive
-        .wait_until("said", CRASH_LIMIT, |mirror, _| {
-            let messages = mirror["messages"].to_string();
-            messages.contains("public.grown was rewritten by ALTER TABLE")
-                && messages.contains("changed column b,")
-                && messages.contains("then resync it")
-        })
-        .await?;
-    assert_eq!(status(&additive.get().await?, "public.grown"), "LIVE");
-
-    // What older rows hold in a new column is not in the stream: it comes by a sync. Of what
-    // leaves no mark, the table stops, with the cure; no other does.
-    scene
-        .source
-        .run("ALTER TABLE odd ADD r float8 DEFAULT random(); UPDATE odd SET a = 'b' WHERE id = 1;
-              ALTER TABLE again DROP COLUMN a; ALTER TABLE again ADD a text; UPDATE again SET a = 'new' WHERE id = 1;")
-        .await?;
-    additive
-        .wait_until("ERRORED", CRASH_LIMIT, |mirror, _| {
-            let tables = mirror["tables"].as_array().cloned().unwrap_or_default();
-            tables.iter().any(|found| {
-                found["source_table"] == "public.again"
-                    && found["status"] == "ERRORED"
-                    && found["error_message"]
-                        .as_str()
-                        .is_some_and(|error| error.contains("sync the table again"))
-            })
-        })
-        .await?;
-    untracked::wait_synced(&scene.stage, &additive, "odd", 1).await?;
-    let odd = [TablePair::same("public.odd")];
-    scene.stage.assert_converges(&additive, &odd).await?;
-    assert_eq!(status(&additive.get().await?, "public.again"), "ERRORED");
-    scene.source.run("UPDATE grown SET z = 'goes on'").await?;
-    let lsn = scene.source.current_lsn().await?;
-    additive.wait_for_lsn(lsn).await?;
-    let current = destination
-        .number("SELECT count(*) FROM seen WHERE z = 'goes on'")
-        .await?;
-    assert_eq!(current, 52);
-    // The log tells more than the mirror follows: what its reader needs to be as the source.
-    let grown = TablePair::same("public.grown").without(&["secret"]);
-    let pairs = [
-        grown,
-        TablePair::same("public.odd"),
-        TablePair::same("public.again"),
-    ];
-    let told = scene.stage.assert_topics_hold(&additive, &pairs).await?;
-    assert!(told.versions[&pairs[0].source] >= 3, "{:?}", told.versions);
-
-    // Manual alters nothing, says so once, and lets the rest flow.
-    scene
-        .source
-        .run("ALTER TABLE kept ADD n int DEFAULT 1; UPDATE kept SET a = 'x' WHERE id < 9; ALTER TABLE kept RENAME b TO z;
-              ALTER TABLE kept ADD y text; INSERT INTO kept (id, a, z) VALUES (60, 'new', 6); DELETE FROM kept WHERE id = 50;")
-        .await?;
-    destination
-        .run("CREATE VIEW kept_seen AS SELECT id, a, b AS z FROM kept")
-        .await?;
-    let kept = [TablePair::renamed("public.kept", "public.kept_seen").without(&["n", "y"])];
-    scene.stage.assert_converges(&manual, &kept).await?;
-    assert_eq!(
-        columns(&destination, "kept").await?,
-        ["a text", "b integer", "id integer not null key"]
-    );
-    // A column put there by hand is not filled halfway.
-    destination.run("ALTER TABLE kept ADD n int").await?;
-    scene
-        .source
-        .run("UPDATE kept SET a = 'y', n = 2 WHERE id > 9; ALTER TABLE kept ALTER a TYPE varchar; UPDATE kept SET a = 'z', n = 3 WHERE id > 20;")
-        .await?;
-    scene.stage.assert_converges(&manual, &kept).await?;
-    assert_eq!(
-        destination
-            .number("SELECT count(*) FROM kept WHERE n IS NOT NULL")
-            .await?,
-        0
-    );
-    assert_eq!(
-        said(&scene, &manual, &["new column \"n\"", "manual"]).await?,
-        1
-    );
-    let kept = [TablePair::same("public.kept")];
-    scene.stage.assert_topics_hold(&manual, &kept).await?;
     Ok(())
 }
 
@@ -523,12 +323,14 @@ async fn the_leaves_tell_what_older_rows_hold() -> Result<()> {
               CREATE TABLE torn (id int PRIMARY KEY) PARTITION BY RANGE (id);
               CREATE TABLE torn_1 PARTITION OF torn FOR VALUES FROM (0) TO (100);
               CREATE TABLE torn_2 PARTITION OF torn FOR VALUES FROM (100) TO (200);
-              INSERT INTO tree SELECT generate_series(1, 150); INSERT INTO torn TABLE tree;",
+              INSERT INTO tree SELECT generate_series(1, 150); INSERT INTO torn TABLE tree;
+              CREATE TABLE stiff (id int PRIMARY KEY, v text); INSERT INTO stiff SELECT g, 'v' || g FROM generate_series(1, 20) g;",
         )
         .await?;
-    let tables = ["public.tree", "public.torn"];
+    let tables = ["public.tree", "public.torn", "public.stiff"];
     let options = json!({"schema_changes": "all", "untracked_changes": "warn"});
     let mirror = scene.running_mirror(&tables, options).await?;
+    no_cast_is_guessed(&scene, &mirror).await?;
     let changes = [
         "ALTER TABLE tree ADD a int DEFAULT 5 NOT NULL; ALTER TABLE tree ALTER a DROP DEFAULT; INSERT INTO tree VALUES (160, 8);",
         "ALTER TABLE tree ADD b int DEFAULT 5 NOT NULL; ALTER TABLE tree ALTER b SET DEFAULT 6; UPDATE tree SET b = 7 WHERE id = 3;",
@@ -576,6 +378,30 @@ async fn the_leaves_tell_what_older_rows_hold() -> Result<()> {
         .await?;
     assert_eq!(told.unknown.keys().collect::<Vec<_>>(), [&pairs[1].source]);
     Ok(())
+}
+
+/// A type into which the destination casts no value of before: the table stops, with the cure, which helps.
+async fn no_cast_is_guessed(scene: &Scene, mirror: &Mirror) -> Result<()> {
+    scene
+        .source
+        .run(
+            "ALTER TABLE stiff ALTER v TYPE int USING length(v); INSERT INTO stiff VALUES (30, 30)",
+        )
+        .await?;
+    for words in [
+        "the type of column \"v\" changed at the source from text to integer, which column \"v\" of public.stiff could not follow",
+        "remove the cause (or change its type yourself), then sync the table again",
+        "cannot be cast automatically to type integer",
+    ] {
+        stopped(mirror, "public.stiff", words).await?;
+    }
+    let destination = scene.stage.destination.connect().await?;
+    destination
+        .run("ALTER TABLE stiff ALTER v TYPE int USING 0")
+        .await?;
+    synced_again(scene, mirror, "public.stiff").await?;
+    let stiff = [TablePair::same("public.stiff")];
+    scene.stage.assert_converges(mirror, &stiff).await
 }
 
 /// A NOT NULL that is NOT VALID (18) is no proof that older rows have the column's default.

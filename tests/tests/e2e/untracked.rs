@@ -41,11 +41,13 @@ const CREATE: &str = "
     CREATE TABLE parts_4a PARTITION OF parts_4 FOR VALUES WITH (MODULUS 2, REMAINDER 0);
     CREATE TABLE parts_4b PARTITION OF parts_4 FOR VALUES WITH (MODULUS 2, REMAINDER 1);
     CREATE TABLE parts_5 PARTITION OF parts FOR VALUES FROM (400) TO (500);
+    CREATE TABLE parts_9 PARTITION OF parts FOR VALUES FROM (900) TO (1000);
     INSERT INTO tokens SELECT g, 'v' FROM generate_series(1, 100) g;
     INSERT INTO doubled SELECT g, g FROM generate_series(1, 100) g;
     INSERT INTO quiet SELECT g, 'v', 'g' FROM generate_series(1, 100) g;
     ALTER TABLE quiet ADD filled int DEFAULT 7;
-    INSERT INTO parts SELECT g, g, 'v' FROM generate_series(1, 399) g;";
+    INSERT INTO parts SELECT g, g, 'v' FROM generate_series(1, 399) g;
+    INSERT INTO parts SELECT g, g, 'v' FROM generate_series(900, 950) g;";
 const TABLES: [&str; 4] = [
     "public.tokens",
     "public.doubled",
@@ -71,7 +73,7 @@ const fn unseen(name: &'static str, table: &'static str, sql: &'static str) -> U
     }
 }
 
-pub const UNSEEN: [Unseen; 11] = [
+pub const UNSEEN: [Unseen; 12] = [
     unseen(
         "a column added with a volatile default",
         "tokens",
@@ -111,6 +113,11 @@ pub const UNSEEN: [Unseen; 11] = [
         "DETACH of a partition with rows",
         "parts",
         "ALTER TABLE parts DETACH PARTITION parts_2",
+    ),
+    unseen(
+        "DETACH of a partition with rows, CONCURRENTLY",
+        "parts",
+        "ALTER TABLE parts DETACH PARTITION parts_9 CONCURRENTLY",
     ),
     unseen(
         "DROP of a partition with rows",

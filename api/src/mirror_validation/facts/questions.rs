@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bunny_catalog::Peer;
 use bunny_postgres::{Result, ResultExt, Session, TableName, introspect, quote_ident};
 
+use super::super::numeric_scale;
 use super::{
     DestinationFacts, ExtensionState, FoundTable, PeerFacts, Place, Publication, ServerFacts, Slot,
     SourceFacts, TableFacts,
@@ -95,6 +96,7 @@ pub(super) async fn destination(
         .found()
         .filter_map(|found| found.definition.as_ref())
         .flat_map(|definition| &definition.columns)
+        .filter(|column| numeric_scale::is_known(&column.type_name, &server.info))
         .map(|column| column.type_name.clone())
         .collect();
     let needed: BTreeSet<&str> = source

@@ -7,6 +7,7 @@ use bunny_tests::services::repository;
 
 use super::older::OLDER;
 use super::refusals::REFUSALS;
+use super::rows::{COMMITTED, CONNECTIONS};
 use super::values::ValueCase;
 use super::values::packages::{PACKAGES, UNTESTED};
 use super::{row_cases, values};
@@ -161,8 +162,10 @@ fn document() -> String {
             let _ = writeln!(page, "- {}{since}", case.name);
         }
         if group.title == "Transactions" {
-            page.push_str(
-                "- 2,000 transactions interleaved over 64 connections\n- one transaction of 1,000,000 rows, in the full tier\n",
+            let _ = writeln!(
+                page,
+                "- {COMMITTED} transactions that commit, interleaved over {CONNECTIONS} connections with others that roll back\n\
+                 - one transaction of 1,000,000 rows, in the full tier"
             );
         }
     }

@@ -7,9 +7,11 @@ use rand::{Rng, SeedableRng};
 use super::value_tables::SCHEMA;
 
 const ROWS: usize = 500;
-const VALUES: usize = 10;
+const VALUES: usize = 19;
 const COLUMNS: &str = "f8 double precision, f4 real, i8 bigint, num numeric, txt text, bin bytea, ts timestamptz, \
-                       iv interval, txts text[], js json";
+                       iv interval, txts text[], js json, da date, ti time, tz timetz, tn timestamp, jb jsonb, \
+                       rng int8range, mrng datemultirange, en objects.\"Mood's\", pr objects.pair";
+const LABELS: [&str; 5] = ["sad", "ok", "very, \"happy\"", "\\N", "{}"];
 
 /// Rows of one seed, which is printed and may be given.
 pub struct Generated(StdRng);
@@ -42,7 +44,8 @@ impl Generated {
 
     /// More of them for the stream: new rows, new values in the old ones, deletes.
     pub fn changes(&mut self) -> Vec<String> {
-        let others = "f8 = w.f8, f4 = w.f4, i8 = w.i8, num = w.num, txt = w.txt, bin = w.bin, ts = w.ts, iv = w.iv, txts = w.txts, js = w.js";
+        let others = "f8 = w.f8, f4 = w.f4, i8 = w.i8, num = w.num, txt = w.txt, bin = w.bin, ts = w.ts, iv = w.iv, txts = w.txts, js = w.js, \
+                      da = w.da, ti = w.ti, tz = w.tz, tn = w.tn, jb = w.jb, rng = w.rng, mrng = w.mrng, en = w.en, pr = w.pr";
         let one_of_equals = format!(
             "t.ctid IN (SELECT min(ctid) FROM {SCHEMA}.generated_full WHERE id < 10000 GROUP BY id)"
         );
@@ -110,11 +113,76 @@ impl Generated {
             ),
             format!("ARRAY[{}]", texts.join(", ")),
             format!("to_json({})", text(random)),
+            format!("date '2000-01-01' + {}", day(random)),
+            format!(
+                "time '00:00' + interval '1 microsecond' * {}",
+                random.random_range(0..86_400_000_000_i64)
+            ),
+            format!(
+                "'{:02}:{:02}:{:02}.{:06}{:+03}:{:02}:{:02}'",
+                random.random_range(0..24),
+                random.random_range(0..60),
+                random.random_range(0..60),
+                random.random_range(0..1_000_000),
+                random.random_range(-15..16),
+                random.random_range(0..60),
+                random.random_range(0..60)
+            ),
+            format!(
+                "timestamp '2000-01-01 00:00' + interval '1 microsecond' * {}",
+                random.random_range(-200_000_000_000_000_000_i64..9_000_000_000_000_000_000)
+            ),
+            format!(
+                "jsonb_build_object({}, {}::numeric / 7, {}, jsonb_build_array({}, NULL, {}))",
+                text(random),
+                random.random::<i64>(),
+                text(random),
+                text(random),
+                random.random::<bool>()
+            ),
+            range("int8range", random.random::<i32>().into(), random),
+            {
+                let from = day(random);
+                format!(
+                    "datemultirange(daterange(date '2000-01-01' + {from}, date '2000-01-01' + {from} + {}, '{}'))",
+                    random.random_range(0..1000),
+                    BOUNDS[random.random_range(0..BOUNDS.len())]
+                )
+            },
+            format!(
+                "'{}'::objects.\"Mood's\"",
+                LABELS[random.random_range(0..LABELS.len())]
+            ),
+            format!(
+                "ROW({}, {})::objects.pair",
+                random.random::<i32>(),
+                text(random)
+            ),
         ];
         values.map(|value| match random.random_range(0..8) {
             0 => "NULL".to_owned(),
             _ => value,
         })
+    }
+}
+
+const BOUNDS: [&str; 4] = ["[)", "(]", "[]", "()"];
+
+/// Counted from 2000 on, within what a date may be.
+fn day(random: &mut impl Rng) -> i32 {
+    random.random_range(-2_400_000..2_000_000_000)
+}
+
+/// Also an empty one, and one without an end.
+fn range(type_name: &str, from: i64, random: &mut impl Rng) -> String {
+    let bounds = BOUNDS[random.random_range(0..BOUNDS.len())];
+    match random.random_range(0..4) {
+        0 => format!("{type_name}({from}, NULL, '{bounds}')"),
+        1 => format!("{type_name}({from}, {from}, '{bounds}')"),
+        _ => format!(
+            "{type_name}({from}, {}, '{bounds}')",
+            from + random.random_range(0..1_000_000)
+        ),
     }
 }
 

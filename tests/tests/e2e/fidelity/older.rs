@@ -15,6 +15,8 @@ use crate::scene::Scene;
 /// What becomes of the table.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
+    /// No mirror is made.
+    Refused,
     /// Its copy is not taken.
     NotLoaded,
     /// It is loaded, and stops at a change.
@@ -43,6 +45,22 @@ pub struct Older {
 const STOPS: &str = "the table becomes `ERRORED`";
 
 pub const OLDER: &[Older] = &[
+    Older {
+        name: "`numeric` with a negative scale, or one above its precision",
+        since: 15,
+        until: 14,
+        outcome: "refused when the mirror is created",
+        table: "scaled",
+        create: "CREATE TABLE scaled (id int PRIMARY KEY, small numeric(2,4), rounded numeric(5,-3)[])",
+        change: "",
+        end: End::Refused,
+        says: &[
+            "column \"small\" of public.scaled",
+            "column \"rounded\" of public.scaled",
+            "numeric(5,-3)",
+            "exclude_columns",
+        ],
+    },
     Older {
         name: "infinite intervals, in the copy",
         since: 17,
@@ -149,13 +167,26 @@ async fn what_an_older_destination_cannot_hold_is_named() -> Result<()> {
     let all: Vec<&Older> = OLDER.iter().filter(is_meant).collect();
     let names: Vec<String> = all
         .iter()
+        .filter(|one| one.end != End::Refused)
         .map(|one| format!("public.{}", one.table))
         .collect();
-    if names.is_empty() {
-        return Ok(());
-    }
     for one in &all {
         scene.source.run(one.create).await.context(one.name)?;
+    }
+    for one in all.iter().filter(|one| one.end == End::Refused) {
+        let table = format!("public.{}", one.table);
+        let body = json!({
+            "name": "refused", "source_peer": "source", "destination_peer": "destination",
+            "table_mappings": [{"source_table": table, "destination_table": table}],
+        });
+        let refused = scene.api.post("/v1/mirrors", body).await?.expect(422)?;
+        let said = refused["error"].as_str().unwrap_or_default();
+        for words in one.says {
+            ensure!(said.contains(words), "{}: {said}", one.name);
+        }
+    }
+    if names.is_empty() {
+        return Ok(());
     }
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let mirror = scene
@@ -175,6 +206,7 @@ async fn what_an_older_destination_cannot_hold_is_named() -> Result<()> {
     for one in &all {
         let table = format!("public.{}", one.table);
         match one.end {
+            End::Refused => {}
             End::NotLoaded | End::NotWritten => {
                 stopped(&mirror, &table, "").await?;
                 let said = message_of(&mirror.get().await?, &table);

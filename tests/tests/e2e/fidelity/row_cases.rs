@@ -359,11 +359,13 @@ const KEYS: &[RowCase] = &[
     )
     .both("CREATE EXTENSION IF NOT EXISTS citext SCHEMA public"),
     case(
-        "keys under a nondeterministic collation",
-        &["t"],
-        "CREATE COLLATION anycase (provider = icu, locale = 'und-u-ks-level2', deterministic = false); CREATE TABLE t (word text COLLATE anycase PRIMARY KEY, n int); INSERT INTO t SELECT 'Word' || g, g FROM generate_series(1, 20) g;",
+        "a nondeterministic collation, of keys and without a key",
+        &["t", "t_full"],
+        "CREATE COLLATION anycase (provider = icu, locale = 'und-u-ks-level2', deterministic = false); CREATE TABLE t (word text COLLATE anycase PRIMARY KEY, n int); INSERT INTO t SELECT 'Word' || g, g FROM generate_series(1, 20) g;
+         CREATE TABLE t_full (word text COLLATE anycase); ALTER TABLE t_full REPLICA IDENTITY FULL; INSERT INTO t_full VALUES ('a'), ('A'), ('A'), ('b'), ('B'), (NULL);",
         &[
-            "UPDATE t SET n = 100 WHERE n = 3; UPDATE t SET word = upper(word) WHERE n < 10; DELETE FROM t WHERE n = 12;",
+            "UPDATE t SET n = 100 WHERE n = 3; UPDATE t SET word = upper(word) WHERE n < 10; DELETE FROM t WHERE n = 12;
+             DELETE FROM t_full WHERE ctid = (SELECT min(ctid) FROM t_full WHERE word::bytea = 'A'); UPDATE t_full SET word = 'B' WHERE word::bytea = 'b';",
             "BEGIN; UPDATE t SET word = lower(word) WHERE n < 6; UPDATE t SET n = n + 1000 WHERE n < 6; DELETE FROM t WHERE n = 1004; INSERT INTO t VALUES ('wOrD4', 4); COMMIT;",
             // Away and back again within a batch, spelled in another way each time.
             "BEGIN; UPDATE t SET word = 'WORD7' WHERE n = 7; UPDATE t SET word = 'word7' WHERE n = 7; UPDATE t SET word = 'Word7' WHERE n = 7; UPDATE t SET n = 77 WHERE n = 7; COMMIT;",

@@ -10,9 +10,13 @@ use super::row_cases::{self, RowCase, SECRET};
 use super::{assert_same, major, mappings};
 use crate::scene::Scene;
 
-/// Transactions of the interleaved load, and the connections they come by.
-const TRANSACTIONS: usize = 2000;
-const CONNECTIONS: usize = 64;
+/// Of the interleaved load: connections, how many transactions each begins, and which of them end in ROLLBACK.
+pub const CONNECTIONS: usize = 64;
+const TURNS: usize = 38;
+const ROLLED_BACK_EVERY: usize = 7;
+/// Those that are there in the end.
+pub const COMMITTED: usize = CONNECTIONS * (TURNS - TURNS.div_ceil(ROLLED_BACK_EVERY));
+const _: () = assert!(COMMITTED >= 2000);
 
 fn pairs(case: &RowCase) -> Vec<TablePair> {
     let schema = case.schema_name();
@@ -103,6 +107,9 @@ async fn every_kind_of_row_arrives_exactly_as_it_was() -> Result<()> {
     }
     interleaved(&scene).await?;
     check("after the interleaved transactions").await?;
+    // Each has left one row there.
+    let committed = "SELECT count(*) FROM public.busy_log";
+    ensure!(destination.number(committed).await? == COMMITTED as i64);
     scene.stage.assert_topics_hold(&mirror, &all).await?;
     excluded_columns_were_never_read(&scene, &mirror.slug()).await
 }
@@ -113,9 +120,9 @@ async fn interleaved(scene: &Scene) -> Result<()> {
     for writer in 0..CONNECTIONS {
         let session = scene.stage.source.connect().await?;
         writers.spawn(async move {
-            for turn in 0..TRANSACTIONS / CONNECTIONS {
+            for turn in 0..TURNS {
                 let id = turn * CONNECTIONS + writer;
-                let end = if turn % 7 == 0 { "ROLLBACK" } else { "COMMIT" };
+                let end = if turn % ROLLED_BACK_EVERY == 0 { "ROLLBACK" } else { "COMMIT" };
                 session.run(&format!("BEGIN; INSERT INTO public.busy VALUES ({id}, {writer}, 'new')")).await?;
                 session
                     .run(&format!("INSERT INTO public.busy_log VALUES ({writer}, 'same'); UPDATE public.busy SET v = 'by ' || {turn} WHERE writer = {writer}"))

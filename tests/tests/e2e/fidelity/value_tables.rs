@@ -14,6 +14,17 @@ use super::values::ValueCase;
 
 pub const SCHEMA: &str = "fidelity";
 
+/// Kinds of arrays that are made of a value and the one after it; the last is NULL.
+const SHAPES: usize = 5;
+
+/// Rows that are there before the snapshot: from which id on, and with which shape the first
+/// value's array begins. Two values, of which one is NULL, get all shapes.
+const COPIED: [(u32, usize); 3] = [(0, 0), (TURNED, 4), (3000, 2)];
+/// Rows of the stream, which with the update of the [`TURNED`] ones get all shapes, too.
+const STREAMED: (u32, usize) = (1000, 0);
+const TURNED: u32 = 2000;
+const TURNED_TO: usize = 2;
+
 /// Longer values do not fit a btree page.
 const KEY_BYTES_MAX: u32 = 2000;
 
@@ -102,8 +113,8 @@ impl ValueTables {
         sql.push_str(&format!(
             "CREATE TABLE {table} (id int PRIMARY KEY, v {type_name}{array}, n int);\n"
         ));
-        for offset in [0, 2000, 3000] {
-            sql.push_str(&self.insert(offset));
+        for (offset, turn) in COPIED {
+            sql.push_str(&self.insert(offset, turn));
         }
         sql.push_str(&format!(
             "CREATE TABLE {full} (v {type_name}); ALTER TABLE {full} REPLICA IDENTITY FULL;
@@ -128,16 +139,16 @@ impl ValueTables {
             self.table("_values"),
         );
         let array = if self.case.arrays {
-            format!(", a = {}", self.array())
+            format!(", a = {}", self.array(TURNED_TO))
         } else {
             String::new()
         };
         let mut changes = vec![
-            self.insert(1000),
+            self.insert(STREAMED.0, STREAMED.1),
             // From each value to the next, from the last (NULL) to the first.
             format!(
                 "UPDATE {table} AS t SET v = w.v{array} FROM {all} AS x, {next} AS w \
-                 WHERE t.id = x.i + 2000 AND {follows}",
+                 WHERE t.id = x.i + {TURNED} AND {follows}",
                 next = all,
                 follows = self.follows("x", "w"),
             ),
@@ -180,10 +191,10 @@ impl ValueTables {
         changes
     }
 
-    fn insert(&self, offset: u32) -> String {
+    fn insert(&self, offset: u32, turn: usize) -> String {
         let all = self.table("_values");
         let array = if self.case.arrays {
-            format!(", {}", self.array())
+            format!(", {}", self.array(turn))
         } else {
             String::new()
         };
@@ -194,11 +205,11 @@ impl ValueTables {
         )
     }
 
-    /// Made of the value `x.v` and the next one: five shapes in turn.
-    fn array(&self) -> String {
+    /// Made of the value `x.v` and the next one, in a shape of its turn.
+    fn array(&self, turn: usize) -> String {
         let array = format!("{}[]", self.case.type_name);
         format!(
-            "CASE x.i % 5 WHEN 0 THEN ARRAY[x.v, NULL, w.v]::{array} WHEN 1 THEN '{{}}'::{array} \
+            "CASE (x.i + {turn}) % {SHAPES} WHEN 0 THEN ARRAY[x.v, NULL, w.v]::{array} WHEN 1 THEN '{{}}'::{array} \
              WHEN 2 THEN ARRAY[[x.v, w.v], [w.v, NULL]]::{array} WHEN 3 THEN ('[-1:0]=' || ARRAY[x.v, w.v]::{array}::text)::{array} \
              ELSE NULL END"
         )
@@ -222,5 +233,39 @@ impl ValueTables {
             "(SELECT DISTINCT ON (v) v, i FROM {} WHERE v IS NOT NULL AND pg_column_size(v) < {KEY_BYTES_MAX} ORDER BY v, i)",
             self.table("_values")
         )
+    }
+}
+
+mod tests {
+    use super::super::values;
+    use super::super::values::packages::PACKAGES;
+    use super::*;
+
+    fn cases() -> impl Iterator<Item = &'static ValueCase> {
+        let of_groups = values::GROUPS.iter().flat_map(|group| group.cases);
+        of_groups.chain(PACKAGES.iter().flat_map(|package| package.cases))
+    }
+
+    /// Of the values and the NULL after them.
+    fn shapes(case: &ValueCase, turn: usize) -> impl Iterator<Item = usize> {
+        (0..=case.values.len()).map(move |i| (i + turn) % SHAPES)
+    }
+
+    #[test]
+    fn every_type_gets_arrays_of_every_shape_by_copy_and_by_stream() {
+        for case in cases().filter(|case| case.arrays) {
+            let copied = COPIED.iter().flat_map(|(_, turn)| shapes(case, *turn));
+            let streamed = shapes(case, STREAMED.1).chain(shapes(case, TURNED_TO));
+            let all = |shapes: Vec<usize>| (0..SHAPES - 1).all(|shape| shapes.contains(&shape));
+            assert!(all(copied.collect()), "{}, copied", case.type_name);
+            assert!(all(streamed.collect()), "{}, streamed", case.type_name);
+        }
+    }
+
+    #[test]
+    fn every_key_changes_from_one_value_to_another() {
+        for case in cases() {
+            assert!(case.values.len() > 1, "{}", case.type_name);
+        }
     }
 }

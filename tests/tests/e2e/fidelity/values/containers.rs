@@ -17,9 +17,9 @@ pub(super) const CASES: &[ValueCase] = &[
     case("int4multirange", &["{}", "{[1,3),[5,)}", "{(,)}"]),
     case("int8multirange", &["{}", "{[1,3),[5,9)}"]),
     case("nummultirange", &["{[1.10,2.2],(3,)}", "{}"]),
-    case("datemultirange", &["{[2000-01-01,2000-02-01),[2001-01-01,)}"]),
-    case("tsmultirange", &["{[\"2000-01-01 00:00:00\",\"2000-01-02 00:00:00\")}"]),
-    case("tstzmultirange", &["{[\"2000-01-01 00:00:00+00\",\"2000-01-02 00:00:00+00\")}"]),
+    case("datemultirange", &["{[2000-01-01,2000-02-01),[2001-01-01,)}", "{}", "{(,infinity)}"]),
+    case("tsmultirange", &["{[\"2000-01-01 00:00:00\",\"2000-01-02 00:00:00\")}", "{}"]),
+    case("tstzmultirange", &["{[\"2000-01-01 00:00:00+00\",\"2000-01-02 00:00:00+00\")}", "{(,)}"]),
     case("objects.floatrange", &["[0.1,0.30000000000000004]", "(NaN,)", "empty", "[-0,5e-324]"])
         .setup("CREATE TYPE objects.floatrange AS RANGE (subtype = float8)")
         .note("a range type of the user's"),

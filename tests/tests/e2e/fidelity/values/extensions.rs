@@ -20,13 +20,16 @@ pub(super) const CASES: &[ValueCase] = &[
     case("lquery", &["Top.*", "*.!a|b@.c{1,2}"])
         .no_key()
         .extension("ltree"),
-    case("ltxtquery", &["Europe & Russia*@ & !Transportation"])
-        .no_key()
-        .extension("ltree"),
+    case(
+        "ltxtquery",
+        &["Europe & Russia*@ & !Transportation", "Asia | Africa"],
+    )
+    .no_key()
+    .extension("ltree"),
     case("cube", &["(1)", "(1, 2),(3, 4)", "(0.1, -1e-300, 1e300)"]).extension("cube"),
     case("seg", &["1", "1 .. 2", "~3.5", "< 6.50", "1.0(+-)0.1"]).extension("seg"),
-    case("isbn13", &["978-0-393-04002-9"]).extension("isn"),
-    case("query_int", &["1&(2|3)&!4"])
+    case("isbn13", &["978-0-393-04002-9", "978-0-306-40615-7"]).extension("isn"),
+    case("query_int", &["1&(2|3)&!4", "5"])
         .no_key()
         .extension("intarray"),
     case("objects.label", &["abc", "ABC"])

@@ -123,5 +123,5 @@ pub(super) const CASES: &[ValueCase] = &[
         .since(17)
         .note("infinities"),
     case("interval year to month", &["1 year 2 mons", "-3 mons"]),
-    case("interval hour to minute", &["02:03"]),
+    case("interval hour to minute", &["02:03", "-26:59"]),
 ];
