@@ -3,12 +3,13 @@
 
 use std::process::Command;
 
+use anyhow::Result;
 use bunny_tests::services::Services;
 use serde_json::Value;
 
 /// Runs one measure in a single round; what it found.
-fn bench(measure: &str, scale: &str, arguments: &[&str]) -> Value {
-    let services = Services::shared().unwrap();
+fn bench(measure: &str, scale: &str, arguments: &[&str]) -> Result<Value> {
+    let services = Services::shared()?;
     let json =
         std::env::temp_dir().join(format!("bunny-bench-{}-{measure}.json", std::process::id()));
     let status = Command::new(env!("CARGO_BIN_EXE_bench"))
@@ -17,26 +18,25 @@ fn bench(measure: &str, scale: &str, arguments: &[&str]) -> Value {
         .arg("--json")
         .arg(&json)
         .env("BUNNY_TEST_SERVICES", services.directory())
-        .status()
-        .unwrap();
+        .status()?;
     assert!(status.success(), "bench {measure} ended with {status}");
-    let report = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
-    std::fs::remove_file(&json).unwrap();
-    report
+    let report = serde_json::from_slice(&std::fs::read(&json)?)?;
+    std::fs::remove_file(&json)?;
+    Ok(report)
 }
 
 /// What a contestant was measured at, in the order of its laps.
 fn measures_of<'a>(report: &'a Value, contestant: &str) -> Vec<&'a str> {
-    let laps = report["laps"].as_array().unwrap().iter();
+    let laps = report["laps"].as_array().into_iter().flatten();
     laps.filter(|lap| lap["contestant"] == contestant)
-        .map(|lap| lap["measure"].as_str().unwrap())
+        .filter_map(|lap| lap["measure"].as_str())
         .collect()
 }
 
 #[test]
 #[ignore = "needs servers: scripts/with-services"]
 fn drains_at_a_hundredth() {
-    let report = bench("drains", "0.01", &["--batches", "10000"]);
+    let report = bench("drains", "0.01", &["--batches", "10000"]).unwrap();
     let drains = [
         "small_transactions",
         "inserts",
@@ -60,7 +60,7 @@ fn drains_at_a_hundredth() {
 #[test]
 #[ignore = "needs servers: scripts/with-services"]
 fn snapshots_at_a_hundredth() {
-    let report = bench("snapshot", "0.01", &[]);
+    let report = bench("snapshot", "0.01", &[]).unwrap();
     let loads = ["snapshot accounts", "snapshot mixed"];
     assert_eq!(measures_of(&report, "mirror"), loads);
     assert_eq!(measures_of(&report, "native"), loads);
@@ -69,7 +69,7 @@ fn snapshots_at_a_hundredth() {
 #[test]
 #[ignore = "needs servers: scripts/with-services"]
 fn latencies_of_two_seconds() {
-    let report = bench("latency", "0.01", &["--seconds", "2"]);
+    let report = bench("latency", "0.01", &["--seconds", "2"]).unwrap();
     let latencies = report["latencies"].as_array().unwrap();
     assert_eq!(latencies.len(), 4, "two rates, native and mirror");
 }
@@ -78,7 +78,7 @@ fn latencies_of_two_seconds() {
 #[ignore = "needs servers: scripts/with-services"]
 fn growth_at_a_thousandth() {
     let sizes = ["--tables", "2", "--mirrors", "2", "--backlogs", "1000000"];
-    let report = bench("growth", "0.001", &sizes);
+    let report = bench("growth", "0.001", &sizes).unwrap();
     let figures = report["growth_figures"].as_array().unwrap();
     let axes: Vec<(&str, u64, u64)> = figures
         .iter()
