@@ -122,6 +122,8 @@ async fn a_mirror_is_deleted_at_any_moment() -> Result<()> {
     let tables = ["public.a", "public.b"];
     for moment in MOMENTS {
         apply.restart()?;
+        // A schema sync that was cut short has not brought it over.
+        source.run("ALTER TABLE a DROP COLUMN IF EXISTS w").await?;
         if matches!(moment, When::Snapshot) {
             let each = Duration::from_millis(300);
             apply.restart_slowed("apply::chunk_after_commit", each)?;
