@@ -282,7 +282,11 @@ impl Said<'_> {
         };
         let shortest = found.iter().map(window).reduce(f64::min);
         self.plain(REPLAY_WINDOW_SECONDS, shortest.unwrap_or(0.0));
-        let hours = mirror.config.topic_retention_hours;
+        // Without a copy at the beginning there may never be one, as it was asked for.
+        let hours = match mirror.config.do_initial_snapshot {
+            true => mirror.config.topic_retention_hours,
+            false => 0,
+        };
         let left = found
             .iter()
             .flatten()
@@ -299,7 +303,8 @@ fn left(table: &TableReport, hours: u32, now: DateTime<Utc>) -> Option<f64> {
     let is_loading = ["PENDING", "SYNCING"].contains(&table.state.as_str());
     match table.newest_copy_at {
         _ if hours == 0 => None,
-        None if is_loading => None,
+        // An apply that does not say yet when it was taken.
+        None if is_loading || table.replayable_from.is_some() => None,
         None => Some(0.0),
         Some(taken) => Some(seconds(taken + TimeDelta::hours(hours.into()) - now)),
     }

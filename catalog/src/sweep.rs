@@ -7,9 +7,8 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use sqlx::postgres::PgQueryResult;
-
 use crate::adopt::ADOPT;
+use crate::checkpoints::CHECKPOINT;
 use crate::replay::REPLAY;
 use crate::tables::{RESYNC, TABLES};
 use crate::{Catalog, Error, Result};
@@ -26,8 +25,10 @@ const WISH_DAYS: i32 = 90;
 /// How long entries of who did what stay unless it is set otherwise.
 pub const AUDIT_DAYS: u32 = 400;
 /// Rows removed at once: a statement ends in time however much has piled up.
-const ROWS_AT_ONCE: i64 = 5_000;
+const ROWS_AT_ONCE: i64 = 20_000;
 const EVERY: Duration = Duration::from_secs(60);
+/// After so many failures in a row it is said.
+const FAILURES_SAID: u32 = 3;
 /// Whoever holds it sweeps. Any number will do that nobody else uses.
 const SWEEP_LOCK: i64 = 0x6275_6e6e_7973_7765;
 
@@ -49,15 +50,16 @@ const COMMANDS: &str = "
         SELECT c.mirror_id FROM bunny.commands c JOIN bunny.mirrors m ON m.id = c.mirror_id
         GROUP BY c.mirror_id HAVING count(*) > $2),
     ranked AS (
-        SELECT c.*, row_number() OVER (PARTITION BY c.mirror_id ORDER BY c.created_at DESC, c.id) AS nth,
+        SELECT c.id, c.mirror_id, c.kind, c.state, c.created_at, c.finished_at,
+               row_number() OVER (PARTITION BY c.mirror_id ORDER BY c.created_at DESC, c.id) AS nth,
                row_number() OVER (PARTITION BY c.mirror_id, c.kind ORDER BY c.created_at DESC, c.id) AS nth_of_kind
         FROM bunny.commands c JOIN many USING (mirror_id)),
     named AS (
-        SELECT unnest(ARRAY[request_id, since_request, (replay ->> 'request_id')::uuid, (replay ->> 'sync')::uuid]) AS id
+        SELECT unnest(ARRAY[request_id, since_request, checkpoint_id, (replay ->> 'request_id')::uuid, (replay ->> 'sync')::uuid]) AS id
         FROM bunny.mirror_tables),
     taken_out AS (
         SELECT DISTINCT ON (r.mirror_id, removed.name) r.id
-        FROM ranked r, jsonb_array_elements_text(r.args -> 'removed') AS removed (name)
+        FROM ranked r JOIN bunny.commands c ON c.id = r.id, jsonb_array_elements_text(c.args -> 'removed') AS removed (name)
         WHERE r.kind = 'tables'
         ORDER BY r.mirror_id, removed.name, r.created_at DESC, r.id),
     reach AS (
@@ -71,8 +73,9 @@ const COMMANDS: &str = "
           AND NOT (r.kind = ANY ($4) AND (
               r.finished_at > clock_timestamp() - reach.back
               OR EXISTS (
-                  SELECT FROM jsonb_array_elements(coalesce(r.args -> 'awaited', '[]')) AS awaited (sync)
-                  JOIN named ON named.id = (awaited.sync ->> 'request_id')::uuid)))
+                  SELECT FROM bunny.commands c, jsonb_array_elements(coalesce(c.args -> 'awaited', '[]')) AS awaited (sync)
+                  JOIN named ON named.id = (awaited.sync ->> 'request_id')::uuid
+                  WHERE c.id = r.id)))
           AND r.id NOT IN (SELECT id FROM taken_out)
         LIMIT $1)";
 
@@ -99,33 +102,65 @@ pub struct Swept {
     pub audit: u64,
 }
 
+/// What is swept by itself, in a transaction of its own.
+#[derive(Debug, Clone, Copy)]
+enum Heap {
+    Logs,
+    Commands,
+    CommandsOfGone,
+    Audit,
+}
+
 impl Catalog {
     /// Removes what is kept no longer; nothing while another process does so.
+    ///
+    /// # Errors
+    /// The first one. What it is about is left, the rest is swept.
     pub async fn sweep(&self, audit_days: u32) -> Result<Swept> {
-        let mut swept = Swept::default();
-        loop {
-            let removed = self.sweep_some(audit_days).await?;
-            swept.logs += removed.logs;
-            swept.commands += removed.commands;
-            swept.audit += removed.audit;
-            if removed == Swept::default() {
-                return Ok(swept);
-            }
-        }
+        let of_living = self.sweep_all(Heap::Commands, audit_days).await;
+        let of_gone = self.sweep_all(Heap::CommandsOfGone, audit_days).await;
+        let logs = self.sweep_all(Heap::Logs, audit_days).await;
+        let audit = self.sweep_all(Heap::Audit, audit_days).await;
+        Ok(Swept {
+            commands: of_living? + of_gone?,
+            logs: logs?,
+            audit: audit?,
+        })
     }
 
     /// Sweeps now and from time to time. A catalog that is away is swept later.
     pub async fn sweep_forever(&self, audit_days: u32) -> Infallible {
+        let mut failures = 0_u32;
         loop {
             match self.sweep(audit_days).await {
-                Ok(swept) => tracing::debug!(?swept, "the catalog was swept"),
-                Err(error) => tracing::debug!(%error, "the catalog could not be swept"),
+                Ok(swept) => {
+                    failures = 0;
+                    tracing::debug!(?swept, "the catalog was swept");
+                }
+                Err(error) => {
+                    failures += 1;
+                    if failures >= FAILURES_SAID {
+                        tracing::warn!(%error, failures, "old entries of the catalog cannot be removed, it grows");
+                    } else {
+                        tracing::debug!(%error, "the catalog could not be swept");
+                    }
+                }
             }
             tokio::time::sleep(EVERY).await;
         }
     }
 
-    async fn sweep_some(&self, audit_days: u32) -> Result<Swept> {
+    async fn sweep_all(&self, heap: Heap, audit_days: u32) -> Result<u64> {
+        let mut removed = 0;
+        loop {
+            match self.sweep_some(heap, audit_days).await? {
+                0 => return Ok(removed),
+                some => removed += some,
+            }
+        }
+    }
+
+    async fn sweep_some(&self, heap: Heap, audit_days: u32) -> Result<u64> {
         let failed = |error| Error::database("removing old entries", error);
         let mut transaction = self.begin().await.map_err(failed)?;
         let ours: bool = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1)")
@@ -134,33 +169,20 @@ impl Catalog {
             .await
             .map_err(failed)?;
         if !ours {
-            return Ok(Swept::default());
+            return Ok(0);
         }
-        let count = |done: PgQueryResult| done.rows_affected();
-        let logs = sqlx::query(LOGS).bind(ROWS_AT_ONCE).bind(LOGS_MAX);
-        let logs = logs.execute(&mut *transaction).await.map(count);
-        let of_living = sqlx::query(COMMANDS)
-            .bind(ROWS_AT_ONCE)
-            .bind(COMMANDS_MAX)
-            .bind(WISH_DAYS)
-            .bind(&[ADOPT, TABLES, RESYNC, REPLAY][..])
-            .execute(&mut *transaction)
-            .await
-            .map(count);
-        let of_gone = sqlx::query(COMMANDS_OF_GONE)
-            .bind(ROWS_AT_ONCE)
-            .bind(COMMANDS_OF_GONE_MAX);
-        let of_gone = of_gone.execute(&mut *transaction).await.map(count);
-        let audit = sqlx::query(AUDIT)
-            .bind(ROWS_AT_ONCE)
-            .bind(i32::try_from(audit_days).unwrap_or(i32::MAX));
-        let audit = audit.execute(&mut *transaction).await.map(count);
-        let swept = Swept {
-            logs: logs.map_err(failed)?,
-            commands: of_living.map_err(failed)? + of_gone.map_err(failed)?,
-            audit: audit.map_err(failed)?,
+        let removal = |sql| sqlx::query(sql).bind(ROWS_AT_ONCE);
+        let removal = match heap {
+            Heap::Logs => removal(LOGS).bind(LOGS_MAX),
+            Heap::Commands => removal(COMMANDS)
+                .bind(COMMANDS_MAX)
+                .bind(WISH_DAYS)
+                .bind(&[ADOPT, TABLES, RESYNC, REPLAY, CHECKPOINT][..]),
+            Heap::CommandsOfGone => removal(COMMANDS_OF_GONE).bind(COMMANDS_OF_GONE_MAX),
+            Heap::Audit => removal(AUDIT).bind(i32::try_from(audit_days).unwrap_or(i32::MAX)),
         };
+        let done = removal.execute(&mut *transaction).await.map_err(failed)?;
         transaction.commit().await.map_err(failed)?;
-        Ok(swept)
+        Ok(done.rows_affected())
     }
 }

@@ -140,11 +140,13 @@ fn existing_table(
     if found.has_rows && request.config.do_initial_snapshot && !request.adopt {
         existing_rows(request, peer, mapping, of_source, findings);
     }
+    // Of what a mirror writes already, the log may hold the change that brings both sides together.
+    let is_written = request.adopt || found.is_ours;
     if let (Some(definition), Some(target)) = (of_source, &found.definition) {
         shape(mapping, peer, definition, target, findings);
-        nullability(request, mapping, peer, (definition, target), findings);
+        nullability(mapping, peer, (definition, target), is_written, findings);
     }
-    if let Some(source) = source {
+    if let Some(source) = source.filter(|_| !is_written) {
         key_collations(mapping, peer, (source, found), findings);
     }
 }
@@ -237,23 +239,25 @@ fn shape(
 
 /// A NULL of the source must be able to arrive.
 fn nullability(
-    request: &CreateRequest,
     mapping: &NewMirrorTable,
     peer: &str,
     (source, destination): (&TableDefinition, &TableDefinition),
+    is_written: bool,
     findings: &mut Findings,
 ) {
     let name = &mapping.destination;
     for column in &source.columns {
-        let is_written =
-            column.generated.is_none() && !mapping.exclude_columns.contains(&column.name);
+        let comes = column.generated.is_none() && !mapping.exclude_columns.contains(&column.name);
         let target = destination.column(&column.name);
-        if column.not_null || !is_written || !target.is_some_and(|target| target.not_null) {
+        let Some(target) = target.filter(|target| target.not_null && comes && !column.not_null)
+        else {
             continue;
-        }
-        // What a key forbids cannot be taken away; and of a mirror that is taken over, the log may hold
-        // the change that brings both together.
-        if request.adopt || destination.primary_key.contains(&column.name) {
+        };
+        // Of keys and identities it cannot be taken away.
+        let has_to_be = target.identity.is_some()
+            || destination.primary_key.contains(&column.name)
+            || destination.identity_key.contains(&column.name);
+        if is_written || has_to_be {
             findings.warn(format!(
                 "column \"{}\" of {name} on destination peer '{peer}' is NOT NULL, and may be NULL in {}: the first NULL makes the table ERRORED",
                 column.name, mapping.source

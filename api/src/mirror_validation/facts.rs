@@ -108,6 +108,8 @@ pub(crate) struct FoundTable {
     pub(crate) fires: bool,
     /// Holds at least one row (asked of destinations only).
     pub(crate) has_rows: bool,
+    /// The mirror writes it already (known of destinations only).
+    pub(crate) is_ours: bool,
     /// Columns whose collation takes different texts for equal.
     pub(crate) nondeterministic_columns: Vec<String>,
     /// Columns of oids in which large objects of the database stand (asked of sources only).

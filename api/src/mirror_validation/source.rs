@@ -253,6 +253,10 @@ fn table(
         }
     }
     for leaf in &found.foreign_leaves {
+        if request.adopt {
+            findings.warn(format!("partition {leaf} of table {name} on source peer '{peer}' is a foreign table, whose rows nobody captures"));
+            continue;
+        }
         findings.refuse(
             "source_kind",
             format!("partition {leaf} of table {name} on source peer '{peer}' is a foreign table, whose rows and changes are not in the WAL; run ALTER TABLE {} DETACH PARTITION {}, or map the other partitions one by one", name.quoted(), leaf.quoted()),

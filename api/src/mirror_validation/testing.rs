@@ -105,6 +105,7 @@ pub(crate) fn found(name: &TableName) -> FoundTable {
         missing_privileges: Vec::new(),
         fires: false,
         has_rows: false,
+        is_ours: false,
         nondeterministic_columns: Vec::new(),
         large_object_columns: Vec::new(),
         definition: Some(definition(name)),

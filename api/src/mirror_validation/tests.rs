@@ -285,9 +285,14 @@ fn an_excluded_column_must_be_left_out_at_the_destination_too() {
 
 #[test]
 fn a_null_that_a_key_forbids_is_only_warned_of() {
-    let nullable_key = |adopt: bool, in_key: bool| {
+    let nullable_key = |adopt: bool, is_ours: bool, in_key: bool| {
         spoiled(|request, facts| {
             request.adopt = adopt;
+            let found = destination_table(facts);
+            found.is_ours = is_ours;
+            if is_ours || adopt {
+                found.nondeterministic_columns = vec!["id".into()];
+            }
             let definition = destination_table(facts).definition.as_mut().unwrap();
             definition.columns[1].not_null = true;
             if in_key {
@@ -295,8 +300,12 @@ fn a_null_that_a_key_forbids_is_only_warned_of() {
             }
         })
     };
-    for (adopt, in_key) in [(true, false), (false, true)] {
-        let findings = nullable_key(adopt, in_key);
+    for (adopt, is_ours, in_key) in [
+        (true, false, false),
+        (false, true, false),
+        (false, false, true),
+    ] {
+        let findings = nullable_key(adopt, is_ours, in_key);
         assert!(findings.problems.is_empty(), "{findings:?}");
         assert!(
             findings

@@ -225,6 +225,7 @@ fn of_touched(
             .any(|ours| ours.source == table.source && ours.destination == table.destination);
         if let (true, Some(found)) = (is_ours, &mut found.found) {
             found.has_rows = false;
+            found.is_ours = true;
             if may_extend {
                 // Columns it lacks are added before it is loaded again.
                 found.definition = None;

@@ -35,8 +35,9 @@ pub(crate) struct TableFacts {
     pub(crate) exclusion: Exclusion,
     /// A partition of it is UNLOGGED: changes there are in no stream.
     pub(super) unlogged: bool,
-    /// A partition of it is a foreign table: its rows are neither copied nor in any stream.
-    pub(super) foreign: bool,
+    /// Whether a partition of it is a foreign table: its rows are neither copied nor in any stream.
+    /// None where nobody looked.
+    pub(super) foreign: Option<bool>,
     /// Of the table of that oid; None where nobody looked for them.
     pub(super) marks: Option<Marks>,
     /// What changed outside the stream and waits for someone to ask for a sync.
@@ -186,7 +187,7 @@ pub(crate) fn judge(
         oid: found.oid,
         request_id,
         unlogged: found.held.iter().any(|held| !held.is_logged),
-        foreign: !found.foreign_leaves.is_empty(),
+        foreign: Some(!found.foreign_leaves.is_empty()),
         marks: Some(match unsynced.and_then(|before| before.marks.as_ref()) {
             Some(before) => Marks::of(found).after(before),
             None => Marks::of(found),
@@ -258,7 +259,7 @@ fn gap(
     if now.unlogged && !before.unlogged {
         return Some(unlogged(found));
     }
-    if now.foreign && !before.foreign {
+    if now.foreign == Some(true) && before.foreign == Some(false) {
         return Some(foreign(found));
     }
     if before.publication == 0 {
@@ -335,7 +336,7 @@ fn problem(
     if now.unlogged {
         return Some(unlogged(found));
     }
-    if now.foreign {
+    if now.foreign == Some(true) {
         return Some(foreign(found));
     }
     let wanted = Carried {

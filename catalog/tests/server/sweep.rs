@@ -48,6 +48,9 @@ async fn only_what_nobody_asks_for_is_forgotten() {
         ("tables", "'{\"removed\": [\"public.other\"]}'", 3, 450),
         ("adopt", "'{}'", 2, 800),
         ("replay", other, 7, 80),
+        ("checkpoint", other, 1500, 300),
+        ("checkpoint", &named, 1, 400),
+        ("checkpoint", other, 5, 80),
         ("resume", "'{}'", 1000, 50),
     ] {
         sql += &ended(mirror, kind, args, number, days);
@@ -76,12 +79,15 @@ async fn only_what_nobody_asks_for_is_forgotten() {
         ("tables", 2), // of each table the last
         ("adopt", 1),
         ("replay", 7),
+        ("checkpoint", 6), // of a mapping, and those of late
         ("resume", 1000),
         ("delete", 10_000),
     ] {
         assert_eq!(count(&database, &of(kind)).await, left, "{kind}");
     }
-    let all: i64 = [1, 1500 + 1, 1500, 6, 2, 7, 1000, 10_100].iter().sum();
+    let all: i64 = [1, 1500 + 1, 1500, 6, 2, 7, 1506, 1000, 10_100]
+        .iter()
+        .sum();
     let left = count(&database, "bunny.commands").await;
     assert_eq!(i64::try_from(swept.commands).unwrap(), all - left);
     assert!(catalog.knows_wish(made.id, wish).await.unwrap());

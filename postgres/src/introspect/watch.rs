@@ -230,6 +230,14 @@ const TABLES: &str = "
             WHERE attrelid = c.oid AND attnum > 0) a ON true
         WHERE tree.relkind = 'r'
         GROUP BY tree.root
+    ), foreign_leaves AS (
+        SELECT tree.root, jsonb_agg(jsonb_build_object('schema', n.nspname, 'name', c.relname)
+                                    ORDER BY n.nspname, c.relname) AS foreign_leaves
+        FROM tree
+        JOIN pg_class c ON c.oid = tree.oid
+        JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE tree.relkind = 'f'
+        GROUP BY tree.root
     )
     SELECT jsonb_build_object(
         'schema', root.nspname,
@@ -242,13 +250,11 @@ const TABLES: &str = "
             WHERE attrelid = root.oid AND attnum > 0 AND NOT attisdropped), '{}'),
         'horizon', pg_snapshot_xmin(pg_current_snapshot())::text::int8,
         'held', coalesce(held.held, '[]'),
-        'foreign_leaves', coalesce((
-            SELECT jsonb_agg(jsonb_build_object('schema', n.nspname, 'name', c.relname) ORDER BY n.nspname, c.relname)
-            FROM tree JOIN pg_class c ON c.oid = tree.oid JOIN pg_namespace n ON n.oid = c.relnamespace
-            WHERE tree.root = root.oid AND tree.relkind = 'f'), '[]'))
+        'foreign_leaves', coalesce(f.foreign_leaves, '[]'))
     FROM root
     JOIN identities i ON i.oid = root.oid
-    LEFT JOIN held ON held.root = root.oid";
+    LEFT JOIN held ON held.root = root.oid
+    LEFT JOIN foreign_leaves f ON f.root = root.oid";
 
 const MOVED: &str = "
     SELECT c.oid, n.nspname, c.relname

@@ -231,6 +231,7 @@ async fn find(session: &Session, name: &TableName) -> Result<Option<FoundTable>>
         missing_privileges,
         fires: row.get(9),
         has_rows: false,
+        is_ours: false,
         nondeterministic_columns: row.get(13),
         large_object_columns: Vec::new(),
         definition,
@@ -272,17 +273,16 @@ async fn large_object_columns(session: &Session, table: &FoundTable) -> Result<V
     for column in held.doing(looking())? {
         let (name, is_array): (String, bool) = (column.get(0), column.get(1));
         let quoted = quote_ident(&name);
-        let (number, is_meant) = match is_array {
-            true => (
-                format!("unnest({quoted}::text::oid[])"),
-                format!("{quoted} IS NOT NULL"),
-            ),
-            false => (format!("{quoted}::oid"), format!("{quoted} <> 0")),
+        let (numbers, is_meant) = match is_array {
+            true => ("unnest(held::text::oid[])", format!("{quoted} IS NOT NULL")),
+            false => ("held::oid", format!("{quoted} <> 0")),
         };
+        // So many rows, whatever their arrays hold.
         let sql = format!(
             "SELECT EXISTS (
-                 SELECT FROM (SELECT {number} AS number FROM {} WHERE {is_meant} LIMIT {LARGE_OBJECT_ROWS}) few
-                 JOIN pg_largeobject_metadata m ON m.oid = few.number)",
+                 SELECT FROM (SELECT {numbers} AS number FROM (
+                     SELECT {quoted} AS held FROM {} WHERE {is_meant} LIMIT {LARGE_OBJECT_ROWS}) few) numbers
+                 JOIN pg_largeobject_metadata m ON m.oid = numbers.number)",
             definition.name.quoted(),
         );
         let row = session.query_one(&sql, &[]).await.doing(looking())?;
