@@ -282,14 +282,13 @@ impl Said<'_> {
         };
         let shortest = found.iter().map(window).reduce(f64::min);
         self.plain(REPLAY_WINDOW_SECONDS, shortest.unwrap_or(0.0));
+        let hours = mirror.config.topic_retention_hours;
         // Without a copy at the beginning there may never be one, as it was asked for.
-        let hours = match mirror.config.do_initial_snapshot {
-            true => mirror.config.topic_retention_hours,
-            false => 0,
-        };
+        let wants_copies = mirror.config.do_initial_snapshot;
         let left = found
             .iter()
             .flatten()
+            .filter(|table| wants_copies || table.newest_copy_at.is_some())
             .filter_map(|table| left(table, hours, now));
         if let Some(least) = left.reduce(f64::min) {
             self.plain(REPLAY_LEFT_SECONDS, least);
