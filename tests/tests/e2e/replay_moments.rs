@@ -150,6 +150,11 @@ async fn a_moment_lies_between_two_transactions_of_many_writers() -> Result<()> 
         .create_mirror(&api, "mirror", &TABLES, options)
         .await?;
     mirror.wait_running().await?;
+    mirror
+        .wait_until("a copy to rebuild from", CONVERGE, |mirror, _| {
+            mirror["tables"][0]["replayable_from"]["lsn"].is_string()
+        })
+        .await?;
     let copied = mirror.get().await?["tables"][0]["replayable_from"]["lsn"].clone();
     write(&stage.source, 1..60).await?;
     mirror.wait_for_lsn(source.current_lsn().await?).await?;
