@@ -69,6 +69,14 @@ fn delivered(producer: &TransactionalProducer) {
     }
 }
 
+/// Waits for the end of the last transaction, which brokers write after they answered for it: until
+/// then a partition ends, for `read_committed`, where that transaction begins.
+async fn ends_at(kafka: &KafkaConfig, topic: &str, end: i64) {
+    while kafka.watermarks(topic, 0).await.unwrap().1 != end {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 fn table(index: usize) -> TableSchema {
     TableSchema {
         mirror: "m".to_owned(),
@@ -163,6 +171,7 @@ async fn topics_are_created_and_checked() {
         send(&writer, &changes, None, b"x");
     }
     commit_transaction(&*writer, TIMEOUT).unwrap();
+    ends_at(&kafka, &changes, 4).await;
     assert_eq!(kafka.delete_records(&changes, 0, 2).await.unwrap(), 2);
     assert_eq!(kafka.watermarks(&changes, 0).await.unwrap(), (2, 4));
 
@@ -220,10 +229,8 @@ async fn a_commit_has_sent_what_would_linger() {
         send(&writer, &changes, None, b"x");
         commit_transaction(&*writer, Duration::from_secs(25)).unwrap();
     }
-    // Two events and the ends of their transactions; the last is written after the commit's answer.
-    while kafka.watermarks(&changes, 0).await.unwrap() != (0, 4) {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    // Two events and the ends of their transactions.
+    ends_at(&kafka, &changes, 4).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -443,6 +450,7 @@ async fn last_event_and_positions_are_found() {
         &record.encode(position_id),
     );
     commit_transaction(&*writer, TIMEOUT).unwrap();
+    ends_at(&kafka, &changes, 202).await;
     let event = last_change(&kafka, &registry, &topics, SLUG)
         .await
         .unwrap()
@@ -495,6 +503,7 @@ async fn last_event_and_positions_are_found() {
         );
         commit_transaction(&*writer, TIMEOUT).unwrap();
     }
+    ends_at(&kafka, &changes, 802).await;
     let event = last_change(&kafka, &registry, &topics, SLUG)
         .await
         .unwrap()
@@ -515,6 +524,7 @@ async fn last_event_and_positions_are_found() {
         delivered(&writer);
         writer.abort_transaction(TIMEOUT).unwrap();
     }
+    ends_at(&kafka, &changes, 1002).await;
     assert_eq!(
         last_change(&kafka, &registry, &topics, SLUG).await.unwrap(),
         Some(event)
@@ -549,6 +559,8 @@ async fn last_event_and_positions_are_found() {
     let read = last_position(&kafka, &topics, SLUG).await.unwrap().unwrap();
     assert_eq!(read.commit_lsn, Lsn(20));
     commit_transaction(&*writer, TIMEOUT).unwrap();
+    ends_at(&kafka, &changes, 1004).await;
+    ends_at(&kafka, &positions, 904).await;
     let event = last_change(&kafka, &registry, &topics, SLUG)
         .await
         .unwrap()
