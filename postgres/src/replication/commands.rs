@@ -6,6 +6,9 @@ use pgwire_replication::{PgWireError, QueryRow};
 
 use crate::{Error, Lsn, Result, quote_ident};
 
+/// PostgreSQL manual, appendix A.
+const INSUFFICIENT_PRIVILEGE: &str = "42501";
+
 /// What becomes of the snapshot of a new slot's consistent point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Snapshot {
@@ -111,6 +114,24 @@ pub(super) fn error(doing: &str, error: PgWireError) -> Error {
     }
 }
 
+/// Says what gives the right for want of which a login was refused. A server lets roles with the
+/// attribute REPLICATION open such a session, whatever else they may (InitPostgres, postinit.c).
+pub(super) fn with_cure(mut error: Error, user: &str) -> Error {
+    if let Error::Replication {
+        message,
+        sqlstate: Some(code),
+        ..
+    } = &mut error
+        && code == INSUFFICIENT_PRIVILEGE
+    {
+        let user = quote_ident(user);
+        *message = format!(
+            "{message}; run ALTER ROLE {user} REPLICATION there as a superuser, it is tried again by itself"
+        );
+    }
+    error
+}
+
 /// The wire client writes a server's error as `text (SQLSTATE code)`.
 fn split_sqlstate(text: String) -> (String, Option<String>) {
     let parts = text
@@ -204,6 +225,18 @@ mod tests {
         );
         assert!(lost.is_transient());
         assert_eq!(lost.sqlstate(), None);
+
+        let denied = "permission denied to start WAL sender (SQLSTATE 42501)";
+        let denied = error("opening", PgWireError::Server(denied.to_owned()));
+        let denied = with_cure(denied, "of \"mirrors\"");
+        assert_eq!(denied.sqlstate(), Some("42501"));
+        assert_eq!(
+            denied.to_string(),
+            "opening: permission denied to start WAL sender (42501); run ALTER ROLE \"of \"\"mirrors\"\"\" \
+             REPLICATION there as a superuser, it is tried again by itself"
+        );
+        let refused = with_cure(refused, "mirrors");
+        assert!(!refused.to_string().contains("ALTER ROLE"), "{refused}");
 
         let malformed = error("streaming", PgWireError::Protocol("bad".to_owned()));
         assert!(!malformed.is_transient());

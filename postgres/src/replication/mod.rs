@@ -91,7 +91,7 @@ impl Replication {
         let doing = format!("opening a replication session to {}", options.target());
         let opening = Box::pin(Self::open(options, application_name, target, &doing));
         match tokio::time::timeout(CONNECT_TIMEOUT, opening).await {
-            Ok(opened) => opened,
+            Ok(opened) => opened.map_err(|error| commands::with_cure(error, &options.user)),
             Err(_) => Err(Error::Timeout {
                 doing,
                 seconds: CONNECT_TIMEOUT.as_secs(),
