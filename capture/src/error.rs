@@ -80,6 +80,13 @@ impl Error {
         matches!(self, Self::Source(error) if error.sqlstate() == Some(LOCK_NOT_AVAILABLE))
     }
 
+    /// True when the source's user lacks a right.
+    pub(crate) fn is_denied(&self) -> bool {
+        /// `insufficient_privilege`.
+        const INSUFFICIENT_PRIVILEGE: &str = "42501";
+        matches!(self, Self::Source(error) if error.sqlstate() == Some(INSUFFICIENT_PRIVILEGE))
+    }
+
     /// True when the same attempt may succeed later without anyone's help.
     pub fn is_transient(&self) -> bool {
         !self.is_fatal()

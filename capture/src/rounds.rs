@@ -20,7 +20,7 @@ use crate::run::Run;
 use crate::snapshot::{
     self, Cause, LogSink, Loudness, Passed, Progress, SnapshotContext, SyncRecorder, TableSync,
 };
-use crate::watch::{Exclusions, Pending};
+use crate::watch::{Exclusions, KeptOut, Pending};
 
 const BACKOFF_FIRST: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
@@ -34,7 +34,7 @@ pub(crate) struct Rounds {
     /// Those of them that the mirror's own destination does not load.
     for_others: HashSet<Uuid>,
     absent: BTreeSet<TableName>,
-    unpublished: watch::Receiver<Pending>,
+    unpublished: watch::Receiver<KeptOut>,
     exclusions: watch::Receiver<Exclusions>,
     attempts: HashMap<Uuid, i32>,
     finished: HashSet<Uuid>,
@@ -56,7 +56,7 @@ impl Rounds {
         mirror: &Mirror,
         recorded: &HashMap<Uuid, SyncRecord>,
         absent: &BTreeSet<TableName>,
-        unpublished: watch::Receiver<Pending>,
+        unpublished: watch::Receiver<KeptOut>,
         exclusions: watch::Receiver<Exclusions>,
     ) -> Self {
         let mut wanted: Vec<(Uuid, MirrorTable)> = mirror
@@ -152,7 +152,7 @@ impl Rounds {
         for (request, table) in &self.wanted {
             let is_left = self.finished.contains(request) || refused.contains(request);
             let source = &table.source;
-            if is_left || self.absent.contains(source) || unpublished.contains(source) {
+            if is_left || self.absent.contains(source) || unpublished.contains_key(source) {
                 continue;
             }
             let attempt = self.attempts.entry(*request).or_insert(0);

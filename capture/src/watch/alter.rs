@@ -1,15 +1,16 @@
 //! Tables enter and leave publications, one table after the other.
 //!
 //! ALTER PUBLICATION takes a lock (SHARE UPDATE EXCLUSIVE) that CREATE INDEX CONCURRENTLY, VACUUM
-//! and most kinds of ALTER TABLE hold for as long as they run. A table that is locked stays as it
-//! is until a later look, and nothing else waits for it.
+//! and most kinds of ALTER TABLE hold for as long as they run, and only a table's owner may add it.
+//! A table that is locked, or belongs to others, stays as it is until a later look, and nothing else
+//! waits for it.
 
 use std::collections::BTreeMap;
 
 use bunny_postgres::{Session, TableName};
 
-use super::Pending;
-use super::membership::Alteration;
+use super::membership::{Alteration, Obstacle};
+use super::{KeptOut, Pending};
 use crate::crash_points::{TABLE_MOVED, crash_point};
 use crate::error::Result;
 use crate::publication::only;
@@ -19,17 +20,18 @@ use crate::publication::only;
 const LOCK_TIMEOUT_FIRST: &str = "1s";
 const LOCK_TIMEOUT_NEXT: &str = "200ms";
 
-/// Makes the changes that are to be had, and returns the tables that others have locked. Tables
-/// that are `coming`, of which nothing is captured yet, are last.
+/// Makes the changes that are to be had, and returns the tables that could not be moved. Tables
+/// that are `coming`, of which nothing is captured yet, are last. That one of these may not be
+/// published concerns nobody else.
 pub(super) async fn alter(
     source: &Session,
     changes: &[Alteration],
     coming: &Pending,
-) -> Result<Pending> {
+) -> Result<KeptOut> {
     let writers_end_first = loses_concurrent_writers(source.server_version_num());
-    let mut locked = Pending::new();
+    let mut kept_out = KeptOut::new();
     for ((is_coming, table), changes) in by_table(changes, coming) {
-        let timeout = match locked.is_empty() {
+        let timeout = match kept_out.is_empty() {
             true => LOCK_TIMEOUT_FIRST,
             false => LOCK_TIMEOUT_NEXT,
         };
@@ -48,12 +50,15 @@ pub(super) async fn alter(
         match run(source, &statements).await {
             Ok(()) => crash_point(TABLE_MOVED),
             Err(error) if error.is_lock_timeout() => {
-                locked.insert(table.clone());
+                kept_out.insert(table.clone(), Obstacle::Locked);
+            }
+            Err(error) if is_coming && error.is_denied() => {
+                kept_out.insert(table.clone(), Obstacle::Denied(error.to_string()));
             }
             Err(error) => return Err(error),
         }
     }
-    Ok(locked)
+    Ok(kept_out)
 }
 
 /// What is one transaction, so that a table that changes publication is always in one of them.

@@ -8,7 +8,7 @@ use bunny_postgres::{Session, TableName, quote_ident};
 
 use super::alter::alter;
 use super::facts::{Publications, TableFacts};
-use super::{Pending, Seen, Watch, is_mapped};
+use super::{KeptOut, Pending, Seen, Watch, is_mapped};
 use crate::error::Result;
 use crate::publication::only;
 use crate::run::Run;
@@ -33,6 +33,14 @@ impl Alteration {
     }
 }
 
+/// Why a table is not in the publication that it belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Obstacle {
+    Locked,
+    /// The source's user may not publish it; what the source said.
+    Denied(String),
+}
+
 impl Watch {
     /// A table that lost its identity is moved at once: until then the source refuses its
     /// own updates. One that is not published yet is tried again. Whether anything was altered
@@ -44,19 +52,28 @@ impl Watch {
         if mirror.publication_given {
             return Ok((seen, false));
         }
-        let mut coming = self.unpublished.borrow().clone();
+        let before = self.unpublished.borrow().clone();
+        let coming: Pending = before.keys().cloned().collect();
         let changes = self.wanted_changes(mirror, look, &coming);
-        let locked = alter(source, &changes, &coming).await?;
-        coming.retain(|name| locked.contains(name) || look.table(name).is_none());
+        let kept_out = alter(source, &changes, &coming).await?;
+        let waits = before.into_iter().filter_map(|(name, before)| {
+            let obstacle = kept_out.get(&name).cloned();
+            let obstacle = obstacle.or_else(|| look.table(&name).is_none().then_some(before))?;
+            Some((name, obstacle))
+        });
+        let waits: KeptOut = waits.collect();
         self.unpublished.send_if_modified(|unpublished| {
-            let differs = *unpublished != coming;
-            *unpublished = coming;
+            let differs = *unpublished != waits;
+            *unpublished = waits;
             differs
         });
-        if changes.iter().all(|change| locked.contains(&change.table)) {
+        if changes
+            .iter()
+            .all(|change| kept_out.contains_key(&change.table))
+        {
             return Ok((seen, false));
         }
-        tracing::warn!(mirror = %mirror.name, ?changes, ?locked, "altered the publications");
+        tracing::warn!(mirror = %mirror.name, ?changes, ?kept_out, "altered the publications");
         Ok((self.ask(source, mirror).await?, true))
     }
 
@@ -155,9 +172,16 @@ pub(super) fn check_publications(
 }
 
 /// What is wrong with a table that cannot be published yet, and what to do.
-pub(super) fn kept_out(name: &TableName) -> String {
+pub(super) fn kept_out(name: &TableName, obstacle: &Obstacle) -> String {
+    let why = match obstacle {
+        Obstacle::Locked => "a lock that another session holds (CREATE INDEX CONCURRENTLY, VACUUM, ALTER TABLE or an open transaction; see pg_locks) keeps it from being added to the mirror's publication".to_owned(),
+        Obstacle::Denied(said) => format!(
+            "only its owner may add it to the mirror's publication ({said}); make the peer's user a member of the role that owns it, or give it to that user with ALTER TABLE {} OWNER TO",
+            name.quoted()
+        ),
+    };
     format!(
-        "the source table {name} is not captured and copied yet: a lock that another session holds (CREATE INDEX CONCURRENTLY, VACUUM, ALTER TABLE or an open transaction; see pg_locks) keeps it from being added to the mirror's publication; it is tried again every few seconds"
+        "the source table {name} is not captured and copied yet: {why}; it is tried again every few seconds"
     )
 }
 

@@ -43,7 +43,7 @@ use alter::alter;
 use cure::Unfinished;
 pub(crate) use facts::TableFacts;
 use facts::{Judged, judge};
-use membership::{check_publications, kept_out, publications};
+use membership::{Obstacle, check_publications, kept_out, publications};
 pub(crate) use settle::Finding;
 use settle::record;
 pub(crate) use streamed::Streamed;
@@ -71,6 +71,9 @@ struct Links<'a> {
 /// Tables whose sync is asked for and has not finished.
 pub(crate) type Pending = BTreeSet<TableName>;
 
+/// Tables that are to be captured and not published yet, with what keeps each of them out.
+pub(crate) type KeptOut = BTreeMap<TableName, Obstacle>;
+
 /// Of tables that have excluded columns: the oid the table has, or had, and what is excluded.
 pub(crate) type Exclusions = HashMap<TableName, (u32, Exclusion)>;
 
@@ -80,8 +83,7 @@ pub(crate) struct Watch {
     exclusions: watch::Sender<Exclusions>,
     /// Nothing was known at all: written by a version that did not look.
     knew_nothing: bool,
-    /// Tables that are to be captured and not published yet, because others have them locked.
-    unpublished: watch::Sender<Pending>,
+    unpublished: watch::Sender<KeptOut>,
     /// A look that is to be dealt with next.
     taken: Option<Seen>,
     drift_logged: HashMap<TableName, Instant>,
@@ -121,7 +123,7 @@ impl Watch {
             knew_nothing: known.is_empty(),
             exclusions: watch::Sender::new(logged.collect()),
             known,
-            unpublished: watch::Sender::new(Pending::new()),
+            unpublished: watch::Sender::new(KeptOut::new()),
             taken: None,
             drift_logged: HashMap::new(),
             said: BTreeSet::new(),
@@ -134,9 +136,9 @@ impl Watch {
             let changes = watch.wanted_changes(mirror, &seen.look, pending);
             if !changes.is_empty() {
                 let coming = changes.iter().map(|change| change.table.clone());
-                let mut locked = alter(source, &changes, &coming.collect()).await?;
-                locked.retain(|name| is_mapped(mirror, name));
-                watch.unpublished.send_replace(locked);
+                let mut kept_out = alter(source, &changes, &coming.collect()).await?;
+                kept_out.retain(|name, _| is_mapped(mirror, name));
+                watch.unpublished.send_replace(kept_out);
                 seen = watch.look(source, mirror).await?;
             }
         }
@@ -198,7 +200,7 @@ impl Watch {
     }
 
     /// Tables that cannot be copied yet: a table is published before its snapshot is taken.
-    pub(crate) fn unpublished(&self) -> watch::Receiver<Pending> {
+    pub(crate) fn unpublished(&self) -> watch::Receiver<KeptOut> {
         self.unpublished.subscribe()
     }
 
@@ -292,8 +294,9 @@ impl Watch {
                 restart_if_copying(&judged, &pending, &absent)?;
             }
             let mut copying = syncs.copying();
-            copying
-                .retain(|name| !absent.contains(name) && !self.unpublished.borrow().contains(name));
+            copying.retain(|name| {
+                !absent.contains(name) && !self.unpublished.borrow().contains_key(name)
+            });
             let unfinished = Unfinished {
                 pending,
                 copying,
@@ -407,8 +410,8 @@ impl Watch {
                 let is_new = before.is_none() && !self.knew_nothing;
                 let mut judged = judge(table, before, is_new, look, publications(mirror));
                 judged.facts.exclusion = self.exclusion(&table.source, judged.facts.last_oid());
-                if self.unpublished.borrow().contains(&table.source) {
-                    judged.problem = Some(kept_out(&table.source));
+                if let Some(obstacle) = self.unpublished.borrow().get(&table.source) {
+                    judged.problem = Some(kept_out(&table.source, obstacle));
                     judged.insert_only = false;
                     judged.facts.drift = None;
                 }
