@@ -52,6 +52,7 @@ mod outages;
 mod parked;
 mod pausing;
 mod pgbench;
+mod privileges;
 mod readers;
 mod recovery;
 mod recovery_attached;

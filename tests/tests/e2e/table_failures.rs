@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::failures::{LIMIT, post, wait_table};
 
 /// Peers whose users own their tables and may do no more than a mirror needs.
-async fn limited_peers(stage: &Stage, api: &Api) -> Result<String> {
+pub async fn limited_peers(stage: &Stage, api: &Api) -> Result<String> {
     let role = format!("{}_r", stage.name);
     for (name, url, more) in [
         ("source", &stage.source, "REPLICATION"),
