@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use bunny_tests::bunny::Role;
 use bunny_tests::content::TablePair;
+use bunny_tests::database::Session;
 use bunny_tests::load::{self, Load};
 use bunny_tests::services::Services;
 use bunny_tests::stage::{CONVERGE, Stage};
+use reqwest::Method;
 use serde_json::json;
 
 use crate::scene::Scene;
@@ -190,6 +192,25 @@ const COPYING: &str = "SELECT substring(query FROM 'ONLY \"public\".\"(\\w+)\"')
     WHERE datname = current_database() AND starts_with(application_name, 'bunny capture ')
       AND state <> 'idle' AND starts_with(query, 'COPY')";
 
+/// A table of fifteen chunks of 200 rows. A chunk is more than one part, and passes the crash point
+/// between them. A page has few rows, so that chunks, which end with pages, have the rows asked for.
+async fn create_wide(source: &Session, table: &str) -> Result<()> {
+    source
+        .run(&format!(
+            "CREATE TABLE {table} (id int PRIMARY KEY, v text) WITH (fillfactor = 10);
+             INSERT INTO {table} SELECT g, repeat(md5(g::text), 250) FROM generate_series(1, 2900) g;
+             ANALYZE {table}"
+        ))
+        .await
+}
+
+async fn copying(source: &Session) -> Result<Vec<String>> {
+    let rows = source.query(COPYING, &[]).await?;
+    let copied = rows.iter().map(|row| row.get::<_, Option<String>>(0));
+    let copied: Option<Vec<String>> = copied.collect();
+    copied.context("a COPY of no known table")
+}
+
 /// The most seen at any moment, of sessions altogether, of sessions of one table, and of tables.
 #[derive(Debug, Default, PartialEq)]
 struct Most {
@@ -226,16 +247,8 @@ async fn a_copy_is_as_parallel_and_as_finely_cut_as_asked() -> Result<()> {
     let api = stage.api().await?;
     stage.create_peers(&api).await?;
     let source = stage.source.connect().await?;
-    // A chunk is more than one part, and passes the crash point between them. A page has few rows,
-    // so that chunks, which end with pages, have the rows asked for.
     for table in TABLES {
-        source
-            .run(&format!(
-                "CREATE TABLE {table} (id int PRIMARY KEY, v text) WITH (fillfactor = 10);
-                 INSERT INTO {table} SELECT g, repeat(md5(g::text), 250) FROM generate_series(1, 2900) g;
-                 ANALYZE {table}"
-            ))
-            .await?;
+        create_wide(&source, table).await?;
     }
     let options = json!({
         "snapshot_num_rows_per_partition": 200, "snapshot_max_parallel_workers": 3,
@@ -247,10 +260,7 @@ async fn a_copy_is_as_parallel_and_as_finely_cut_as_asked() -> Result<()> {
     let mut most = Most::default();
     let deadline = Instant::now() + CONVERGE;
     for look in 1_u32.. {
-        let rows = source.query(COPYING, &[]).await?;
-        let copied: Vec<Option<String>> = rows.iter().map(|row| row.get(0)).collect();
-        let copied: Option<Vec<String>> = copied.into_iter().collect();
-        most.see(&copied.context("a COPY of no known table")?);
+        most.see(&copying(&source).await?);
         tokio::time::sleep(Duration::from_millis(10)).await;
         if !look.is_multiple_of(10) {
             continue;
@@ -276,4 +286,59 @@ async fn a_copy_is_as_parallel_and_as_finely_cut_as_asked() -> Result<()> {
     stage
         .assert_converges(&mirror, &TablePair::all(&TABLES))
         .await
+}
+
+/// The chunks that are under way and those that are loaded stay what they are.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_under_way_becomes_as_parallel_as_is_asked_meanwhile() -> Result<()> {
+    let stage = Stage::new("more_parallel").await?;
+    stage.migrate()?;
+    // Threads for all that a sleep at a crash point may hold.
+    let threads = [("TOKIO_WORKER_THREADS", "16")];
+    let mut capture = stage.start_with(Role::Capture, &threads)?;
+    capture.restart_slowed_at_first("capture::chunk_mid_copy", 12, Duration::from_secs(3))?;
+    let _others = [stage.start(Role::Apply)?, stage.start(Role::Api)?];
+    let api = stage.api().await?;
+    stage.create_peers(&api).await?;
+    let source = stage.source.connect().await?;
+    create_wide(&source, "public.a").await?;
+    let options = json!({
+        "snapshot_num_rows_per_partition": 200, "snapshot_max_parallel_workers": 1,
+    });
+    let mirror = stage
+        .create_mirror(&api, "mirror", &["public.a"], options)
+        .await?;
+    let deadline = Instant::now() + CONVERGE;
+    let mut before = Most::default();
+    let mut after = Most::default();
+    while after.sessions < 3 {
+        let copied = copying(&source).await?;
+        if before.sessions == 0 {
+            before.see(&copied);
+            if before.sessions > 0 {
+                let more = json!({"snapshot_max_parallel_workers": 3});
+                let path = "/v1/mirrors/mirror";
+                let answer = api.request(Method::PATCH, path, Some(more)).await?;
+                answer.expect(202)?;
+            }
+        } else {
+            after.see(&copied);
+        }
+        let now = mirror.get().await?;
+        ensure!(now["status"] != "RUNNING", "copied with {after:?} sessions");
+        ensure!(Instant::now() < deadline, "{now}{}", stage.logs_tail());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!((before.sessions, after.sessions), (1, 3));
+    source
+        .run("UPDATE a SET v = 'changed' WHERE id % 3 = 0; DELETE FROM a WHERE id % 7 = 0")
+        .await?;
+    mirror.wait_running().await?;
+    let destination = stage.destination.connect().await?;
+    let attempts = "SELECT max(attempt) FROM _bunny.tables";
+    assert_eq!(destination.number(attempts).await?, 1, "it started over");
+    let pairs = TablePair::all(&["public.a"]);
+    stage.assert_converges(&mirror, &pairs).await?;
+    stage.assert_topics_hold(&mirror, &pairs).await?;
+    Ok(())
 }
