@@ -61,6 +61,8 @@ mod replay;
 mod replay_moments;
 mod replay_swap;
 mod resync_columns;
+#[cfg(feature = "full")]
+mod resync_points;
 mod retention;
 #[cfg(feature = "full")]
 mod retry;
