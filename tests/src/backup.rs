@@ -1,4 +1,4 @@
-//! Backups of a database, by Postgres's own programs.
+//! Backups of a database or a whole server, by Postgres's own programs.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -26,6 +26,14 @@ pub async fn restore(database: &Url, file: &Path) -> anyhow::Result<()> {
     let name = &database.database;
     let arguments = ["--exit-on-error", "--single-transaction", "-d", name, &file];
     run(database, "pg_restore", &arguments).await
+}
+
+/// Copies all that a running server has into a directory that is not there yet, with the WAL that
+/// makes the copy whole.
+pub async fn copy_server(server: &Url, directory: &Path) -> anyhow::Result<()> {
+    let directory = directory.display().to_string();
+    let arguments = ["-D", &directory, "--checkpoint=fast", "--wal-method=stream"];
+    run(server, "pg_basebackup", &arguments).await
 }
 
 /// Makes the database an empty one.

@@ -7,7 +7,7 @@
 //! - [`contract`]: every answer of the API is as its document says.
 //! - [`content`]: source and destination hold the same rows.
 //! - [`topic`]: the topics, read by another Avro implementation, hold the source's history.
-//! - [`backup`]: dumps of a database, and databases made from them.
+//! - [`backup`]: dumps of a database, databases made from them, and base backups.
 //! - [`broker`]: the topics and consumer groups there are.
 //! - [`load`]: writers that keep changing the source while things break.
 //! - [`transfers`]: writers and a reader that tell whether whole transactions arrive.

@@ -13,6 +13,7 @@ use std::sync::{Arc, OnceLock};
 use anyhow::{Context, bail, ensure};
 use tokio::sync::{Mutex, MutexGuard};
 
+use crate::backup;
 use crate::database::Url;
 
 /// A running set of servers.
@@ -156,6 +157,19 @@ impl Services {
         tokio::task::spawn_blocking(move || run(&mut copy)).await?
     }
 
+    /// The same of one that runs, by a base backup.
+    pub async fn keep_base_backup(&self, server: Server) -> anyhow::Result<()> {
+        let data = self.data(server)?;
+        let copy = data.with_extension("kept");
+        backup::copy_server(self.url(server)?, &copy).await?;
+        // Whoever runs the server is to own it, and it was written by us.
+        let mut own = Command::new("chown");
+        own.arg("-R")
+            .arg(format!("--reference={}", data.display()))
+            .arg(copy);
+        tokio::task::spawn_blocking(move || run(&mut own)).await?
+    }
+
     /// Puts the copy kept last in the place of what a stopped server has.
     pub async fn put_copy_back(&self, server: Server) -> anyhow::Result<()> {
         let data = self.data(server)?;
@@ -175,13 +189,7 @@ impl Services {
         let signal = self.data(server)?.join("standby.signal");
         tokio::fs::write(&signal, "").await?;
         self.start_again(server).await?;
-        let url = match server {
-            Server::Source => &self.source,
-            Server::Destination => &self.destination,
-            Server::Catalog => &self.catalog,
-            Server::Kafka => bail!("Kafka is no Postgres server"),
-        };
-        let session = url.connect().await?;
+        let session = self.url(server)?.connect().await?;
         let promoted = session.text("SELECT pg_promote()").await?;
         ensure!(
             promoted == "t",
@@ -208,6 +216,15 @@ impl Services {
         let like = format!("--reference={}", self.data(server)?.display());
         run(Command::new("chown").arg(like).arg(&place))?;
         Ok(place)
+    }
+
+    fn url(&self, server: Server) -> anyhow::Result<&Url> {
+        match server {
+            Server::Source => Ok(&self.source),
+            Server::Destination => Ok(&self.destination),
+            Server::Catalog => Ok(&self.catalog),
+            Server::Kafka => bail!("Kafka is no Postgres server"),
+        }
     }
 
     /// The data directory of a Postgres server, by the file that says where they are.

@@ -1,6 +1,7 @@
 //! Further destinations of one capture: each loads, follows, stands still and dies for itself,
 //! and all read one log.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -9,6 +10,7 @@ use bunny_tests::bunny::Bunny;
 use bunny_tests::content::TablePair;
 use bunny_tests::database::{Session, Url};
 use bunny_tests::load::{self, Load};
+use bunny_tests::services::Services;
 use bunny_tests::stage::{CONVERGE, Mirror, Stage};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -19,7 +21,7 @@ use crate::lifecycle::wait_status;
 
 const SLOTS: &str = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()";
 pub(crate) const FLOOR: &str = "SELECT coalesce(max(floor_offset), 0) FROM _bunny.retention";
-const PROGRESS: &str = "SELECT max(next_offset) FROM _bunny.progress";
+pub(crate) const PROGRESS: &str = "SELECT max(next_offset) FROM _bunny.progress";
 
 /// The owner `mirror` under a load, and what else a test of it needs.
 pub(crate) struct FanOut {
@@ -37,11 +39,19 @@ pub(crate) struct FanOut {
 pub(crate) struct Attached {
     pub(crate) mirror: Mirror,
     pub(crate) destination: Url,
-    pairs: Vec<TablePair>,
+    pub(crate) pairs: Vec<TablePair>,
 }
 
 pub(crate) async fn fan_out(test: &str) -> Result<FanOut> {
-    let stage = Stage::new(test).await?;
+    fan_out_at(Stage::new(test).await?).await
+}
+
+/// The same on given servers.
+pub(crate) async fn fan_out_on(services: Arc<Services>, test: &str) -> Result<FanOut> {
+    fan_out_at(Stage::on(services, test).await?).await
+}
+
+async fn fan_out_at(stage: Stage) -> Result<FanOut> {
     let [capture, apply, api_process] = stage.start_all()?;
     let api = stage.api().await?;
     stage.create_peers(&api).await?;

@@ -56,6 +56,8 @@ mod privileges;
 mod readers;
 mod recovery;
 mod recovery_attached;
+#[cfg(feature = "full")]
+mod recovery_destination;
 mod refused_creation;
 mod replay;
 mod replay_moments;
