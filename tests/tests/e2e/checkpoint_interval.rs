@@ -82,7 +82,7 @@ impl Scene {
 #[tokio::test(flavor = "multi_thread")]
 async fn checkpoints_come_by_themselves_and_old_copies_go() -> Result<()> {
     let stage = Stage::new("interval").await?;
-    let _processes = stage.start_all()?;
+    let [mut capture, mut apply, _api] = stage.start_all()?;
     let api = stage.api().await?;
     stage.create_peers(&api).await?;
     let source = stage.source.connect().await?;
@@ -115,7 +115,9 @@ async fn checkpoints_come_by_themselves_and_old_copies_go() -> Result<()> {
     scene.source.run(change).await?;
     let first = scene.wait_replayable(|_| true).await?;
 
-    // Three hours on, and more than one would be due if one did not count.
+    // Three hours on, and more than one would be due if one did not count, also for who comes back.
+    let copied = "capture::checkpoint_copied";
+    capture.restart_to_crash(copied, 1)?;
     let (brokers, prefix) = (&scene.stage.services.brokers, &scene.stage.name);
     topic::age_copies(
         brokers,
@@ -126,22 +128,37 @@ async fn checkpoints_come_by_themselves_and_old_copies_go() -> Result<()> {
     .await?;
     let done = "SELECT count(*) FROM bunny.commands WHERE kind = 'checkpoint' AND state = 'done'
         AND requested_by = 'checkpoint_interval_hours'";
+    capture.wait_crash_point(copied, DUE).await?;
+    assert_eq!(scene.stage.catalog_text(done).await?, "0");
+    capture.restart()?;
     let deadline = Instant::now() + DUE;
     while scene.stage.catalog_text(done).await? != "1" {
         ensure!(Instant::now() < deadline, "no checkpoint comes");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 
-    // For a moment before it, the first copies are the newest that fit.
+    // For a moment before it, the first copies are the newest that fit, also when apply dies with them.
     let by_lsn = json!({"until": {"lsn": early.to_string()}});
-    assert_eq!(scene.replayed(by_lsn.clone()).await?, first);
+    let loading = "apply::chunk_before_commit";
+    apply.restart_to_crash(loading, 2)?;
+    let dies = async {
+        apply.wait_crash_point(loading, CONVERGE).await?;
+        apply.restart()
+    };
+    let (from, died) = tokio::join!(scene.replayed(by_lsn.clone()), dies);
+    died?;
+    assert_eq!(from?, first);
     assert_eq!(scene.destination.text(rows).await?, then);
     scene.resume().await?;
     scene.stage.assert_converges(&scene.mirror, &pairs).await?;
 
     // Without a window all goes that is not of the checkpoint, behind which nothing has changed.
     assert_eq!(scene.chunks_begin().await?, 0);
+    let decided = "apply::retention_raised";
+    apply.restart_to_crash(decided, 1)?;
     scene.keep_hours(0).await?;
+    apply.wait_crash_point(decided, CONVERGE).await?;
+    apply.restart()?;
     let kept = scene.wait_replayable(|from| from > early).await?;
     let deadline = Instant::now() + CONVERGE;
     while scene.chunks_begin().await? == 0 {

@@ -432,7 +432,7 @@ async fn a_destination_restored_from_a_backup_goes_on() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_topic_stops_capture_until_there_is_room() -> Result<()> {
     let stage = Stage::new("full_topic").await?;
-    let _processes = stage.start_all()?;
+    let [mut capture, _apply, _api] = stage.start_all()?;
     let api = stage.api().await?;
     stage.create_peers(&api).await?;
     let source = stage.source.connect().await?;
@@ -483,6 +483,17 @@ async fn a_full_topic_stops_capture_until_there_is_room() -> Result<()> {
             said.is_some_and(|said| said.contains("raise topic_max_bytes"))
         })
         .await?;
+    // Killed there, it stands still where it stood, and says so anew.
+    capture.kill9();
+    let published = watermarks(&stage, &mirror).await?;
+    source.run(&fill(2001, 2010)).await?;
+    capture.restart()?;
+    let deadline = Instant::now() + CONVERGE;
+    while !capture.log_of_this_run()?.contains("raise topic_max_bytes") {
+        ensure!(Instant::now() < deadline, "{}", stage.logs_tail());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(watermarks(&stage, &mirror).await?, published);
     api.post("/v1/mirrors/mirror/resume", json!({}))
         .await?
         .expect(202)?;

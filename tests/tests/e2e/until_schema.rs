@@ -30,6 +30,13 @@ const STEPS: [&str; 5] = [
      INSERT INTO t VALUES (2001, 'wide', 12345678901, now(), 'b')",
     "ALTER TABLE t RENAME COLUMN named TO renamed; UPDATE t SET renamed = 'three' WHERE id % 11 = 0; TRUNCATE u",
 ];
+/// On the way of a replay: with rows of a copy of another version, on the way through the changes, and
+/// where it is to end.
+const DEATHS: [&str; 3] = [
+    "apply::chunk_before_commit",
+    "apply::catch_up_before_commit",
+    "apply::replay_stands",
+];
 /// No event says anything of these rows.
 const UNSEEN: &str = "ALTER TABLE t ALTER COLUMN renamed TYPE text USING upper(renamed)";
 
@@ -82,7 +89,7 @@ impl Moment {
 #[tokio::test(flavor = "multi_thread")]
 async fn moments_on_both_sides_of_schema_changes() -> Result<()> {
     let stage = Stage::new("until_schema").await?;
-    let _processes = stage.start_all()?;
+    let [_capture, mut apply, _api] = stage.start_all()?;
     let api = stage.api().await?;
     stage.create_peers(&api).await?;
     let source = stage.source.connect().await?;
@@ -127,14 +134,16 @@ async fn moments_on_both_sides_of_schema_changes() -> Result<()> {
         stage.assert_converges_at(mirror, at, &pairs).await?;
     }
 
-    // Earlier and later ones in turn, the two at different moments at the same time.
+    // Earlier and later ones in turn, the two at different moments at the same time, and apply dies on
+    // the way to each.
     let by_lsn = |at: usize| (at, moments[at].by_lsn());
     let by_time = |at: usize| (at, moments[at].by_time());
-    for wanted in [
+    for (point, wanted) in DEATHS.into_iter().zip([
         [by_lsn(0), by_time(3)],
         [by_time(4), by_lsn(1)],
         [by_lsn(2), by_time(0)],
-    ] {
+    ]) {
+        apply.restart_to_crash(point, 1)?;
         let mut commands = Vec::new();
         for ((mirror, _), (_, body)) in both.iter().zip(&wanted) {
             let path = format!("/v1/mirrors/{}/replay", mirror.name);
@@ -148,6 +157,8 @@ async fn moments_on_both_sides_of_schema_changes() -> Result<()> {
             ensure!(!said.contains("Table public.u"), "{said}");
             commands.push(accepted);
         }
+        apply.wait_crash_point(point, CONVERGE).await?;
+        apply.restart()?;
         for (index, (mirror, at)) in both.iter().enumerate() {
             let command = ended(&api, mirror, &stage, &commands[index]).await?;
             assert_eq!(command["state"], "done", "{command}");
