@@ -1,5 +1,6 @@
 //! Certificates for a test's TLS servers, and putting them into a running Postgres.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -61,6 +62,14 @@ impl Authority {
 }
 
 impl ServerCertificate {
+    /// Writes both as `server.crt` and `server.key`, for a server that we run ourselves.
+    pub fn write(&self, directory: &Path) -> Result<[PathBuf; 2]> {
+        let files = ["server.crt", "server.key"].map(|name| directory.join(name));
+        std::fs::write(&files[0], &self.certificate)?;
+        std::fs::write(&files[1], &self.key)?;
+        Ok(files)
+    }
+
     /// Makes the server of `session` (a superuser's) offer TLS with this certificate from
     /// now on; returns when new connections get it. `name` tells it from others.
     pub async fn install(&self, session: &Session, name: &str) -> Result<()> {

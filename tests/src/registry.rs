@@ -6,8 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use rcgen::{KeyPair, PKCS_RSA_SHA256, SigningKey as _};
 use serde_json::{Value, json};
 
+use crate::certificates::Authority;
 use crate::clients::{Program, output_of};
 use crate::ports::free_port;
 use crate::services::{Services, repository};
@@ -23,6 +27,13 @@ pub struct SchemaRegistry {
     program: Program,
     http: reqwest::Client,
     port: u16,
+    guard: Option<Guard>,
+}
+
+/// Who is let in, and by which port with TLS.
+struct Guard {
+    token: String,
+    tls_port: u16,
 }
 
 impl SchemaRegistry {
@@ -30,6 +41,43 @@ impl SchemaRegistry {
     pub async fn start(
         services: &Arc<Services>,
         directory: &Path,
+    ) -> anyhow::Result<SchemaRegistry> {
+        SchemaRegistry::start_with(services, directory, None, &[]).await
+    }
+
+    /// One that asks for a token, and also speaks TLS with a certificate of `authority`.
+    pub async fn start_guarded(
+        services: &Arc<Services>,
+        directory: &Path,
+        authority: &Authority,
+    ) -> anyhow::Result<SchemaRegistry> {
+        let files = authority.signs("127.0.0.1")?.write(directory)?;
+        let [certificate, key] = files.map(|file| file.display().to_string());
+        let signer = KeyPair::generate_for(&PKCS_RSA_SHA256)?;
+        let guard = Guard {
+            token: token(&signer)?,
+            tls_port: free_port(),
+        };
+        let tls_port = guard.tls_port.to_string();
+        let pem = signer.public_key_pem();
+        let public_key: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+        let settings = [
+            ("QUARKUS_HTTP_SSL_PORT", tls_port.as_str()),
+            ("QUARKUS_HTTP_SSL_CERTIFICATE_FILES", &certificate),
+            ("QUARKUS_HTTP_SSL_CERTIFICATE_KEY_FILES", &key),
+            ("REGISTRY_AUTH_ENABLED", "true"),
+            // A token is good by its signature alone: nobody is asked about it.
+            ("QUARKUS_OIDC_AUTH_SERVER_URL", ""),
+            ("QUARKUS_OIDC_PUBLIC_KEY", &public_key),
+        ];
+        SchemaRegistry::start_with(services, directory, Some(guard), &settings).await
+    }
+
+    async fn start_with(
+        services: &Arc<Services>,
+        directory: &Path,
+        guard: Option<Guard>,
+        settings: &[(&str, &str)],
     ) -> anyhow::Result<SchemaRegistry> {
         let jar = tokio::task::spawn_blocking(install).await??;
         let port = free_port();
@@ -41,12 +89,14 @@ impl SchemaRegistry {
             .args(["-Xmx256m", "-XX:TieredStopAtLevel=1", "-jar"])
             .arg(jar)
             .env("QUARKUS_HTTP_HOST", "127.0.0.1")
-            .env("QUARKUS_HTTP_PORT", port.to_string());
+            .env("QUARKUS_HTTP_PORT", port.to_string())
+            .envs(settings.iter().copied());
         let program = Program::start(services, command, directory, "registry")?;
         let mut registry = SchemaRegistry {
             program,
             http: reqwest::Client::new(),
             port,
+            guard,
         };
         let deadline = Instant::now() + START_MAX;
         while registry.get("/subjects").await.is_err() {
@@ -74,8 +124,19 @@ impl SchemaRegistry {
     /// The answer to a question, which must be a good one.
     pub async fn get(&self, path: &str) -> anyhow::Result<Value> {
         let url = format!("{}{path}", self.url());
-        let response = self.http.get(url).send().await?.error_for_status()?;
+        let mut request = self.http.get(url);
+        if let Some(guard) = &self.guard {
+            request = request.bearer_auth(&guard.token);
+        }
+        let response = request.send().await?.error_for_status()?;
         Ok(response.json().await?)
+    }
+
+    /// What clients are given who are to use TLS, and the token that lets them in.
+    pub fn guarded_url(&self) -> anyhow::Result<(String, &str)> {
+        let guard = self.guard.as_ref().context("everybody is let in")?;
+        let url = format!("https://127.0.0.1:{}{PATH}", guard.tls_port);
+        Ok((url, &guard.token))
     }
 
     /// Sets the compatibility of a subject.
@@ -89,6 +150,16 @@ impl SchemaRegistry {
         }
         Ok(())
     }
+}
+
+/// A JSON Web Token for a day.
+fn token(signer: &KeyPair) -> anyhow::Result<String> {
+    let now = chrono::Utc::now().timestamp();
+    let claims = json!({"sub": "capture", "iat": now, "exp": now + 24 * 3600});
+    let part = |part: &Value| BASE64_URL_SAFE_NO_PAD.encode(part.to_string());
+    let signed = format!("{}.{}", part(&json!({"alg": "RS256"})), part(&claims));
+    let signature = BASE64_URL_SAFE_NO_PAD.encode(signer.sign(signed.as_bytes())?);
+    Ok(format!("{signed}.{signature}"))
 }
 
 fn install() -> anyhow::Result<PathBuf> {

@@ -287,6 +287,12 @@ fn causes(error: impl std::error::Error) -> String {
         text = format!("{text}: {found}");
         cause = found.source();
     }
+    // By rustls's word for it: the error itself is in I/O errors that do not give it as their source.
+    if text.contains("UnknownIssuer") {
+        text.push_str(
+            " (its signer is not trusted here: name a file with the signer's certificate in SSL_CERT_FILE, then start capture again)",
+        );
+    }
     text
 }
 

@@ -73,6 +73,8 @@ mod schema_changes;
 mod schema_modes;
 #[cfg(feature = "full")]
 mod schema_registry;
+#[cfg(feature = "full")]
+mod schema_registry_access;
 mod schema_sync;
 mod secrets;
 mod seed;
