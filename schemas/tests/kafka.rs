@@ -72,7 +72,7 @@ fn delivered(producer: &TransactionalProducer) {
 /// Waits for the end of the last transaction, which brokers write after they answered for it: until
 /// then a partition ends, for `read_committed`, where that transaction begins.
 async fn ends_at(kafka: &KafkaConfig, topic: &str, end: i64) {
-    while kafka.watermarks(topic, 0).await.unwrap().1 != end {
+    while kafka.watermarks(topic, 0).await.expect("watermarks").1 != end {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
