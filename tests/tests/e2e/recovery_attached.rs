@@ -144,3 +144,48 @@ async fn an_attached_mirror_is_replayed_under_a_catalog_made_anew() -> Result<()
     }
     Ok(())
 }
+
+#[cfg(feature = "full")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_and_empty_kafka_is_filled_for_every_destination() -> Result<()> {
+    use bunny_tests::services::{Server, Services};
+
+    let (services, _alone) = Services::outage().await?;
+    let mut fan = crate::fan_out::fan_out_on(services.clone(), "attached_kafka").await?;
+    let two = TablePair::all(&["public.documents", "public.journal"]);
+    let second = fan.attach("second", two, json!({})).await?;
+    second.mirror.wait_running().await?;
+    // Ids are given in another order by the next Kafka.
+    let change =
+        "ALTER TABLE accounts ADD COLUMN note text; ALTER TABLE documents ADD COLUMN note text";
+    load::run_beside(&fan.source, change).await?;
+    // Columns come with the first row that is changed.
+    fan.advance(60).await;
+    fan.settle(&[&second]).await?;
+    services.stop(Server::Kafka).await?;
+    services.lose_kafka().await?;
+    services.start_again(Server::Kafka).await?;
+    fan.advance(30).await;
+    // Of the attached one it is said whose log it is, by capture or by its own apply.
+    for (mirror, word) in [
+        (&fan.owner, "resync the mirror"),
+        (&second.mirror, "of mirror \"mirror\""),
+    ] {
+        let failed = |mirror: &Value, _: &Value| {
+            let said = mirror["error_message"].as_str().unwrap_or_default();
+            mirror["status"] == "FAILED" && said.contains(word)
+        };
+        mirror.wait_until("FAILED", CONVERGE, failed).await?;
+    }
+
+    // What helps the owner helps both.
+    let accepted = fan.ask("/v1/mirrors/mirror/resync", json!({})).await?;
+    ended(&fan, "mirror", &accepted).await?;
+    for mirror in [&fan.owner, &second.mirror] {
+        mirror.wait_running().await?;
+    }
+    fan.advance(20).await;
+    fan.settle(&[&second]).await?;
+    // And it is one log again that the attached one can be rebuilt from.
+    fan.replays(&second, "truncate").await
+}
