@@ -1,14 +1,17 @@
 //! Three destinations of one capture for ten minutes: random pauses, resyncs, replays, checkpoints,
-//! windows of retention and deaths under writers that never stop. The change topic is trimmed
-//! again and again, so what is replayed is now there and now not. Readers from outside run all the
-//! while and see each event before it is trimmed.
+//! windows of retention and deaths under writers that hardly stop. The change topic is trimmed
+//! again and again, so what is replayed is now there and now not. In between one of the attached goes
+//! back to a moment of which it is known what the source held, and on from there. Readers from outside
+//! run all the while and see each event before it is trimmed.
 //!
 //! `BUNNY_SOAK_SEED` names a sequence (printed by every run), `BUNNY_SOAK_SECONDS` its length.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use bunny_tests::load;
+use bunny_tests::content;
+use bunny_tests::database::Session;
+use bunny_tests::load::{self, Load};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -24,6 +27,10 @@ const REST: Duration = Duration::from_secs(300);
 /// Hours of retention: what is applied goes, or stays for longer than this takes.
 const NO_WINDOW: u32 = 0;
 const WINDOW: u32 = 168;
+/// Until what a moment needs is known to be there, or is not.
+const KNOWN: Duration = Duration::from_secs(20);
+const CLOCK: &str =
+    r#"SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"#;
 /// Between two wishes.
 const BREATH: Duration = Duration::from_millis(1500);
 
@@ -57,8 +64,8 @@ fn wish(random: &mut StdRng) -> (Method, String, Value) {
 }
 
 /// Whatever is asked for, it is done or refused for a reason; nothing else.
-async fn ask(fan: &FanOut, random: &mut StdRng) -> Result<()> {
-    let name = NAMES.choose(random).copied().unwrap_or_default();
+async fn ask(fan: &FanOut, names: &[&str], random: &mut StdRng) -> Result<()> {
+    let name = names.choose(random).copied().unwrap_or_default();
     let (method, action, body) = wish(random);
     let path = format!("/v1/mirrors/{name}{action}");
     let answer = fan.api.request(method, &path, Some(body.clone())).await?;
@@ -92,6 +99,81 @@ async fn trim(fan: &FanOut) -> Result<()> {
             .await?;
     }
     Ok(())
+}
+
+/// What a session's tables hold, in the order of [`load::TABLES`].
+async fn contents(session: &Session) -> Result<Vec<String>> {
+    let mut contents = Vec::new();
+    for pair in load::pairs() {
+        let columns = content::columns(session, &pair).await?;
+        let table = content::qualified(&pair.source);
+        contents.push(content::fingerprint(session, &table, &columns).await?);
+    }
+    Ok(contents)
+}
+
+/// One of the attached goes back to a moment, is as the source was then, and goes on, while the other
+/// is asked for this and that and processes die. Whether the moment could still be gone back to: a
+/// window that was nothing until now lets the copy go that was to be the beginning.
+async fn goes_back(
+    fan: &mut FanOut,
+    attached: &[Attached; 2],
+    random: &mut StdRng,
+) -> Result<bool> {
+    for name in NAMES {
+        fan.patch(name, json!({"topic_retention_hours": WINDOW}))
+            .await?;
+    }
+    let checkpoint = fan.ask("/v1/mirrors/mirror/checkpoint", json!({})).await?;
+    ended(fan, "mirror", &checkpoint).await?;
+    if let Some(load) = fan.load.take() {
+        load.advance(20).await;
+        load.stop().await;
+    }
+    let lsn = fan.source.current_lsn().await?.to_string();
+    let timestamp = fan.source.text(CLOCK).await?;
+    let wanted = contents(&fan.source).await?;
+    fan.load = Some(Load::start(&fan.stage.source, 2, 40));
+    fan.advance(40).await;
+
+    let (one, other) = match random.random() {
+        true => (&attached[0], &attached[1]),
+        false => (&attached[1], &attached[0]),
+    };
+    let until = [json!({"lsn": lsn}), json!({"timestamp": timestamp})];
+    let body = json!({"until": until[random.random_range(0..2)]});
+    let path = format!("/v1/mirrors/{}", one.mirror.name);
+    let deadline = Instant::now() + KNOWN;
+    // Refused until it is known of the new copies that they are there.
+    let accepted = loop {
+        let answer = fan
+            .api
+            .post(&format!("{path}/replay"), body.clone())
+            .await?;
+        println!("{path}/replay {body}: {}", answer.status);
+        if answer.status != 409 {
+            break answer.expect(202)?;
+        }
+        if Instant::now() > deadline {
+            return Ok(false);
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    };
+    for _ in 0..random.random_range(0..4) {
+        ask(fan, &[&other.mirror.name], random).await?;
+        match random.random_range(0..3) {
+            0 => fan.apply.restart()?,
+            1 => fan.capture.restart()?,
+            _ => tokio::time::sleep(BREATH).await,
+        }
+    }
+    ended(fan, &one.mirror.name, &accepted).await?;
+    let paused = |mirror: &Value, _: &Value| mirror["status"] == "PAUSED";
+    one.mirror.wait_until("PAUSED", REST, paused).await?;
+    let found = contents(&one.destination.connect().await?).await?;
+    ensure!(found == wanted, "{body}: {found:?}, not {wanted:?}");
+    fan.ask(&format!("{path}/resume"), json!({})).await?;
+    Ok(true)
 }
 
 /// Resumes who is paused and waits until nothing is under way.
@@ -130,10 +212,11 @@ async fn three_destinations_under_pauses_resyncs_replays_and_deaths() -> Result<
     let mut readers = Readers::start(&fan).await?;
     let started = Instant::now();
     let mut rests = 0;
+    let mut moments = 0;
     while started.elapsed() < length {
         for _ in 0..12 {
             tokio::time::sleep(BREATH).await;
-            ask(&fan, &mut random).await?;
+            ask(&fan, &NAMES, &mut random).await?;
             match random.random_range(0..6) {
                 0 => fan.apply.restart()?,
                 1 => fan.capture.restart()?,
@@ -141,6 +224,9 @@ async fn three_destinations_under_pauses_resyncs_replays_and_deaths() -> Result<
                 _ => {}
             }
         }
+        rest(&fan, &attached).await?;
+        let went_back = goes_back(&mut fan, &attached, &mut random).await;
+        moments += u32::from(went_back.with_context(|| format!("BUNNY_SOAK_SEED={seed}"))?);
         rest(&fan, &attached).await?;
         trim(&fan).await?;
         rests += 1;
@@ -150,6 +236,7 @@ async fn three_destinations_under_pauses_resyncs_replays_and_deaths() -> Result<
         .with_context(|| format!("BUNNY_SOAK_SEED={seed}"))?;
     let (trimmed, _) = fan.watermarks("changes", 0).await?;
     ensure!(trimmed > 0, "the change topic begins where it began");
+    ensure!(moments > 0, "no moment was gone back to");
     // What a subscriber begins with now that the copies of before are gone.
     let checkpoint = fan.ask("/v1/mirrors/mirror/checkpoint", json!({})).await?;
     ended(&fan, "mirror", &checkpoint).await?;
@@ -164,7 +251,7 @@ async fn three_destinations_under_pauses_resyncs_replays_and_deaths() -> Result<
         .await
         .with_context(|| format!("BUNNY_SOAK_SEED={seed}"))?;
     println!(
-        "at rest {rests} times in {:?}, trimmed up to {trimmed}; {seen}",
+        "at rest {rests} times in {:?}, at {moments} moments, trimmed up to {trimmed}; {seen}",
         started.elapsed()
     );
     Ok(())
