@@ -8,7 +8,6 @@ use bunny_tests::api::Api;
 use bunny_tests::backup;
 use bunny_tests::bunny::Role;
 use bunny_tests::content::TablePair;
-use bunny_tests::database::Session;
 use bunny_tests::load::{self, Load};
 use bunny_tests::lsn::Lsn;
 use bunny_tests::stage::{CONVERGE, Mirror, Stage};
@@ -19,6 +18,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::fan_out::wait_number;
 use crate::lifecycle::{ended, wait_status};
 
 /// Passed when something is about to be trimmed.
@@ -41,23 +41,6 @@ fn replayable(mirror: &Value, table: &str) -> Option<Lsn> {
     let mut tables = mirror["tables"].as_array().into_iter().flatten();
     let found = tables.find(|found| found["source_table"] == table)?;
     found["replayable_from"]["lsn"].as_str()?.parse().ok()
-}
-
-/// Waits until a query at the destination gives a number that will do.
-async fn wait_number(
-    destination: &Session,
-    sql: &str,
-    will_do: impl Fn(i64) -> bool,
-) -> Result<i64> {
-    let deadline = Instant::now() + CONVERGE;
-    loop {
-        let found = destination.number(sql).await?;
-        if will_do(found) {
-            return Ok(found);
-        }
-        ensure!(Instant::now() < deadline, "{sql} stays {found}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
 }
 
 /// First offset and end of the change topic.
