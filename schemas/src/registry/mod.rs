@@ -6,7 +6,8 @@
 //! (which fences whoever allocated before and ends what that one had open), reads
 //! the topic to its end, and commits records with the ids that follow the highest
 //! one. Whoever is fenced starts over, so no id is given twice and no schema of a
-//! subject gets two ids, whatever dies in between.
+//! subject gets two ids, whatever dies in between. A new topic begins anywhere, so that
+//! its ids are not those of a topic that was lost.
 //!
 //! With a [`Server`] it is that schema registry outside which chooses the ids; they are recorded in
 //! the topic in the same way before they are used, so that readers of ours need only Kafka, and

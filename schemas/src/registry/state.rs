@@ -150,10 +150,16 @@ impl State {
         self.subjects.get(subject)?.ids.get(schema).copied()
     }
 
-    /// Records that would give ids to those of `wanted` that have none, each once.
-    pub(super) fn missing(&self, wanted: &[(String, String)]) -> Result<Vec<Registered>> {
+    /// Records that would give ids to those of `wanted` that have none, each once. In a topic
+    /// without any they count up from `first_id`.
+    pub(super) fn missing(
+        &self,
+        wanted: &[(String, String)],
+        first_id: u32,
+    ) -> Result<Vec<Registered>> {
         let mut missing: Vec<Registered> = Vec::new();
-        let mut last_id = self.by_id.keys().next_back().copied().unwrap_or(0);
+        let last_id = self.by_id.keys().next_back().copied();
+        let mut last_id = last_id.unwrap_or(first_id.saturating_sub(1));
         for (subject, schema) in wanted {
             if is_planned(&missing, subject, schema) || self.id(subject, schema).is_some() {
                 continue;

@@ -14,7 +14,7 @@ fn wanted(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
 
 /// Gives ids as an allocator does.
 fn allocate(state: &mut State, pairs: &[(String, String)]) -> Vec<u32> {
-    for record in state.missing(pairs).unwrap() {
+    for record in state.missing(pairs, 1).unwrap() {
         state.insert(record).unwrap();
     }
     state.ids(pairs).unwrap()
@@ -44,9 +44,27 @@ fn ids_count_up_over_all_subjects_and_versions_per_subject() {
 }
 
 #[test]
+fn a_new_topic_counts_from_where_it_is_told() {
+    let mut state = State::default();
+    let first = state
+        .missing(&wanted(&[("a", "1"), ("b", "1")]), 700)
+        .unwrap();
+    assert_eq!(
+        first.iter().map(|record| record.id).collect::<Vec<_>>(),
+        [700, 701]
+    );
+    for record in first {
+        state.insert(record).unwrap();
+    }
+    // Once it holds any, its own are followed, whatever another would begin with.
+    let next = state.missing(&wanted(&[("c", "1")]), 5).unwrap();
+    assert_eq!(next[0].id, 702);
+}
+
+#[test]
 fn an_id_with_two_meanings_is_refused() {
     let mut state = State::default();
-    let record = state.missing(&wanted(&[("a", "1")])).unwrap().remove(0);
+    let record = state.missing(&wanted(&[("a", "1")]), 1).unwrap().remove(0);
     state.insert(record.clone()).unwrap();
     state.insert(record.clone()).unwrap();
     let mut other = record;
@@ -90,7 +108,7 @@ proptest! {
         let mut written = State::default();
         let mut read = State::default();
         let ids: Vec<u32> = pairs.iter().map(|pair| {
-            for record in written.missing(std::slice::from_ref(pair)).unwrap() {
+            for record in written.missing(std::slice::from_ref(pair), 1).unwrap() {
                 let (key, value) = (record.key(), record.value().unwrap());
                 let message = Record { offset: 0, timestamp_ms: None, key: Some(key.as_bytes()), value: Some(value.as_bytes()) };
                 read.insert(parse("t", &message).unwrap()).unwrap();
