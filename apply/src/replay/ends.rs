@@ -42,7 +42,10 @@ impl Ends {
         if !is_due || !self.asking.is_empty() {
             return;
         }
-        let wanted = wanted(&run.mirror, tables, &self.known);
+        let mut wanted = under_way(&run.mirror, tables);
+        self.known
+            .retain(|known, _| wanted.iter().any(|(request, _)| request == known));
+        wanted.retain(|(request, _)| !self.known.contains_key(request));
         if !wanted.is_empty() {
             self.asked_at = Some(Instant::now());
             self.asking.spawn(ask(run.clone(), wanted));
@@ -82,19 +85,14 @@ fn first_out(until: Until) -> Start {
     }
 }
 
-/// The replays up to a moment that are under way and whose end is not `known`. Pure.
-fn wanted(
-    mirror: &Mirror,
-    tables: &[TableState],
-    known: &HashMap<Uuid, i64>,
-) -> Vec<(Uuid, Until)> {
+/// The replays up to a moment that are under way. Pure.
+fn under_way(mirror: &Mirror, tables: &[TableState]) -> Vec<(Uuid, Until)> {
     let replays = mirror
         .tables
         .iter()
         .filter_map(|table| table.replay.as_ref());
     let bounded = replays.filter_map(|replay| Some((replay.request_id, replay.until?)));
     bounded
-        .filter(|(request, _)| !known.contains_key(request))
         .filter(|(request, _)| {
             let mut states = tables.iter();
             states.any(|table| table.request_id == Some(*request) && !table.in_main)
