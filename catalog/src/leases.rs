@@ -6,6 +6,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use sqlx::Row as _;
 use uuid::Uuid;
 
@@ -47,6 +48,19 @@ pub struct Lease {
     pub holder: String,
     /// Rises each time the lease changes hands.
     pub epoch: i64,
+}
+
+/// A lease that was renewed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Renewed {
+    /// The mirror.
+    pub mirror_id: Uuid,
+    /// Rises each time the lease changes hands.
+    pub epoch: i64,
+    /// When it would have run out. Earlier than its holder was told: the catalog is one of before.
+    pub ran_until: DateTime<Utc>,
+    /// When it runs out now.
+    pub runs_until: DateTime<Utc>,
 }
 
 impl Catalog {
@@ -175,23 +189,29 @@ impl Catalog {
     /// Renews a lease. `false`: another has it now, or the mirror is gone.
     pub async fn renew_lease(&self, lease: &Lease, ttl: Duration) -> Result<bool> {
         let renewed = self.renew_leases(lease.role, &lease.holder, ttl).await?;
-        Ok(renewed.contains(&(lease.mirror_id, lease.epoch)))
+        let is_it = |renewed: &Renewed| {
+            (renewed.mirror_id, renewed.epoch) == (lease.mirror_id, lease.epoch)
+        };
+        Ok(renewed.iter().any(is_it))
     }
 
-    /// Renews every lease of a process; returns the (mirror, epoch) that it has.
+    /// Renews every lease that a process has, and returns them.
     pub async fn renew_leases(
         &self,
         role: Role,
         holder: &str,
         ttl: Duration,
-    ) -> Result<Vec<(Uuid, i64)>> {
+    ) -> Result<Vec<Renewed>> {
         let failed = |error| Error::database("renewing leases", error);
         let rows = sqlx::query(
-            "UPDATE bunny.leases
+            "WITH had AS (
+                 SELECT mirror_id, expires_at FROM bunny.leases
+                 WHERE role = $1 AND holder = $2 FOR UPDATE)
+             UPDATE bunny.leases l
              SET expires_at = clock_timestamp() + $3 * interval '1 second',
                  heartbeat_at = clock_timestamp()
-             WHERE role = $1 AND holder = $2
-             RETURNING mirror_id, epoch",
+             FROM had WHERE l.mirror_id = had.mirror_id AND l.role = $1 AND l.holder = $2
+             RETURNING l.mirror_id, l.epoch, had.expires_at AS ran_until, l.expires_at AS runs_until",
         )
         .bind(role.as_str())
         .bind(holder)
@@ -201,10 +221,12 @@ impl Catalog {
         .map_err(failed)?;
         rows.iter()
             .map(|row| {
-                Ok((
-                    row.try_get("mirror_id").map_err(failed)?,
-                    row.try_get("epoch").map_err(failed)?,
-                ))
+                Ok(Renewed {
+                    mirror_id: row.try_get("mirror_id").map_err(failed)?,
+                    epoch: row.try_get("epoch").map_err(failed)?,
+                    ran_until: row.try_get("ran_until").map_err(failed)?,
+                    runs_until: row.try_get("runs_until").map_err(failed)?,
+                })
             })
             .collect()
     }

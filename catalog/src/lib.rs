@@ -43,7 +43,7 @@ pub use commands::{Command, CommandState};
 pub use encryption::EncryptionKey;
 pub use error::{Error, Result};
 pub use lag::{ApplyLag, CaptureLag, LagView, SourceView, TableLag, lag, table_lag};
-pub use leases::{Lease, Role};
+pub use leases::{Lease, Renewed, Role};
 pub use logs::{LogEntry, LogLevel, LogQuery};
 pub use mirrors::{
     ApplyMode, Attach, AttachedTable, Desired, Granted, InitialCopy, Mirror, MirrorChange,

@@ -40,6 +40,8 @@ const LOGGED_EVERY: u32 = 20;
 /// A mirror whose lease is ours, as far as we know.
 struct Held {
     entry: Entry,
+    /// How long the lease lasts, as the catalog said when it was last renewed.
+    leased_until: Option<DateTime<Utc>>,
     task: Option<RunningTask>,
     updates: watch::Sender<Arc<Mirror>>,
     failing_since: Option<DateTime<Utc>>,
@@ -292,8 +294,17 @@ where
             .await?;
         self.renewed_at = Some(asked_at);
         for (id, held) in &mut self.held {
-            match ours.iter().find(|(ours, _)| ours == id) {
-                Some((_, epoch)) if *epoch == held.entry.epoch => {
+            let renewed = ours.iter().find(|ours| ours.mirror_id == *id);
+            match renewed.filter(|renewed| renewed.epoch == held.entry.epoch) {
+                // Not by what it says of the mirror: versions are given anew, and the task may run
+                // for one of the same number.
+                Some(renewed) if Some(renewed.ran_until) < held.leased_until => {
+                    tracing::warn!(mirror = %held.entry.mirror.name, role = %self.role, "the catalog does not know what it last said, it was restored from a backup: starting anew");
+                    held.leased_until = Some(renewed.runs_until);
+                    held.entry.lease_lost();
+                }
+                Some(renewed) => {
+                    held.leased_until = Some(renewed.runs_until);
                     held.entry.lease_confirmed(asked_at);
                 }
                 _ if held.entry.is_lost() => {}
@@ -308,11 +319,11 @@ where
             .worker_alive(self.role, &self.holder, ttl)
             .await?;
         // A lease that was taken in a round that did not get to its end.
-        for (id, epoch) in ours {
-            if !self.held.contains_key(&id)
-                && let Some(mirror) = self.catalog.get_mirror_by_id(id).await?
+        for lease in ours {
+            if !self.held.contains_key(&lease.mirror_id)
+                && let Some(mirror) = self.catalog.get_mirror_by_id(lease.mirror_id).await?
             {
-                self.hold(mirror, epoch);
+                self.hold(mirror, lease.epoch);
             }
         }
         Ok(())
@@ -368,6 +379,7 @@ where
         let stand = Stand::of(&mirror, self.role, &self.peers);
         let held = Held {
             entry: Entry::new(mirror.clone(), stand, epoch, Instant::now()),
+            leased_until: None,
             task: None,
             updates: watch::Sender::new(mirror.clone()),
             failing_since: None,

@@ -182,6 +182,40 @@ async fn tasks_go_on_while_the_catalog_is_away() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs a server"]
+async fn tasks_start_anew_when_the_catalog_is_one_of_before() {
+    let database = Database::new().await;
+    let catalog = database.migrated().await;
+    let id = catalog.create_mirror(&mirror("m", "t")).await.unwrap().id;
+    let watch = Watch::default();
+    let (stop, running) = follower(catalog.clone(), "one", &watch);
+    let started = |times| {
+        let watch = watch.clone();
+        async move { watch.starts.load(Ordering::Relaxed) == times && !watch.holders_of("m").is_empty() }
+    };
+    eventually("it runs", || started(1)).await;
+    // Twice: of what was told before the first renewal nothing is known to the worker.
+    for _ in 0..2 {
+        let heard_at = chrono::Utc::now();
+        let is_renewed = || async {
+            let reports = catalog.reports(id).await;
+            reports.is_ok_and(|reports| reports.capture.heartbeat_at > Some(heard_at))
+        };
+        eventually("its lease is renewed", is_renewed).await;
+    }
+    assert_eq!(watch.starts.load(Ordering::Relaxed), 1);
+    // As a backup of a moment ago would have it: mirror, version, holder and epoch are the same.
+    sqlx::query("UPDATE bunny.leases SET expires_at = expires_at - interval '1 hour'")
+        .execute(&mut database.connect().await)
+        .await
+        .unwrap();
+    eventually("it starts anew", || started(2)).await;
+    stop.cancel();
+    running.await.unwrap();
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a server"]
 async fn failures_are_shown_retried_held_and_forgotten() {
     let database = Database::new().await;
     let catalog = database.migrated().await;
