@@ -315,7 +315,7 @@ impl Machine {
                 Instant::now() < deadline,
                 "the tables do not settle: {mirror:#}"
             );
-            self.cure_leftovers(&tables).await?;
+            self.do_as_said(&tables).await?;
             tokio::time::sleep(Duration::from_millis(200)).await;
         };
         let (load, writer) = self.load.take().context("no load")?;
@@ -346,24 +346,34 @@ impl Machine {
         Ok(())
     }
 
-    /// A table that left the mirror and came back finds what it left at the destination, which may
-    /// lack columns by now, or have others: the mirror does not change what it takes for another's. The cure is the
-    /// user's, who lets it be created anew.
-    async fn cure_leftovers(&mut self, tables: &[Value]) -> Result<()> {
+    /// Does what the messages of tables that are set aside ask a user for.
+    async fn do_as_said(&mut self, tables: &[Value]) -> Result<()> {
         for table in tables {
             let error = table["error_message"].as_str().unwrap_or_default();
-            let mut cures = ["lacks the columns", "cannot take the source's values"].into_iter();
-            if table["status"] != "ERRORED" || !cures.any(|cure| error.contains(cure)) {
+            if table["status"] != "ERRORED" {
                 continue;
             }
             let name = |side: &str| table[side].as_str().unwrap_or_default();
             let (source, destination) = (name("source_table"), name("destination_table"));
-            let session = self.stage.destination.connect().await?;
-            let drop = format!("DROP TABLE IF EXISTS {destination}");
-            session.run(&drop).await?;
             let body = json!({ "table_name": source });
-            let retry = self.api.post("/v1/mirrors/mirror/retry", body).await?;
-            self.note(format!("{error}: {drop}, and retried: {}", retry.status));
+            // A table that left the mirror and came back finds what it left at the destination, which
+            // may lack columns by now, or have others: the mirror does not change what it takes for
+            // another's, but creates it anew.
+            let mut leftovers =
+                ["lacks the columns", "cannot take the source's values"].into_iter();
+            // What capture, dead or behind, could not tell any more.
+            let is_doubtful = error.contains("altered again before capture could read");
+            let answer = if leftovers.any(|of| error.contains(of)) {
+                let session = self.stage.destination.connect().await?;
+                let drop = format!("DROP TABLE IF EXISTS {destination}");
+                session.run(&drop).await?;
+                self.api.post("/v1/mirrors/mirror/retry", body).await?
+            } else if is_doubtful && error.contains("sync the table again") {
+                self.api.post("/v1/mirrors/mirror/resync", body).await?
+            } else {
+                continue;
+            };
+            self.note(format!("{error}: done as it says: {}", answer.status));
             let deadline = Instant::now() + REST;
             self.run_on(deadline).await?;
         }
