@@ -206,6 +206,14 @@ impl Change {
         }
     }
 
+    /// Bytes of the row that it leaves, or of the one that it takes away, as COPY text.
+    pub fn text_bytes(&self) -> usize {
+        match self {
+            Change::Insert(row) | Change::Update { after: row, .. } => row.text().len(),
+            Change::Delete(before) => before.row().text().len(),
+        }
+    }
+
     /// An update; columns not sent are taken from the old row where that holds them.
     pub fn update(before: Option<Before>, after: Row, mut unchanged: Vec<bool>) -> Change {
         if !unchanged.contains(&true) {

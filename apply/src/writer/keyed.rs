@@ -310,6 +310,10 @@ pub(super) struct Done {
 }
 
 impl Done {
+    pub(super) fn new(count: u64, rows: Vec<Vec<Option<String>>>) -> Done {
+        Done { count, rows }
+    }
+
     /// Rows met: those that a statement touched, or what one that only looks has counted.
     pub(super) fn met(&self) -> u64 {
         match self.rows.is_empty() {

@@ -9,12 +9,13 @@
 //! be used afterwards: dropping it rolls everything back.
 
 mod ahead;
+mod array_literal;
 mod blame;
 mod create;
 mod drift;
+mod few;
 mod keyed;
 mod keyless;
-mod packed;
 mod replica_role;
 mod set;
 mod sql;
@@ -172,6 +173,9 @@ impl Writer {
         self.find_targets(steps).await?;
         self.clear_staging().await?;
         self.enter_part().await?;
+        for target in self.targets.values_mut() {
+            target.staging_is_new = false;
+        }
         if let Err(error) = self.write_steps(steps, Care::Quick).await {
             if error.is_transient() {
                 return Err(error);
@@ -179,6 +183,9 @@ impl Writer {
             tracing::info!(%error, "a batch was refused, writing it again with care");
             self.run("ROLLBACK TO SAVEPOINT part").await?;
             for target in self.targets.values_mut() {
+                if target.staging_is_new {
+                    target.stage_copy = None;
+                }
                 // Staged rows may be back that were cleared since the savepoint.
                 target.staged = target.stage_copy.is_some();
                 target.ahead = None;
@@ -194,8 +201,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Looks up the tables that appear for the first time. Staging tables are created
-    /// here, before the savepoint that may be rolled back to.
+    /// Looks up the tables that appear for the first time. Staging tables that will be needed are
+    /// created here, before the savepoint that may be rolled back to.
     async fn find_targets(&mut self, steps: &[Step<'_>]) -> Result<()> {
         for step in steps {
             let Step::Rows { version, changes } = step else {
@@ -230,8 +237,11 @@ impl Writer {
             let only_inserts = changes
                 .iter()
                 .all(|change| matches!(change, Change::Insert(_)));
+            let bytes = || changes.iter().map(|change| change.text_bytes()).sum();
             let needs_staging = |target: &Target| {
-                target.stage_copy.is_none() && (!only_inserts || target.avoid_direct_copy)
+                target.stage_copy.is_none()
+                    && (!only_inserts || target.avoid_direct_copy)
+                    && (target.key.is_empty() || !few::are_few(target, changes.len(), bytes))
             };
             if self
                 .targets

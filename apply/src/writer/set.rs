@@ -2,14 +2,17 @@
 //! staging table, and what is new comes after it by COPY straight into the table
 //! (docs/adr/0046). A row staged first costs the destination half as much again.
 //!
+//! Few rows are neither staged nor copied, but parameters of the statements (`few`).
+//!
 //! By then every key and every unique value that the set frees is free. If the COPY meets a row
 //! all the same, the part is undone and written with care, where all is staged.
 
 use tokio_postgres::Client;
 
 use super::drift::{self, Drift};
-use super::keyed::{adopt_identities, missing, query, stage};
-use super::sql::Op;
+use super::few::{self, Few};
+use super::keyed::{Done, missing, query, stage};
+use super::sql::{Op, Sql};
 use super::target::{TableRow, Target};
 use super::{Care, Policy, is_constraint_violation};
 use crate::copy_in::{self, Gatherer, Piece};
@@ -62,9 +65,11 @@ impl Masks {
     }
 }
 
-/// What the staging table holds.
+/// What there is to merge.
 #[derive(Default)]
 struct StagedSet {
+    /// The rows, if they are parameters; None: the staging table holds them.
+    few: Option<Few>,
     masks: Masks,
     inserts: u64,
     upserts: u64,
@@ -73,6 +78,55 @@ struct StagedSet {
     deletes: u64,
     deletes_any: u64,
     patches: u64,
+}
+
+impl StagedSet {
+    fn of(rows: &[Staged<'_>], masks: Masks) -> StagedSet {
+        let mut set = StagedSet {
+            masks,
+            ..StagedSet::default()
+        };
+        for row in rows {
+            match row.op {
+                Op::Insert => set.inserts += 1,
+                Op::Upsert => set.upserts += 1,
+                Op::Replace => set.replaces += 1,
+                Op::Clear => set.clears += 1,
+                Op::Delete => set.deletes += 1,
+                Op::DeleteAny => set.deletes_any += 1,
+                Op::Patch => set.patches += 1,
+                Op::OldKey | Op::Rename => {}
+            }
+        }
+        set
+    }
+
+    fn given(few: Few, rows: &[Staged<'_>], masks: Masks) -> StagedSet {
+        StagedSet {
+            few: Some(few),
+            ..StagedSet::of(rows, masks)
+        }
+    }
+
+    /// The statements that read its rows.
+    fn sql<'t>(&self, target: &'t Target) -> &'t Sql {
+        match &target.few_sql {
+            Some(sql) if self.few.is_some() => sql,
+            _ => &target.sql,
+        }
+    }
+
+    async fn run(
+        &self,
+        client: &Client,
+        target: &Target,
+        statements: &[String],
+    ) -> Result<Vec<Done>> {
+        match &self.few {
+            Some(few) => few.run(client, target, statements).await,
+            None => query(client, target, &statements.join("; ")).await,
+        }
+    }
 }
 
 /// A set prepared ahead: what is staged, and the rows that come after it by COPY.
@@ -90,8 +144,8 @@ struct Split<'e> {
 }
 
 impl<'e> Split<'e> {
-    fn of(target: &Target, effects: &'e [Effect<'_>], care: Care) -> Split<'e> {
-        let copies = copies(target, effects, care);
+    fn of(target: &Target, effects: &'e [Effect<'_>], way: Way) -> Split<'e> {
+        let copies = way == Way::Copied;
         let mut split = Split {
             staged: Vec::new(),
             masks: Masks::default(),
@@ -123,24 +177,41 @@ impl<'e> Split<'e> {
     }
 }
 
+/// Where the rows of a set go first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// All of them into statements, as parameters.
+    Few,
+    /// All of them into the staging table.
+    Staged,
+    /// What is new into the table, the rest into the staging table.
+    Copied,
+}
+
+impl Way {
+    fn of(target: &Target, effects: &[Effect<'_>], care: Care) -> Way {
+        let is_insert = |effect: &Effect<'_>| matches!(effect, Effect::Insert(_));
+        if effects.iter().all(is_insert) && care == Care::Quick && !target.avoid_direct_copy {
+            return Way::Copied;
+        }
+        let bytes = || effects.iter().map(|effect| effect.row().text().len()).sum();
+        if care == Care::Quick && few::are_few(target, effects.len(), bytes) {
+            return Way::Few;
+        }
+        let is_new =
+            |effect: &&Effect<'_>| matches!(effect, Effect::Insert(_) | Effect::Replace(_));
+        let mut new = effects.iter().filter(is_new);
+        match may_copy(target, care) && new.nth(COPIED_ROWS_MIN - 1).is_some() {
+            true => Way::Copied,
+            false => Way::Staged,
+        }
+    }
+}
+
 /// Whether new rows of sets that are not only new rows may go straight into the table: it must
 /// refuse a key that it holds, or a row would be there twice.
 pub(super) fn may_copy(target: &Target, care: Care) -> bool {
     care == Care::Quick && !target.avoid_direct_copy && target.refuses_doubles
-}
-
-fn copies(target: &Target, effects: &[Effect<'_>], care: Care) -> bool {
-    let is_insert = |effect: &Effect<'_>| matches!(effect, Effect::Insert(_));
-    if effects.iter().all(is_insert) {
-        return care == Care::Quick && !target.avoid_direct_copy;
-    }
-    let is_new = |effect: &&Effect<'_>| matches!(effect, Effect::Insert(_) | Effect::Replace(_));
-    may_copy(target, care)
-        && effects
-            .iter()
-            .filter(is_new)
-            .nth(COPIED_ROWS_MIN - 1)
-            .is_some()
 }
 
 /// Stages what there is to merge, and keeps the new rows as they will be copied. Nothing, if there are only
@@ -150,12 +221,13 @@ pub(super) async fn stage_ahead(
     target: &mut Target,
     effects: &[Effect<'_>],
 ) -> Result<()> {
+    let way = Way::of(target, effects, Care::Quick);
     let Split {
         staged,
         masks,
         copied,
-    } = Split::of(target, effects, Care::Quick);
-    if staged.is_empty() {
+    } = Split::of(target, effects, way);
+    if staged.is_empty() || way == Way::Few {
         return Ok(());
     }
     let staged = stage_rows(client, target, &staged, masks).await?;
@@ -186,13 +258,17 @@ pub(super) async fn write(
     care: Care,
     policy: Policy,
 ) -> Result<()> {
+    let way = Way::of(target, effects, care);
     let Split {
         staged,
         masks,
         copied,
-    } = Split::of(target, effects, care);
+    } = Split::of(target, effects, way);
     if !staged.is_empty() {
-        let set = stage_rows(client, target, &staged, masks).await?;
+        let set = match way {
+            Way::Few => StagedSet::given(Few::of(target, &staged), &staged, masks),
+            Way::Staged | Way::Copied => stage_rows(client, target, &staged, masks).await?,
+        };
         drop(staged);
         merge(client, target, &set, policy).await?;
     }
@@ -271,50 +347,32 @@ async fn stage_rows(
 ) -> Result<StagedSet> {
     let staged = rows.iter().map(|row| (row.n, row.op, row.mask, row.row));
     stage(client, target, staged).await?;
-    let mut set = StagedSet {
-        masks,
-        ..StagedSet::default()
-    };
-    for row in rows {
-        match row.op {
-            Op::Insert => set.inserts += 1,
-            Op::Upsert => set.upserts += 1,
-            Op::Replace => set.replaces += 1,
-            Op::Clear => set.clears += 1,
-            Op::Delete => set.deletes += 1,
-            Op::DeleteAny => set.deletes_any += 1,
-            Op::Patch => set.patches += 1,
-            Op::OldKey | Op::Rename => {}
-        }
-    }
-    Ok(set)
+    Ok(StagedSet::of(rows, masks))
 }
 
-/// Brings what is staged into the table.
+/// Brings the set into the table.
 async fn merge(client: &Client, target: &Target, set: &StagedSet, policy: Policy) -> Result<()> {
-    let masks = &set.masks;
+    let (masks, sql) = (&set.masks, set.sql(target));
     let has_deletes = set.deletes + set.deletes_any + set.replaces + set.clears > 0;
     let has_updates = set.inserts + set.upserts > 0;
     let has_inserts = set.inserts + set.replaces > 0;
 
     let mut statements = Vec::new();
     if has_deletes {
-        statements.push(target.sql.delete(None));
+        statements.push(sql.delete(None));
     }
     if set.inserts > 0 {
-        statements.push(target.sql.update_and_tell_inserts());
+        statements.push(sql.update_and_tell_inserts());
     } else if has_updates {
-        statements.push(target.sql.update(None));
+        statements.push(sql.update(None));
     }
     for number in 1..=masks.0.len() {
-        statements.push(target.sql.patch(number, masks.get(number), None));
+        statements.push(sql.patch(number, masks.get(number), None));
     }
     if has_inserts {
-        statements.push(target.sql.insert(None));
+        statements.push(sql.insert(None));
     }
-    let mut results = query(client, target, &statements.join("; "))
-        .await?
-        .into_iter();
+    let mut results = set.run(client, target, &statements).await?.into_iter();
     let mut next = || results.next().unwrap_or_default();
 
     if has_deletes {
@@ -334,13 +392,15 @@ async fn merge(client: &Client, target: &Target, set: &StagedSet, policy: Policy
         drift::note(target, Drift::InsertOverwrote, met_inserts);
         drift::note(target, Drift::UpdateInserted, missed);
         if missed > 0 && !has_inserts {
-            query(client, target, &target.sql.insert(None)).await?;
+            set.run(client, target, &[sql.insert(None)]).await?;
         }
     }
     let met_patches: u64 = (0..masks.0.len()).map(|_| next().met()).sum();
     if met_patches < set.patches {
         if policy.has_initial_snapshot {
-            let found = query(client, target, &target.sql.missing_patches(KEYS_SHOWN_MAX)).await?;
+            let found = set
+                .run(client, target, &[sql.missing_patches(KEYS_SHOWN_MAX)])
+                .await?;
             let keys: Vec<&str> = found.iter().flat_map(|done| done.texts()).collect();
             if !keys.is_empty() {
                 return Err(missing(target, &keys.join("; ")));
@@ -348,8 +408,10 @@ async fn merge(client: &Client, target: &Target, set: &StagedSet, policy: Policy
         }
         drift::note(target, Drift::UpdateNotOurs, set.patches - met_patches);
     }
-    if has_updates || set.patches > 0 {
-        adopt_identities(client, target).await?;
+    if (has_updates || set.patches > 0)
+        && let Some(adopt) = sql.adopt_identities()
+    {
+        set.run(client, target, &[adopt]).await?;
     }
     Ok(())
 }

@@ -8,6 +8,11 @@
 //! table may have 1,600 columns, and so may the staging table: where the target's are too
 //! many, the last of them are staged together as `rest`, an array of their texts.
 
+mod rows;
+
+pub(super) use rows::Element;
+use rows::Rows;
+
 /// Columns of the target that are staged as such; the rest is packed. Postgres allows 1,600
 /// columns (`MaxHeapAttributeNumber`).
 const STAGED_COLUMNS_MAX: usize = 1500;
@@ -29,6 +34,8 @@ pub(super) struct SqlColumn {
     pub(super) always_identity: bool,
     /// Where `=` of the type is, quoted; None: it has none of its own (enums, arrays, …).
     pub(super) operator_schema: Option<String>,
+    /// How an array of such values is given to a statement.
+    pub(super) element: Element,
     pub(super) key: bool,
 }
 
@@ -70,6 +77,7 @@ impl Op {
 pub(super) struct Sql {
     table: String,
     staging: String,
+    rows: Rows,
     columns: Vec<SqlColumn>,
     /// Columns that only the destination has, quoted.
     own: Vec<String>,
@@ -88,6 +96,7 @@ impl Sql {
         let packed = pack(&columns);
         Sql {
             table,
+            rows: Rows::Staged(staging.clone()),
             staging,
             columns,
             own,
@@ -164,9 +173,9 @@ impl Sql {
 
     pub(super) fn delete(&self, only: Option<i64>) -> String {
         format!(
-            "DELETE FROM {} AS t USING {} AS s WHERE s.op IN ('D', 'X', 'C', 'R'){} AND {}",
+            "DELETE FROM {} AS t USING {} WHERE s.op IN ('D', 'X', 'C', 'R'){} AND {}",
             self.table,
-            self.staging,
+            self.rows("s"),
             only_row(only),
             self.same_key("t", "s"),
         )
@@ -183,15 +192,15 @@ impl Sql {
         let which = "s.op IN ('I', 'U')";
         let rows = match self.assignments(&[]) {
             Some(assignments) => format!(
-                "UPDATE {} AS t SET {assignments} FROM {} AS s WHERE {which} AND {} RETURNING s.op",
+                "UPDATE {} AS t SET {assignments} FROM {} WHERE {which} AND {} RETURNING s.op",
                 self.table,
-                self.staging,
+                self.rows("s"),
                 self.same_key("t", "s"),
             ),
             None => format!(
-                "SELECT s.op FROM {} AS t JOIN {} AS s ON {} WHERE {which}",
+                "SELECT s.op FROM {} AS t JOIN {} ON {} WHERE {which}",
                 self.table,
-                self.staging,
+                self.rows("s"),
                 self.same_key("t", "s"),
             ),
         };
@@ -206,26 +215,26 @@ impl Sql {
 
     /// Touches the rows met, or, if there is nothing to set, gives one row: their number.
     fn update_met(&self, which: &str, unchanged: &[bool]) -> String {
-        let (table, staging) = (&self.table, &self.staging);
+        let (table, rows) = (&self.table, self.rows("s"));
         let same_key = self.same_key("t", "s");
         match self.assignments(unchanged) {
             Some(assignments) => format!(
-                "UPDATE {table} AS t SET {assignments} FROM {staging} AS s WHERE {which} AND {same_key}"
+                "UPDATE {table} AS t SET {assignments} FROM {rows} WHERE {which} AND {same_key}"
             ),
-            None => format!(
-                "SELECT count(*) FROM {table} AS t JOIN {staging} AS s ON {same_key} WHERE {which}"
-            ),
+            None => {
+                format!("SELECT count(*) FROM {table} AS t JOIN {rows} ON {same_key} WHERE {which}")
+            }
         }
     }
 
     pub(super) fn insert(&self, only: Option<i64>) -> String {
         format!(
-            "INSERT INTO {table} ({names}) OVERRIDING SYSTEM VALUE SELECT {cells} FROM {staging} AS s \
+            "INSERT INTO {table} ({names}) OVERRIDING SYSTEM VALUE SELECT {cells} FROM {rows} \
              WHERE s.op IN ('I', 'U', 'R'){only} AND NOT EXISTS (SELECT FROM {table} AS t WHERE {same_key}) ORDER BY s.n",
             table = self.table,
             names = self.names(),
             cells = self.cells("s"),
-            staging = self.staging,
+            rows = self.rows("s"),
             only = only_row(only),
             same_key = self.same_key("t", "s"),
         )
@@ -238,10 +247,10 @@ impl Sql {
             .map(|(index, _)| format!("s.c{index}::text"))
             .collect();
         format!(
-            "SELECT concat_ws(', ', {}) FROM {} AS s \
+            "SELECT concat_ws(', ', {}) FROM {} \
              WHERE s.op = 'P' AND NOT EXISTS (SELECT FROM {} AS t WHERE {}) ORDER BY s.n LIMIT {limit}",
             key.join(", "),
-            self.staging,
+            self.rows("s"),
             self.table,
             self.same_key("t", "s"),
         )
@@ -271,15 +280,16 @@ impl Sql {
             }
         };
         Some(format!(
-            "WITH old AS (DELETE FROM {table} AS t USING {staging} AS s \
+            "WITH old AS (DELETE FROM {table} AS t USING {rows} \
                  WHERE s.op IN ('I', 'U', 'P') AND {same_key} AND ({differs}) \
-                   AND NOT EXISTS (SELECT FROM {staging} AS later \
+                   AND NOT EXISTS (SELECT FROM {later} \
                        WHERE later.n > s.n AND later.op IN ('I', 'U', 'P', 'K') AND {same_staged}) \
                  RETURNING s.n AS n, {kept}) \
              INSERT INTO {table} ({names}) OVERRIDING SYSTEM VALUE \
-             SELECT {cells} FROM old JOIN {staging} AS s ON s.n = old.n AND s.op IN ('I', 'U', 'P')",
+             SELECT {cells} FROM old JOIN {rows} ON s.n = old.n AND s.op IN ('I', 'U', 'P')",
             table = self.table,
-            staging = self.staging,
+            rows = self.rows("s"),
+            later = self.rows("later"),
             same_key = self.same_key("t", "s"),
             same_staged = self.same_staged_key("later", "s"),
             differs = differs.join(" OR "),
@@ -438,7 +448,7 @@ impl Sql {
     /// A staged cell.
     fn cell(&self, alias: &str, index: usize) -> String {
         match self.packed[index] {
-            None => format!("{alias}.c{index}"),
+            None => self.rows.cell(alias, index, &self.columns[index]),
             Some(place) => format!(
                 "({alias}.rest[{place}])::{}",
                 self.columns[index].plain_type
@@ -473,8 +483,9 @@ impl Sql {
             .map(|(index, column)| {
                 let operator_schema = column.operator_schema.as_deref().unwrap_or("pg_catalog");
                 format!(
-                    "{} OPERATOR({operator_schema}.=) {staged}.c{index}",
-                    cell(index, column)
+                    "{} OPERATOR({operator_schema}.=) {}",
+                    cell(index, column),
+                    self.rows.key_cell(staged, index, column)
                 )
             })
             .collect();

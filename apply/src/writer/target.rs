@@ -7,10 +7,10 @@ use bunny_postgres::copy_binary::{self, Encoding, NotKnown};
 use bunny_postgres::{TableName, quote_ident};
 use tokio_postgres::Client;
 
+use super::array_literal;
 use super::drift::Met;
-use super::packed;
 use super::set::Ahead;
-use super::sql::{Op, Sql, SqlColumn};
+use super::sql::{Element, Op, Sql, SqlColumn};
 use crate::ambiguous_text::AmbiguousText;
 use crate::copy_in::{CopyRow, Inlet, Into, Went};
 use crate::error::{Error, Result};
@@ -38,7 +38,8 @@ SELECT a.attname::text, a.attgenerated <> '' AS generated, a.attidentity = 'a' A
             FROM pg_collation c JOIN pg_namespace n ON n.oid = c.collnamespace WHERE c.oid = a.attcollation)
        END AS collation,
        (SELECT quote_ident(n.nspname) FROM pg_operator o JOIN pg_namespace n ON n.oid = o.oprnamespace
-        WHERE o.oprname = '=' AND o.oprleft = b.typid AND o.oprright = b.typid LIMIT 1) AS operator_schema
+        WHERE o.oprname = '=' AND o.oprleft = b.typid AND o.oprright = b.typid LIMIT 1) AS operator_schema,
+       CASE WHEN t.typtype <> 'c' AND t.typcategory <> 'A' THEN t.typdelim::text END AS delimiter
 FROM pg_attribute a
 JOIN base b ON b.attnum = a.attnum
 JOIN pg_type t ON t.oid = b.typid AND t.typtype <> 'd'
@@ -70,8 +71,12 @@ pub(super) struct Target {
     /// By index among the event's columns.
     pub(super) ambiguous: AmbiguousText,
     pub(super) sql: Sql,
+    /// For few rows, where they can be parameters.
+    pub(super) few_sql: Option<Sql>,
     /// COPY into the staging table; it exists in this session once this is set.
     pub(super) stage_copy: Option<Inlet>,
+    /// It was created since the savepoint that a refused part is undone to.
+    pub(super) staging_is_new: bool,
     pub(super) direct_copy: Option<Inlet>,
     /// Set after a row had no binary form: each such costs a COPY more.
     pub(super) avoid_binary: bool,
@@ -136,6 +141,10 @@ impl Target {
                 collation: row.get("collation"),
                 always_identity: row.get("always_identity"),
                 operator_schema: row.get("operator_schema"),
+                element: match row.get::<_, Option<&str>>("delimiter") {
+                    Some(delimiter) => Element::Own(delimiter.chars().next().unwrap_or(',')),
+                    None => Element::Text,
+                },
                 key: false,
             });
         }
@@ -170,20 +179,23 @@ impl Target {
         let into = fit.into.iter().map(|into| into.as_deref());
         let ambiguous = AmbiguousText::find(client, destination, into).await?;
         let staging = format!("pg_temp.\"bunny_stage_{}\"", version.schema_id);
+        let key_change = match own.is_empty() {
+            true => KeyChange::Split,
+            false => KeyChange::Rename,
+        };
+        let sql = Sql::new(destination.quoted(), staging, columns, own);
         Ok(Target {
             source: version.source.clone(),
             destination: destination.clone(),
             writes_all: written.len() == version.columns.len(),
             written,
             key,
-            key_change: if own.is_empty() {
-                KeyChange::Split
-            } else {
-                KeyChange::Rename
-            },
+            key_change,
             ambiguous,
-            sql: Sql::new(destination.quoted(), staging, columns, own),
+            few_sql: sql.over_parameters(),
+            sql,
             stage_copy: None,
+            staging_is_new: false,
             direct_copy: None,
             avoid_binary: false,
             refuses_doubles: refuses_doubles(client, destination, &key_names).await?,
@@ -194,8 +206,7 @@ impl Target {
         })
     }
 
-    /// Creates the staging table if this session has none yet. Outside any savepoint
-    /// that may be rolled back to.
+    /// Creates the staging table if this session has none yet.
     pub(super) async fn ensure_staging(&mut self, client: &Client) -> Result<()> {
         if self.stage_copy.is_some() {
             return Ok(());
@@ -206,6 +217,7 @@ impl Target {
             .await
             .map_err(Error::sql(doing()))?;
         self.stage_copy = Some(self.staging_inlet(client, &doing()).await?);
+        self.staging_is_new = true;
         Ok(())
     }
 
@@ -273,7 +285,7 @@ impl Target {
                 out.push(b'\t');
             }
         }
-        packed::write_array(out, &packed);
+        array_literal::write_array(out, &packed);
     }
 
     fn binary_cells(

@@ -9,6 +9,7 @@ fn column(name: &str, key: bool) -> SqlColumn {
         collation: None,
         always_identity: false,
         operator_schema: Some("pg_catalog".into()),
+        element: Element::Own(','),
         key,
     }
 }
@@ -144,4 +145,48 @@ fn one_row_can_be_picked() {
     ] {
         assert!(statement.contains("s.n = 7"), "{statement}");
     }
+}
+
+#[test]
+fn rows_that_are_parameters_are_what_their_columns_are() {
+    let of = |type_name: &str, element, column: SqlColumn| SqlColumn {
+        type_name: format!("{type_name}(9)"),
+        plain_type: type_name.into(),
+        element,
+        ..column
+    };
+    let collated = SqlColumn {
+        collation: Some("\"public\".\"ci\"".into()),
+        ..column("id", true)
+    };
+    let sql = sql(vec![
+        collated,
+        of(
+            "character varying",
+            Element::Own(','),
+            column("short", false),
+        ),
+        of("integer[]", Element::Text, column("many", false)),
+    ]);
+    let sql = sql.over_parameters().expect("all of it can be given");
+    let insert = sql.insert(None);
+    // A modifier in the cast would cut what an assignment refuses.
+    let given = "unnest($1::bigint[], $2::\"char\"[], $3::int[], $4::text[], \
+                 $5::character varying[], $6::text[]) AS s (n, op, mask, c0, c1, c2)";
+    assert!(insert.contains(given), "{insert}");
+    assert!(
+        insert.contains("SELECT s.c0, s.c1, (s.c2)::integer[] FROM"),
+        "arrays come as their text: {insert}"
+    );
+    let same_key = "t.\"id\" OPERATOR(pg_catalog.=) s.c0 COLLATE \"public\".\"ci\"";
+    assert!(sql.delete(None).contains(same_key), "{}", sql.delete(None));
+}
+
+#[test]
+fn keys_that_have_no_array_and_wide_rows_are_staged() {
+    let mut key = column("id", true);
+    key.element = Element::Text;
+    assert!(sql(vec![key]).over_parameters().is_none());
+    let columns = (0..1600).map(|index| column(&format!("c{index}"), index == 0));
+    assert!(sql(columns.collect()).over_parameters().is_none());
 }
