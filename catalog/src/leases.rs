@@ -6,7 +6,6 @@
 use std::fmt;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use sqlx::Row as _;
 use uuid::Uuid;
 
@@ -57,10 +56,8 @@ pub struct Renewed {
     pub mirror_id: Uuid,
     /// Rises each time the lease changes hands.
     pub epoch: i64,
-    /// When it would have run out. Earlier than its holder was told: the catalog is one of before.
-    pub ran_until: DateTime<Utc>,
-    /// When it runs out now.
-    pub runs_until: DateTime<Utc>,
+    /// With what it was renewed before; None: it was not.
+    pub former: Option<Uuid>,
 }
 
 impl Catalog {
@@ -93,7 +90,7 @@ impl Catalog {
              ON CONFLICT (mirror_id, role) DO UPDATE
              SET holder = excluded.holder, epoch = l.epoch + 1,
                  expires_at = clock_timestamp() + $4 * interval '1 second',
-                 heartbeat_at = clock_timestamp()
+                 heartbeat_at = clock_timestamp(), renewal = NULL
              WHERE l.expires_at <= clock_timestamp() - $5 * interval '1 second'
              RETURNING epoch",
         )
@@ -188,34 +185,39 @@ impl Catalog {
 
     /// Renews a lease. `false`: another has it now, or the mirror is gone.
     pub async fn renew_lease(&self, lease: &Lease, ttl: Duration) -> Result<bool> {
-        let renewed = self.renew_leases(lease.role, &lease.holder, ttl).await?;
+        let renewed = self
+            .renew_leases(lease.role, &lease.holder, ttl, Uuid::new_v4())
+            .await?;
         let is_it = |renewed: &Renewed| {
             (renewed.mirror_id, renewed.epoch) == (lease.mirror_id, lease.epoch)
         };
         Ok(renewed.iter().any(is_it))
     }
 
-    /// Renews every lease that a process has, and returns them.
+    /// Renews every lease that a process has, and returns them. `renewal` is what the next
+    /// renewal will find.
     pub async fn renew_leases(
         &self,
         role: Role,
         holder: &str,
         ttl: Duration,
+        renewal: Uuid,
     ) -> Result<Vec<Renewed>> {
         let failed = |error| Error::database("renewing leases", error);
         let rows = sqlx::query(
             "WITH had AS (
-                 SELECT mirror_id, expires_at FROM bunny.leases
+                 SELECT mirror_id, renewal FROM bunny.leases
                  WHERE role = $1 AND holder = $2 FOR UPDATE)
              UPDATE bunny.leases l
              SET expires_at = clock_timestamp() + $3 * interval '1 second',
-                 heartbeat_at = clock_timestamp()
+                 heartbeat_at = clock_timestamp(), renewal = $4
              FROM had WHERE l.mirror_id = had.mirror_id AND l.role = $1 AND l.holder = $2
-             RETURNING l.mirror_id, l.epoch, had.expires_at AS ran_until, l.expires_at AS runs_until",
+             RETURNING l.mirror_id, l.epoch, had.renewal AS former",
         )
         .bind(role.as_str())
         .bind(holder)
         .bind(ttl.as_secs_f64())
+        .bind(renewal)
         .fetch_all(self.pool())
         .await
         .map_err(failed)?;
@@ -224,8 +226,7 @@ impl Catalog {
                 Ok(Renewed {
                     mirror_id: row.try_get("mirror_id").map_err(failed)?,
                     epoch: row.try_get("epoch").map_err(failed)?,
-                    ran_until: row.try_get("ran_until").map_err(failed)?,
-                    runs_until: row.try_get("runs_until").map_err(failed)?,
+                    former: row.try_get("former").map_err(failed)?,
                 })
             })
             .collect()

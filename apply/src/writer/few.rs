@@ -6,7 +6,7 @@
 
 use bytes::BytesMut;
 use futures_util::TryStreamExt;
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use tokio_postgres::Client;
 use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
 
@@ -19,6 +19,8 @@ use crate::error::{Error, Result};
 /// What is more is staged: parameters are text, and every statement reads all of them anew.
 const ROWS_MAX: usize = 40;
 const BYTES_MAX: usize = 64 * 1024;
+/// Each different set of unchanged columns is a statement more.
+pub(super) const MASKS_MAX: usize = 4;
 
 /// Whether so many rows with so many bytes of text can be, and are better, parameters.
 pub(super) fn are_few(target: &Target, rows: usize, bytes: impl FnOnce() -> usize) -> bool {
@@ -69,10 +71,10 @@ impl Few {
         target: &Target,
         statements: &[String],
     ) -> Result<Vec<Done>> {
-        // In the order in which they are polled first, which is theirs, they are sent. What fails
-        // at the server lets the next ones fail.
-        let done = statements.iter().map(|sql| self.run_one(client, sql));
-        let done = try_join_all(done).await;
+        // They are sent in the order in which they are polled first, which is theirs. What fails at
+        // the server lets the next ones fail, so the first error is the one.
+        let done = join_all(statements.iter().map(|sql| self.run_one(client, sql))).await;
+        let done: std::result::Result<Vec<Done>, _> = done.into_iter().collect();
         done.map_err(Error::sql(format!(
             "writing rows of {}",
             target.destination

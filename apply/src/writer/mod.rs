@@ -192,6 +192,7 @@ impl Writer {
                 target.met.put_back(Default::default());
             }
             self.write_steps(steps, Care::Careful).await?;
+            self.stage_what_refused(&error);
         }
         if let Some(open) = &mut self.open {
             for target in self.targets.values() {
@@ -199,6 +200,18 @@ impl Writer {
             }
         }
         Ok(())
+    }
+
+    /// What was written with care only is not tried as parameters again: every batch would be
+    /// written twice.
+    fn stage_what_refused(&mut self, error: &Error) {
+        let Error::Table { table, .. } = error else {
+            return;
+        };
+        let mut targets = self.targets.values_mut();
+        if let Some(target) = targets.find(|target| target.source == *table) {
+            target.few_sql = None;
+        }
     }
 
     /// Looks up the tables that appear for the first time. Staging tables that will be needed are

@@ -266,8 +266,12 @@ pub(super) async fn write(
     } = Split::of(target, effects, way);
     if !staged.is_empty() {
         let set = match way {
-            Way::Few => StagedSet::given(Few::of(target, &staged), &staged, masks),
-            Way::Staged | Way::Copied => stage_rows(client, target, &staged, masks).await?,
+            Way::Few if masks.0.len() <= few::MASKS_MAX => {
+                StagedSet::given(Few::of(target, &staged), &staged, masks)
+            }
+            Way::Few | Way::Staged | Way::Copied => {
+                stage_rows(client, target, &staged, masks).await?
+            }
         };
         drop(staged);
         merge(client, target, &set, policy).await?;

@@ -39,7 +39,9 @@ SELECT a.attname::text, a.attgenerated <> '' AS generated, a.attidentity = 'a' A
        END AS collation,
        (SELECT quote_ident(n.nspname) FROM pg_operator o JOIN pg_namespace n ON n.oid = o.oprnamespace
         WHERE o.oprname = '=' AND o.oprleft = b.typid AND o.oprright = b.typid LIMIT 1) AS operator_schema,
-       CASE WHEN t.typtype <> 'c' AND t.typcategory <> 'A' THEN t.typdelim::text END AS delimiter
+       b.typid AS type_oid, b.typmod,
+       CASE WHEN t.typtype <> 'c' AND t.typcategory <> 'A' THEN t.typdelim::text END AS delimiter,
+       EXISTS (SELECT FROM pg_cast WHERE castsource = 'text'::regtype AND casttarget = b.typid) AS is_cast
 FROM pg_attribute a
 JOIN base b ON b.attnum = a.attnum
 JOIN pg_type t ON t.oid = b.typid AND t.typtype <> 'd'
@@ -141,10 +143,7 @@ impl Target {
                 collation: row.get("collation"),
                 always_identity: row.get("always_identity"),
                 operator_schema: row.get("operator_schema"),
-                element: match row.get::<_, Option<&str>>("delimiter") {
-                    Some(delimiter) => Element::Own(delimiter.chars().next().unwrap_or(',')),
-                    None => Element::Text,
-                },
+                element: element(row),
                 key: false,
             });
         }
@@ -157,6 +156,11 @@ impl Target {
         let key = key_columns(version, fit, primary_key);
         for (column, index) in columns.iter_mut().zip(&written) {
             column.key = key.contains(index);
+            let of_source = &version.columns[*index];
+            let types = (of_source.type_oid, of_source.typmod);
+            if column.key && modifies(&rows, column, types) {
+                column.element = Element::Staged;
+            }
         }
         if columns.iter().filter(|column| column.key).count() != key.len() {
             return Err(refused(format!(
@@ -373,6 +377,27 @@ async fn refuses_doubles(
             "looking at the indexes of destination table {destination}"
         )))?;
     Ok(row.get(0))
+}
+
+/// How the values of a column of [`COLUMNS_SQL`] may be given as parameters.
+fn element(row: &tokio_postgres::Row) -> Element {
+    match row.get::<_, Option<&str>>("delimiter") {
+        Some(delimiter) => Element::Own(delimiter.chars().next().unwrap_or(',')),
+        // Somebody's function would make the value, and not the type's input.
+        None if row.get("is_cast") => Element::Staged,
+        None => Element::Text,
+    }
+}
+
+/// Whether the column's modifier could round or cut a key of a source column with this type and
+/// modifier: staged it is, as the table's own are.
+fn modifies(rows: &[tokio_postgres::Row], column: &SqlColumn, source: (u32, i32)) -> bool {
+    let mut rows = rows.iter();
+    let own = rows.find(|row| quote_ident(row.get(0)) == column.name);
+    own.is_none_or(|row| {
+        let (type_oid, typmod): (u32, i32) = (row.get("type_oid"), row.get("typmod"));
+        typmod != -1 && (type_oid, typmod) != source
+    })
 }
 
 /// The event's own key, or else the source's primary key where the events carry it. None by a

@@ -34,14 +34,16 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(6);
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A worker with its fair share leaves a free mirror to others for so long.
 const COURTESY: Duration = Duration::from_secs(3);
+/// Renewals that are remembered of a catalog that is away.
+const RENEWALS_MAX: usize = 1000;
 /// Of failures in a row the first and every so manieth goes to the mirror's log.
 const LOGGED_EVERY: u32 = 20;
 
 /// A mirror whose lease is ours, as far as we know.
 struct Held {
     entry: Entry,
-    /// How long the lease lasts, as the catalog said when it was last renewed.
-    leased_until: Option<DateTime<Utc>>,
+    /// The lease was renewed since it is held.
+    is_renewed: bool,
     task: Option<RunningTask>,
     updates: watch::Sender<Arc<Mirror>>,
     failing_since: Option<DateTime<Utc>>,
@@ -81,6 +83,8 @@ pub(super) struct Worker<F> {
     held: HashMap<Uuid, Held>,
     peers: HashMap<String, Peer>,
     renewed_at: Option<Instant>,
+    /// With what leases were renewed: the last time that the catalog answered, and since.
+    renewals: Vec<Uuid>,
     workers_alive: usize,
     away_since: Option<Instant>,
     listener: Option<PgListener>,
@@ -109,6 +113,7 @@ where
             held: HashMap::new(),
             peers: HashMap::new(),
             renewed_at: None,
+            renewals: Vec::new(),
             workers_alive: 1,
             away_since: None,
             listener: None,
@@ -288,23 +293,32 @@ where
     async fn renew(&mut self) -> Result<()> {
         let asked_at = Instant::now();
         let ttl = self.options.lease_ttl;
+        let renewal = Uuid::new_v4();
+        self.renewals.push(renewal);
+        if self.renewals.len() > RENEWALS_MAX {
+            self.renewals.remove(1);
+        }
         let ours = self
             .catalog
-            .renew_leases(self.role, &self.holder, ttl)
+            .renew_leases(self.role, &self.holder, ttl, renewal)
             .await?;
         self.renewed_at = Some(asked_at);
+        // Of those before, any may have been the last that came through.
+        let sent = std::mem::replace(&mut self.renewals, vec![renewal]);
         for (id, held) in &mut self.held {
             let renewed = ours.iter().find(|ours| ours.mirror_id == *id);
             match renewed.filter(|renewed| renewed.epoch == held.entry.epoch) {
                 // Not by what it says of the mirror: versions are given anew, and the task may run
                 // for one of the same number.
-                Some(renewed) if Some(renewed.ran_until) < held.leased_until => {
-                    tracing::warn!(mirror = %held.entry.mirror.name, role = %self.role, "the catalog does not know what it last said, it was restored from a backup: starting anew");
-                    held.leased_until = Some(renewed.runs_until);
+                Some(renewed)
+                    if held.is_renewed && renewed.former.is_none_or(|of| !sent.contains(&of)) =>
+                {
+                    tracing::warn!(mirror = %held.entry.mirror.name, role = %self.role, "the catalog does not know what it was last told, it was restored or failed over: starting anew");
+                    held.forget_unsaved();
                     held.entry.lease_lost();
                 }
-                Some(renewed) => {
-                    held.leased_until = Some(renewed.runs_until);
+                Some(_) => {
+                    held.is_renewed = true;
                     held.entry.lease_confirmed(asked_at);
                 }
                 _ if held.entry.is_lost() => {}
@@ -324,6 +338,9 @@ where
                 && let Some(mirror) = self.catalog.get_mirror_by_id(lease.mirror_id).await?
             {
                 self.hold(mirror, lease.epoch);
+                if let Some(held) = self.held.get_mut(&lease.mirror_id) {
+                    held.is_renewed = true;
+                }
             }
         }
         Ok(())
@@ -379,7 +396,7 @@ where
         let stand = Stand::of(&mirror, self.role, &self.peers);
         let held = Held {
             entry: Entry::new(mirror.clone(), stand, epoch, Instant::now()),
-            leased_until: None,
+            is_renewed: false,
             task: None,
             updates: watch::Sender::new(mirror.clone()),
             failing_since: None,
@@ -487,6 +504,12 @@ impl Held {
         self.entry.recovered();
         self.failing_since = None;
         self.unsaved = Some(None);
+    }
+
+    /// What a catalog is not told that was restored since.
+    fn forget_unsaved(&mut self) {
+        self.unsaved = None;
+        self.unsaved_start = None;
     }
 
     fn end(&mut self, outcome: Outcome, now: Instant) {

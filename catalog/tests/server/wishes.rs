@@ -93,7 +93,7 @@ async fn a_lease_rises_above_what_a_restored_catalog_forgot() {
     assert!(!raise(lease.epoch - 1, 7).await.unwrap());
     assert!(raise(lease.epoch, 7).await.unwrap());
     let ours = catalog
-        .renew_leases(Role::Capture, "one", TTL)
+        .renew_leases(Role::Capture, "one", TTL, Uuid::new_v4())
         .await
         .unwrap();
     assert_eq!(ours.len(), 1);

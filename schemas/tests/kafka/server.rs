@@ -272,16 +272,19 @@ async fn no_id_comes_to_mean_two_things_when_the_authority_changes() {
 
     // Ids of our own, which the server does not have and may give to anyone.
     let own = open(Authority::Topic).await.unwrap();
-    own.register("a", "\"string\"").await.unwrap();
+    let first = own.register("a", "\"string\"").await.unwrap();
     let outside = open(server.authority()).await.unwrap();
     assert_clash(outside.register("a", "\"string\"").await);
     assert_clash(outside.register("b", "\"long\"").await);
     // It has them, but as something else; then as what they are.
-    server.state().1.insert("\"int\"".into(), 1);
+    server.state().1.insert("\"int\"".into(), first);
     assert_clash(outside.register("b", "\"long\"").await);
     server.state().1.clear();
-    server.state().1.insert("{\"type\": \"string\"}".into(), 1);
-    assert_eq!(outside.register("a", "\"string\"").await.unwrap(), 1);
+    server
+        .state()
+        .1
+        .insert("{\"type\": \"string\"}".into(), first);
+    assert_eq!(outside.register("a", "\"string\"").await.unwrap(), first);
     let id = outside.register("b", "\"long\"").await.unwrap();
     assert_eq!(id, FIRST_ID + 1);
 
@@ -297,21 +300,27 @@ async fn no_id_comes_to_mean_two_things_when_the_authority_changes() {
 
     // A server that has lost what it knew.
     let fresh = StandIn::start().await;
-    fresh.state().1.insert("{\"type\": \"string\"}".into(), 1);
-    fresh.state().1.insert("\"null\"".into(), 2);
+    fresh
+        .state()
+        .1
+        .insert("{\"type\": \"string\"}".into(), first);
+    fresh.state().1.insert("\"null\"".into(), first + 1);
     let lost = open(fresh.authority()).await.unwrap();
-    assert_eq!(lost.register("a", "\"string\"").await.unwrap(), 1);
+    assert_eq!(lost.register("a", "\"string\"").await.unwrap(), first);
     assert_clash(lost.register("b", "\"long\"").await);
     // What it gave anew meanwhile.
     fresh.state().1.clear();
     fresh.state().1.insert("\"float\"".into(), id);
-    fresh.state().1.insert("\"string\"".into(), 1);
+    fresh.state().1.insert("\"string\"".into(), first);
     let lost = open(fresh.authority()).await.unwrap();
     assert_clash(lost.register("b", "\"long\"").await);
 
     // Given up for good; then ids of our own are there again.
     let again = open(Authority::TopicAgain).await.unwrap();
-    assert_eq!(again.register("c", "\"bytes\"").await.unwrap(), id + 1);
+    assert_eq!(
+        again.register("c", "\"bytes\"").await.unwrap(),
+        first.max(id) + 1
+    );
     assert_clash(
         open(server.authority())
             .await

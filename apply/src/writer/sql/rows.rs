@@ -2,6 +2,9 @@
 
 use super::{Sql, SqlColumn};
 
+/// Of a wider table rows are not given as parameters: the server keeps every array by itself.
+const COLUMNS_MAX: usize = 200;
+
 /// How a value stands in the array of its column's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::writer) enum Element {
@@ -10,13 +13,15 @@ pub(in crate::writer) enum Element {
     /// As its text: arrays in an array would be one of more dimensions, and `unnest` makes
     /// several columns of a composite.
     Text,
+    /// Not at all: something would become of it that becomes of no staged value.
+    Staged,
 }
 
 impl Element {
     pub(in crate::writer) fn delimiter(self) -> char {
         match self {
             Element::Own(delimiter) => delimiter,
-            Element::Text => ',',
+            Element::Text | Element::Staged => ',',
         }
     }
 }
@@ -55,10 +60,14 @@ impl Rows {
 
 impl Sql {
     /// The statements over rows that are given as parameters. None where that cannot be: keys are
-    /// compared as what they are, and a packed row is staged.
+    /// compared as what they are, and what is wide is staged.
     pub(in crate::writer) fn over_parameters(&self) -> Option<Sql> {
-        let is_text_key = |column: &SqlColumn| column.key && column.element == Element::Text;
-        if self.packs() || self.columns.iter().any(is_text_key) {
+        let is_staged = |column: &SqlColumn| match column.element {
+            Element::Own(_) => false,
+            Element::Text => column.key,
+            Element::Staged => true,
+        };
+        if self.columns.len() > COLUMNS_MAX || self.columns.iter().any(is_staged) {
             return None;
         }
         let mut types = vec!["bigint".to_owned(), "\"char\"".to_owned(), "int".to_owned()];
@@ -67,7 +76,7 @@ impl Sql {
             types.push(match column.element {
                 // Without its modifier: a cast to that cuts without a word what an assignment refuses.
                 Element::Own(_) => column.plain_type.clone(),
-                Element::Text => "text".to_owned(),
+                Element::Text | Element::Staged => "text".to_owned(),
             });
             names.push(format!("c{index}"));
         }

@@ -186,7 +186,19 @@ fn rows_that_are_parameters_are_what_their_columns_are() {
 fn keys_that_have_no_array_and_wide_rows_are_staged() {
     let mut key = column("id", true);
     key.element = Element::Text;
-    assert!(sql(vec![key]).over_parameters().is_none());
-    let columns = (0..1600).map(|index| column(&format!("c{index}"), index == 0));
+    assert!(sql(vec![key.clone()]).over_parameters().is_none());
+    key.key = false;
+    assert!(
+        sql(vec![column("id", true), key.clone()])
+            .over_parameters()
+            .is_some()
+    );
+    key.element = Element::Staged;
+    assert!(
+        sql(vec![column("id", true), key])
+            .over_parameters()
+            .is_none()
+    );
+    let columns = (0..201).map(|index| column(&format!("c{index}"), index == 0));
     assert!(sql(columns.collect()).over_parameters().is_none());
 }
