@@ -43,6 +43,7 @@ mod service;
 pub mod stats;
 mod swap;
 pub mod table_sync;
+mod turns;
 pub mod waits;
 mod wanted;
 pub mod writer;

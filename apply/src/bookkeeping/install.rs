@@ -3,6 +3,7 @@
 use bunny_postgres::Session;
 
 use crate::error::{Error, Result};
+use crate::turns;
 
 /// Serialises concurrent installations; any fixed number no one else uses.
 const INSTALL_LOCK: i64 = 0x0062_756e_6e79;
@@ -51,7 +52,8 @@ pub async fn install(session: &Session) -> Result<()> {
     // What is there is said by the server with a notice each, and is as it should be.
     session
         .batch_execute(&format!(
-            "BEGIN; SET LOCAL client_min_messages = warning; SELECT pg_advisory_xact_lock({INSTALL_LOCK}); {INSTALL_SQL} COMMIT"
+            "BEGIN; SET LOCAL client_min_messages = warning; {wait}; {INSTALL_SQL} COMMIT",
+            wait = turns::wait(INSTALL_LOCK)
         ))
         .await
         .map_err(Error::sql(

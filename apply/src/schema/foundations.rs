@@ -14,6 +14,7 @@ use super::{collations, types};
 use crate::bookkeeping;
 use crate::context::MirrorRun;
 use crate::error::{Error, Result};
+use crate::turns;
 
 /// Serialises this among mirrors: two would otherwise create the same type at once and
 /// one of them fail. Any fixed number no one else uses.
@@ -71,7 +72,7 @@ pub(crate) async fn create(
 /// For the open transaction: nobody else of us creates schemas, types or sequences now.
 pub(crate) async fn wait_for_turn(client: &Client) -> Result<()> {
     client
-        .batch_execute(&format!("SELECT pg_advisory_xact_lock({LOCK})"))
+        .batch_execute(&turns::wait(LOCK))
         .await
         .map_err(Error::sql(
             "waiting for others that create objects at the destination",
