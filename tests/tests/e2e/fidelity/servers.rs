@@ -57,7 +57,7 @@ async fn a_latin1_source_into_a_utf8_destination() -> Result<()> {
     scene
         .source
         .run(
-            r#"UPDATE "schéma"."größen" SET m = 'größer' WHERE wort = 'I'; UPDATE "schéma"."größen" SET wort = lower(wort) WHERE wort IN ('I', 'Ö');
+            r#"UPDATE "schéma"."größen" SET m = 'größer' WHERE wort = 'I'; DELETE FROM "schéma"."größen" WHERE wort = 'i'; UPDATE "schéma"."größen" SET wort = lower(wort) WHERE wort IN ('I', 'Ö');
                 INSERT INTO "schéma"."größen" (wort) VALUES ('ÿ');"#,
         )
         .await?;
