@@ -140,8 +140,8 @@ async fn begin(shared: &Shared, mirror: Arc<Mirror>, context: &MirrorContext) ->
     reached(crash_points::AFTER_TAKE_OVER);
     tracing::info!(mirror = %mirror.name, epoch = epoch.0, "took the destination over");
     last_wish::check(shared, &mirror, context, &session, epoch).await?;
-    let admitted = replay::admitted(shared, &mirror, context, &session).await?;
-    let mirror = Arc::new(replay::as_wanted(admitted));
+    replay::admit(shared, &mirror, context, &session).await?;
+    let mirror = Arc::new(replay::as_wanted(Mirror::clone(&mirror)));
     let run = MirrorRun {
         application_name: application_name(mirror.id, epoch),
         ledger: mirror.id,

@@ -15,13 +15,16 @@ use uuid::Uuid;
 
 use crate::commands::{self, Command};
 use crate::logs::{self, LogLevel};
-use crate::mirrors::{Desired, Mirror, PauseScope, ResyncStrategy, notify};
+use crate::mirrors::{Desired, Mirror, MirrorTable, PauseScope, ResyncStrategy, notify};
 use crate::schema_sync::{SYNC_SCHEMA, under_way};
 use crate::tables::{AwaitedTable, RESYNC, TABLES};
 use crate::{Catalog, Error, Result, last_wish, pausing};
 
 /// The command of tables rebuilt from the topics.
 pub const REPLAY: &str = "replay";
+
+/// Among a replay's arguments: whether the mirror was paused when it was asked for.
+pub(crate) const WAS_PAUSED: &str = "was_paused";
 
 /// Up to where a replay goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +80,19 @@ pub struct Replay {
     /// It is loaded beside the table, which keeps its rows until they are exchanged.
     #[serde(default)]
     pub beside: bool,
+    /// The replay by which the table has what it has; it is what is wanted if this one is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former: Option<Box<Replay>>,
+}
+
+impl Replay {
+    /// What a table's next replay remembers of this one, none before which matters any more. Pure.
+    fn as_former(&self) -> Box<Replay> {
+        Box::new(Replay {
+            former: None,
+            ..self.clone()
+        })
+    }
 }
 
 /// A replay as it is asked for.
@@ -126,6 +142,7 @@ impl Catalog {
             )));
         }
         let mut args = replay.args();
+        args[WAS_PAUSED] = json!(mirror.desired == Desired::Paused);
         for open in commands::open(&mut *transaction, mirror.id).await? {
             if open.kind == SYNC_SCHEMA {
                 return Err(under_way(name, &open));
@@ -149,17 +166,21 @@ impl Catalog {
         }
         let mut awaited = Vec::new();
         for (table, seen_request, of) in &replay.tables {
-            let mapped = mirror.tables.iter().find(|mapped| mapped.source == *table);
-            if mapped.is_none_or(|mapped| mapped.wanted_request() != *seen_request) {
-                return Err(Error::conflict(format!(
+            let mut mapped = mirror.tables.iter();
+            let is_as_seen = |mapped: &&MirrorTable| {
+                mapped.source == *table && mapped.wanted_request() == *seen_request
+            };
+            let mapped = mapped.find(is_as_seen).ok_or_else(|| {
+                Error::conflict(format!(
                     "what is wanted of table {table} has changed meanwhile; ask again"
-                )));
-            }
+                ))
+            })?;
             let wish = Replay {
                 request_id: Uuid::new_v4(),
                 of: of.clone(),
                 until: replay.until,
                 beside: replay.strategy == ResyncStrategy::Swap,
+                former: mapped.replay.as_ref().map(Replay::as_former),
             };
             set_replay(&mut transaction, mirror.id, table, &wish).await?;
             awaited.push(AwaitedTable {
@@ -183,33 +204,62 @@ impl Catalog {
         Ok(command_id)
     }
 
-    /// A replay cannot be had after all, and nothing of its table has been touched: the wish
-    /// goes, its command fails with what is wrong. Doing so twice is nothing.
-    pub async fn refuse_replay(&self, mirror_id: Uuid, request_id: Uuid, why: &str) -> Result<()> {
+    /// Replays that cannot be had after all, each with what is wrong: of their commands, which
+    /// fail, nothing is done that is among `not_begun`. What was wanted before is wanted again,
+    /// and apply begins anew with it; a mirror that was woken for nothing else is paused again.
+    /// Doing so twice is nothing.
+    pub async fn refuse_replays(
+        &self,
+        mirror: &Mirror,
+        refused: &[(Uuid, String)],
+        not_begun: &[Uuid],
+    ) -> Result<()> {
         let failed = |error| Error::database("refusing a replay", error);
         let mut transaction = self.begin().await.map_err(failed)?;
+        let mirror = self.lock_mirror(&mut transaction, &mirror.name).await?;
+        let mut withdrawn: Vec<Uuid> = refused.iter().map(|(request, _)| *request).collect();
+        let mut pauses = None;
+        for command in commands::open(&mut *transaction, mirror.id).await? {
+            let awaited = AwaitedTable::of(&command);
+            let requests: Vec<Uuid> = awaited.iter().filter_map(|one| one.request_id).collect();
+            let of_it = refused.iter().filter(|(of, _)| requests.contains(of));
+            let reasons: Vec<&str> = of_it.map(|(_, why)| why.as_str()).collect();
+            if command.kind != REPLAY || reasons.is_empty() {
+                continue;
+            }
+            let (waiting, begun): (Vec<Uuid>, Vec<Uuid>) = requests
+                .into_iter()
+                .partition(|request| not_begun.contains(request));
+            withdrawn.extend(waiting);
+            if begun.is_empty() && command.args[WAS_PAUSED] == json!(true) {
+                pauses = Some(command.requested_by.clone());
+            }
+            sqlx::query(
+                "UPDATE bunny.commands
+                 SET state = 'failed', error = $2,
+                     updated_at = clock_timestamp(), finished_at = clock_timestamp()
+                 WHERE id = $1",
+            )
+            .bind(command.id)
+            .bind(reasons.join("; "))
+            .execute(&mut *transaction)
+            .await
+            .map_err(failed)?;
+        }
         sqlx::query(
-            "UPDATE bunny.mirror_tables SET replay = NULL
-             WHERE mirror_id = $1 AND replay ->> 'request_id' = $2",
+            "UPDATE bunny.mirror_tables SET replay = replay -> 'former'
+             WHERE mirror_id = $1 AND (replay ->> 'request_id')::uuid = ANY ($2)",
         )
-        .bind(mirror_id)
-        .bind(request_id.to_string())
+        .bind(mirror.id)
+        .bind(&withdrawn)
         .execute(&mut *transaction)
         .await
         .map_err(failed)?;
-        sqlx::query(
-            "UPDATE bunny.commands
-             SET state = 'failed', error = $3,
-                 updated_at = clock_timestamp(), finished_at = clock_timestamp()
-             WHERE mirror_id = $1 AND kind = 'replay' AND state IN ('pending', 'running')
-               AND args -> 'awaited' @> jsonb_build_array(jsonb_build_object('request_id', $2::text))",
-        )
-        .bind(mirror_id)
-        .bind(request_id.to_string())
-        .bind(why)
-        .execute(&mut *transaction)
-        .await
-        .map_err(failed)?;
+        match pauses.filter(|_| mirror.desired == Desired::Running) {
+            Some(by) => pausing::pause_apply(&mut transaction, &mirror, &by).await?,
+            None => begin_anew(&mut transaction, &mirror, mirror.desired).await?,
+        }
+        notify(&mut transaction).await?;
         transaction.commit().await.map_err(failed)
     }
 }
@@ -333,27 +383,31 @@ async fn set_replay(
     .map_err(|error| Error::database("asking for a table's replay", error))
 }
 
-/// Apply begins anew. A replay up to a moment runs also in a paused mirror, and pauses it
-/// when it is done.
+/// A replay up to a moment runs also in a paused mirror, and pauses it when it is done.
 async fn wake_apply(
     connection: &mut PgConnection,
     mirror: &Mirror,
     replay: &NewReplay,
 ) -> Result<()> {
-    let runs = mirror.desired == Desired::Running || replay.until.is_some();
+    let desired = match replay.until {
+        Some(_) => Desired::Running,
+        None => mirror.desired,
+    };
+    begin_anew(connection, mirror, desired).await
+}
+
+/// Apply begins anew.
+async fn begin_anew(
+    connection: &mut PgConnection,
+    mirror: &Mirror,
+    desired: Desired,
+) -> Result<()> {
     sqlx::query(
         "UPDATE bunny.mirrors SET apply_version = apply_version + 1, desired = $2,
              updated_at = clock_timestamp() WHERE id = $1",
     )
     .bind(mirror.id)
-    .bind(
-        if runs {
-            Desired::Running
-        } else {
-            mirror.desired
-        }
-        .as_str(),
-    )
+    .bind(desired.as_str())
     .execute(connection)
     .await
     .map(|_| ())

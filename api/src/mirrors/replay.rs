@@ -54,9 +54,11 @@ pub(crate) async fn replay(
             "mirror '{name}' is being set up: there is nothing in its topics yet"
         )));
     }
-    let retained = Retained::read(&api.kafka, &api.topics, mirror.topics_slug())
+    let mut retained = Retained::read(&api.kafka, &api.topics, mirror.topics_slug())
         .await
         .map_err(unreadable)?;
+    let given_up = api.catalog.log_given_up(&mirror).await?;
+    retained.changes.0 = retained.changes.0.max(given_up);
     if let Some(until) = request.until {
         refuse_future(&api, &mirror, until, &retained).await?;
     }

@@ -6,7 +6,7 @@
 //! of that request (`aliases`), and every other step is the one that every sync takes. The
 //! source has no part in it.
 //!
-//! A wish is looked at before its table leaves main ([`admitted`]): what the topics do not
+//! A wish is looked at before its table leaves main ([`admit`]): what the topics do not
 //! hold is refused then, and the table stays as it is. From the transaction on that takes it
 //! out of main, its `restart_offset` keeps what it needs. By swap it is loaded beside the
 //! table instead (`swap`), whose rows are only exchanged: docs/adr/0033-replay-by-swap.md.
@@ -37,42 +37,38 @@ pub(crate) use bound::next_round;
 pub(crate) use ends::Ends;
 pub(crate) use pace::Pace;
 
-/// The mirror without the wishes that cannot be carried out, which are refused for good.
-/// Those that have begun are not looked at again: they hold on to what they need.
-pub(crate) async fn admitted(
+/// Refuses the wishes that cannot be carried out, for good, and what was asked for together with
+/// them: then there is another mirror to run. Those that have begun are not looked at again: they
+/// hold on to what they need.
+///
+/// # Errors
+/// [`Error::Cancelled`] if any was refused.
+pub(crate) async fn admit(
     shared: &Shared,
     mirror: &Mirror,
     context: &MirrorContext,
     session: &Session,
-) -> Result<Mirror> {
+) -> Result<()> {
     let client: &Client = session;
     let mut present = bookkeeping::tables(client, mirror.id).await?;
     present.extend(bookkeeping::tables(client, swap::ledger_of(mirror.id)).await?);
-    let mut mirror = mirror.clone();
     let not_begun = not_begun_of(&mirror.tables, &present);
     if not_begun.is_empty() {
-        return Ok(mirror);
+        return Ok(());
     }
     let slug = mirror.topics_slug();
     let mut retained = Retained::read(&shared.kafka, &shared.topics, slug).await?;
-    // What is below may be trimmed at any moment, though it is still there. Only this owner of
-    // the destination could raise it.
-    let mut floor = retention::floor(client, mirror.id, mirror.generation).await?;
-    if let Some(owner) = &mirror.owner {
-        // What was said to be needed may be more than what was decided here, and what may be
-        // trimmed there is as good as gone.
-        for id in [mirror.id, owner.id] {
-            let said = context.catalog.needs_log_from(id, mirror.generation);
-            floor = floor.max(said.await?);
-        }
-    }
-    retained.changes.0 = retained.changes.0.max(floor);
-    for table in &mut mirror.tables {
-        let Some(replay) = table.replay.take_if(|r| not_begun.contains(&r.request_id)) else {
+    // Only this owner of the destination could raise its floor.
+    let floor = retention::floor(client, mirror.id, mirror.generation).await?;
+    let given_up = context.catalog.log_given_up(mirror).await?;
+    retained.changes.0 = retained.changes.0.max(floor).max(given_up);
+    let mut refused = Vec::new();
+    for table in &mirror.tables {
+        let wish = table.replay.as_ref();
+        let Some(replay) = wish.filter(|replay| not_begun.contains(&replay.request_id)) else {
             continue;
         };
-        if is_held(&replay, &retained, mirror.generation) {
-            table.replay = Some(replay);
+        if is_held(replay, &retained, mirror.generation) {
             continue;
         }
         let why = format!(
@@ -80,12 +76,14 @@ pub(crate) async fn admitted(
             table.source, replay.of.lsn
         );
         tracing::warn!(mirror = %mirror.name, table = %table.source, "a replay is refused: {why}");
-        context
-            .catalog
-            .refuse_replay(mirror.id, replay.request_id, &why)
-            .await?;
+        refused.push((replay.request_id, why));
     }
-    Ok(mirror)
+    if refused.is_empty() {
+        return Ok(());
+    }
+    let catalog = &context.catalog;
+    catalog.refuse_replays(mirror, &refused, &not_begun).await?;
+    Err(Error::Cancelled)
 }
 
 /// The replays that the destination does not know yet. Pure.

@@ -155,6 +155,7 @@ mod tests {
             },
             until: None,
             beside: false,
+            former: None,
         };
         let name = TableName::new("public", "t");
         let loading = TableState {

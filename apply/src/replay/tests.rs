@@ -130,6 +130,7 @@ fn replay(sync: u128) -> Replay {
         },
         until: None,
         beside: false,
+        former: None,
     }
 }
 

@@ -212,6 +212,7 @@ fn a_replay_says_for_itself_whether_it_is_loaded_beside() {
             of: of.clone(),
             until: None,
             beside,
+            former: None,
         }),
         ..mapping("a", "x", 2)
     };

@@ -181,6 +181,18 @@ impl Catalog {
         Ok(floor.unwrap_or(0))
     }
 
+    /// Below which offset of the log nothing of `mirror` can be rebuilt, as far as is said here: it
+    /// may be trimmed at any moment, though it is still there.
+    pub async fn log_given_up(&self, mirror: &Mirror) -> Result<i64> {
+        let own = self.needs_log_from(mirror.id, mirror.generation).await?;
+        let Some(owner) = &mirror.owner else {
+            return Ok(own);
+        };
+        // What is said to be needed here may be more than what is granted there.
+        let granted = self.needs_log_from(owner.id, mirror.generation).await?;
+        Ok(own.max(granted))
+    }
+
     /// An attached mirror needs nothing below `floor`, and never will: that is stored at its
     /// destination already. Nothing of a generation that is not the owner's is written down.
     pub async fn need_log_from(

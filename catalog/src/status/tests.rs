@@ -372,6 +372,7 @@ fn a_mirror_that_stands_where_a_replay_ended_says_so() {
         },
         until: Some(Until::Lsn(Lsn(0x14))),
         beside: false,
+        former: None,
     };
     mirror.tables[0].replay = Some(replay.clone());
     let said = |mirror: &Mirror, reports: &Reports, commands: &[Command]| {

@@ -299,6 +299,9 @@ async fn three_destinations_of_one_capture() -> Result<()> {
     fan.wait_need("second", |need| need > stood_at + 50).await?;
     assert_eq!(own.number(FLOOR).await?, need);
     assert!(need <= stood_at && fan.watermarks("changes", 0).await?.0 <= need);
+    // Its copy is there for the third only: the second has given it up, and is told so at once.
+    let refused = fan.api.post("/v1/mirrors/second/replay", json!({})).await?;
+    assert_eq!(refused.status, 409, "{}", refused.body);
 
     // It comes back, and then the log goes.
     fan.ask("/v1/mirrors/third/resume", json!({})).await?;
@@ -408,6 +411,70 @@ async fn each_destination_has_its_own_wishes() -> Result<()> {
     fan.settle(&[]).await?;
     fan.api.delete("/v1/mirrors/mirror").await?.expect(202)?;
     is_gone(&fan.api, "mirror").await
+}
+
+/// The destination has given the copies up and died before it could say so: replays are taken, and
+/// refused when they are to begin. The tables stay what they are, one of them by an earlier replay,
+/// and a mirror that was paused is so again.
+#[tokio::test(flavor = "multi_thread")]
+async fn replays_that_come_too_late_change_nothing() -> Result<()> {
+    let mut fan = fan_out("fan_late").await?;
+    let two = TablePair::all(&["public.accounts", "public.journal"]);
+    let second = fan.attach("second", two, json!({})).await?;
+    second.mirror.wait_running().await?;
+    let replay = "/v1/mirrors/second/replay";
+    let accepted = fan
+        .ask(replay, json!({"tables": ["public.journal"]}))
+        .await?;
+    ended(&fan, "second", &accepted).await?;
+    fan.advance(20).await;
+    fan.settle(&[&second]).await?;
+    let there = second.destination.connect().await?;
+    let requests = "SELECT string_agg(concat_ws(' ', request_id, attempt), ',' ORDER BY source_table) FROM _bunny.tables";
+    let held = there.text(requests).await?;
+
+    fan.apply.kill9();
+    fan.patch("second", json!({"topic_retention_hours": 0}))
+        .await?;
+    fan.apply.restart_to_crash("apply::retention_raised", 1)?;
+    fan.apply
+        .wait_crash_point("apply::retention_raised", CONVERGE)
+        .await?;
+    assert_eq!(fan.wait_need("second", |_| true).await?, 0);
+    let applied = there
+        .text("SELECT commit_lsn::text FROM _bunny.progress")
+        .await?;
+    let mut late = vec![
+        fan.ask(replay, json!({"tables": ["public.journal"]}))
+            .await?,
+    ];
+    fan.ask("/v1/mirrors/second/pause", json!({})).await?;
+    let body = json!({"tables": ["public.accounts"], "until": {"lsn": applied}});
+    late.push(fan.ask(replay, body).await?);
+    fan.apply.restart()?;
+    for accepted in &late {
+        let id = accepted["command_id"].as_str().unwrap_or_default();
+        let path = format!("/v1/mirrors/second/commands/{id}");
+        let deadline = Instant::now() + CONVERGE;
+        let command = loop {
+            let command = fan.api.get(&path).await?.expect(200)?;
+            if !["pending", "running"].contains(&command["state"].as_str().unwrap_or_default()) {
+                break command;
+            }
+            ensure!(Instant::now() < deadline, "{command}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        assert_eq!(command["state"], "failed", "{command}");
+        let said = command["error"].as_str().unwrap_or_default();
+        assert!(said.contains("nothing was changed"), "{said}");
+    }
+    let paused = |mirror: &Value, _: &Value| mirror["status"] == "PAUSED";
+    second.mirror.wait_until("PAUSED", CONVERGE, paused).await?;
+    assert_eq!(there.text(requests).await?, held);
+    fan.ask("/v1/mirrors/second/resume", json!({})).await?;
+    fan.settle(&[&second]).await?;
+    assert_eq!(there.text(requests).await?, held);
+    Ok(())
 }
 
 /// The owner's history is lost, and all begin another one.
