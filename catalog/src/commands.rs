@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::crash_points::{WISH_COMMITTED, WISH_WRITTEN, crash_point};
 use crate::leases::Role;
 use crate::logs::{self, LogLevel};
-use crate::replay::WAS_PAUSED;
+use crate::replay::WAKES;
 use crate::tables::TABLES;
 use crate::{Catalog, Error, Result};
 
@@ -137,7 +137,7 @@ fn shown_args(args: &Value) -> Value {
     let mut shown = args.clone();
     if let Some(shown) = shown.as_object_mut() {
         shown.retain(|name, value| {
-            !["awaited", "versions", WAS_PAUSED].contains(&name.as_str()) && !value.is_null()
+            !["awaited", "versions", WAKES].contains(&name.as_str()) && !value.is_null()
         });
     }
     shown

@@ -23,8 +23,8 @@ use crate::{Catalog, Error, Result, last_wish, pausing};
 /// The command of tables rebuilt from the topics.
 pub const REPLAY: &str = "replay";
 
-/// Among a replay's arguments: whether the mirror was paused when it was asked for.
-pub(crate) const WAS_PAUSED: &str = "was_paused";
+/// Among a replay's arguments: whether a paused mirror runs for it.
+pub(crate) const WAKES: &str = "wakes";
 
 /// Up to where a replay goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,7 +142,7 @@ impl Catalog {
             )));
         }
         let mut args = replay.args();
-        args[WAS_PAUSED] = json!(mirror.desired == Desired::Paused);
+        args[WAKES] = json!(replay.until.is_some() && mirror.desired == Desired::Paused);
         for open in commands::open(&mut *transaction, mirror.id).await? {
             if open.kind == SYNC_SCHEMA {
                 return Err(under_way(name, &open));
@@ -218,20 +218,21 @@ impl Catalog {
         let mut transaction = self.begin().await.map_err(failed)?;
         let mirror = self.lock_mirror(&mut transaction, &mirror.name).await?;
         let mut withdrawn: Vec<Uuid> = refused.iter().map(|(request, _)| *request).collect();
-        let mut pauses = None;
+        let (mut pauses, mut goes_to_a_moment) = (None, false);
         for command in commands::open(&mut *transaction, mirror.id).await? {
             let awaited = AwaitedTable::of(&command);
             let requests: Vec<Uuid> = awaited.iter().filter_map(|one| one.request_id).collect();
             let of_it = refused.iter().filter(|(of, _)| requests.contains(of));
             let reasons: Vec<&str> = of_it.map(|(_, why)| why.as_str()).collect();
             if command.kind != REPLAY || reasons.is_empty() {
+                goes_to_a_moment |= command.kind == REPLAY && command.args["until"].is_object();
                 continue;
             }
             let (waiting, begun): (Vec<Uuid>, Vec<Uuid>) = requests
                 .into_iter()
                 .partition(|request| not_begun.contains(request));
             withdrawn.extend(waiting);
-            if begun.is_empty() && command.args[WAS_PAUSED] == json!(true) {
+            if begun.is_empty() && command.args[WAKES] == json!(true) {
                 pauses = Some(command.requested_by.clone());
             }
             sqlx::query(
@@ -257,7 +258,13 @@ impl Catalog {
         .map_err(failed)?;
         match pauses.filter(|_| mirror.desired == Desired::Running) {
             Some(by) => pausing::pause_apply(&mut transaction, &mirror, &by).await?,
-            None => begin_anew(&mut transaction, &mirror, mirror.desired).await?,
+            None => {
+                // What stood at a moment was to go on by another replay when the mirror was resumed.
+                if mirror.desired == Desired::Running && !goes_to_a_moment {
+                    let_go_on(&mut transaction, mirror.id).await?;
+                }
+                begin_anew(&mut transaction, &mirror, mirror.desired).await?;
+            }
         }
         notify(&mut transaction).await?;
         transaction.commit().await.map_err(failed)

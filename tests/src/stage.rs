@@ -19,6 +19,9 @@ use crate::ports::free_port;
 use crate::services::{Services, repository};
 use crate::topic;
 
+/// After a comparison that has failed, when it is tried once more.
+const LATER: Duration = Duration::from_secs(10);
+
 /// How long a test waits for anything to converge.
 pub const CONVERGE: Duration = Duration::from_secs(300);
 /// A mirror that is FAILED that long waits for a person.
@@ -340,7 +343,16 @@ impl Stage {
             let after = own_syncs(&catalog, mirror).await?;
             let is_disturbed = after.unfinished > 0 || after != before;
             if same.is_ok() || !is_disturbed || started.elapsed() > CONVERGE {
-                return same.with_context(|| self.logs_tail());
+                let Err(error) = same else {
+                    return Ok(());
+                };
+                // Whether rows are missing for good, or were said to be there too early.
+                let shown = (mirror.get().await, mirror.metrics().await);
+                tokio::time::sleep(LATER).await;
+                let later = content::assert_same(&source, &destination, tables).await;
+                let later = later.map_or("different still", |()| "the same then");
+                let context = format!("{later}, {LATER:?} later\n{shown:#?}\n{}", self.logs_tail());
+                return Err(error.context(context));
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }

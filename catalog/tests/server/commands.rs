@@ -1,8 +1,8 @@
 //! Commands that get in each other's way, and what they leave behind.
 
 use bunny_catalog::{
-    MirrorChange, NewReplay, PauseScope, RESYNC, ResyncStrategy, RetainedSync, SYNC_SCHEMA,
-    SourceDefinitions, Until, UntrackedChange,
+    Desired, MirrorChange, NewReplay, PauseScope, RESYNC, Replay, ResyncStrategy, RetainedSync,
+    SYNC_SCHEMA, SourceDefinitions, Until, UntrackedChange,
 };
 use bunny_postgres::Lsn;
 use uuid::Uuid;
@@ -224,5 +224,82 @@ async fn a_table_without_a_copy_of_its_own_follows_the_log_from_a_moment_on() {
     .await
     .unwrap();
     assert_eq!(left, Some(replay.tables[0].2.sync.to_string()));
+    database.drop().await;
+}
+
+/// A replay that comes too late, asked for while the tables stood at a moment: they go on from there as if
+/// it had not been asked for.
+#[tokio::test]
+#[ignore = "needs a server"]
+async fn a_refused_replay_gives_way_to_the_one_before() {
+    let database = Database::new().await;
+    let catalog = database.migrated().await;
+    catalog.create_mirror(&mirror("m", "t")).await.unwrap();
+    let of_table = async || {
+        let mirror = catalog.get_mirror("m").await.unwrap();
+        (mirror.tables[0].clone(), mirror)
+    };
+    let ask = async |until: Option<Until>| {
+        let (table, _) = of_table().await;
+        let copy = RetainedSync {
+            sync: table.request_id.unwrap(),
+            attempt: 1,
+            lsn: Lsn(1),
+            changes_offset: 0,
+            rows: 1,
+            bytes: 1,
+        };
+        let replay = NewReplay {
+            named: None,
+            tables: vec![(table.source.clone(), table.wanted_request(), copy)],
+            strategy: ResyncStrategy::Truncate,
+            until,
+        };
+        catalog.request_replay("m", &replay, "admin").await.unwrap();
+        of_table().await.0.replay.unwrap()
+    };
+    let refuse = async |replay: &Replay| {
+        let (id, (_, mirror)) = (replay.request_id, of_table().await);
+        let refused = [(id, "too late".to_owned())];
+        catalog
+            .refuse_replays(&mirror, &refused, &[id])
+            .await
+            .unwrap();
+    };
+
+    let moment = ask(Some(Until::Lsn(Lsn(2)))).await;
+    let mirror_id = of_table().await.1.id;
+    let there = [moment.request_id];
+    catalog.end_replay_until(mirror_id, &there).await.unwrap();
+    // One up to another moment: the mirror is paused where it was.
+    let other = ask(Some(Until::Lsn(Lsn(3)))).await;
+    assert_eq!(other.former.as_deref(), Some(&moment));
+    assert_eq!(of_table().await.1.desired, Desired::Running);
+    refuse(&other).await;
+    let (table, mirror) = of_table().await;
+    assert_eq!(mirror.desired, Desired::Paused);
+    assert_eq!(table.replay, Some(moment.clone()));
+
+    let late = ask(None).await;
+    catalog.request_resume("m", "admin").await.unwrap();
+    let before = of_table().await.1;
+    refuse(&late).await;
+    refuse(&late).await;
+    let (table, mirror) = of_table().await;
+    let goes_on = Replay {
+        until: None,
+        ..moment
+    };
+    assert_eq!(table.replay, Some(goes_on));
+    assert_eq!(mirror.desired, Desired::Running);
+    assert_ne!(
+        mirror.version_of(Role::Apply),
+        before.version_of(Role::Apply)
+    );
+    let commands = catalog.list_commands("m").await.unwrap();
+    let failed = commands
+        .iter()
+        .filter(|command| command.error.as_deref() == Some("too late"));
+    assert_eq!(failed.count(), 2);
     database.drop().await;
 }
