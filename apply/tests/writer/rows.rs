@@ -59,6 +59,70 @@ async fn a_key_that_was_rounded_is_found_again() {
     assert_eq!(stage.rows(rows).await, ["2.35|b", "3.46|a"]);
 }
 
+/// Many rows that go, alone and with others, written at once and prepared ahead: their keys name them,
+/// whatever these are made of, and those that are not there are counted.
+#[tokio::test]
+#[ignore = "needs a server"]
+async fn rows_that_go_are_named_by_their_keys() {
+    let ddl = r#"CREATE TYPE {s}.mood AS ENUM ('sad', 'ok');
+        CREATE DOMAIN {s}.calm AS {s}.mood;
+        CREATE TABLE {s}.going (name text COLLATE "C", mood {s}.calm, raw bytea, v text, PRIMARY KEY (raw, name, mood));"#;
+    let mut stage = Stage::new(ddl, &[("going", &["name", "mood", "raw"])]).await;
+    let columns = [("name", true), ("mood", true), ("raw", true), ("v", false)];
+    let table = version(1, "going", &columns);
+    // Quotes, braces, a backslash, a line feed, the word NULL, nothing.
+    let names = [r#"a"b"#, "{x,y}", r"back\slash", "two\nlines", "NULL", ""];
+    let key = |n: usize| {
+        let raw = format!(r"\x{n:08x}");
+        let mood = ["sad", "ok"][n % 2];
+        (names[n % names.len()], mood, raw)
+    };
+    let insert = |n: usize, v: &str| {
+        let (name, mood, raw) = key(n);
+        body(&table, Change::Insert(some(&[name, mood, &raw, v])))
+    };
+    let delete = |n: usize| {
+        let (name, mood, raw) = key(n);
+        let old = row(&[Some(name), Some(mood), Some(&raw), None]);
+        body(&table, Change::Delete(Before::Key(old)))
+    };
+    let update = |n: usize| {
+        let (name, mood, raw) = key(n);
+        let new = some(&[name, mood, &raw, "new"]);
+        body(&table, Change::update(None, new, Vec::new()))
+    };
+    let all = (0..600).map(|n| insert(n, "old")).collect();
+    stage.apply(vec![all], 1000).await.unwrap();
+
+    let alone = (0..100).map(delete).collect();
+    // Some make room for others, some are changed first.
+    let again = (100..150).flat_map(|n| [delete(n), insert(n, "again")]);
+    let changed = (150..200).flat_map(|n| [update(n), delete(n)]);
+    let mixed = again.chain(changed).chain((200..250).map(update));
+    let mixed = mixed.collect();
+    for batch in [alone, mixed] {
+        stage.apply(vec![batch], 1000).await.unwrap();
+        assert!(stage.drifted.is_empty(), "{:?}", stage.drifted);
+    }
+    let gone_before = (0..40).map(delete).collect();
+    stage.apply(vec![gone_before], 1000).await.unwrap();
+    assert_eq!(stage.drifted, [("delete_missed", 40)]);
+    let batch = |first: usize| {
+        let changed = (first + 40..first + 50).map(update);
+        (first..first + 40).map(delete).chain(changed).collect()
+    };
+    let batches = (0..6).map(|number| batch(250 + 50 * number)).collect();
+    let prepared = stage.apply_ahead(batches, 50).await.unwrap();
+    assert!(prepared > 1, "{prepared}");
+    let rows = "SELECT concat_ws(' ', v, count(*), min(raw::text), max(raw::text)) FROM {s}.going GROUP BY v ORDER BY v";
+    let expected = [
+        r"again 50 \x00000064 \x00000095",
+        r"new 110 \x000000c8 \x00000225",
+        r"old 50 \x00000226 \x00000257",
+    ];
+    assert_eq!(stage.rows(rows).await, expected);
+}
+
 #[tokio::test]
 #[ignore = "needs a server"]
 async fn rows_without_a_key_are_a_multiset() {

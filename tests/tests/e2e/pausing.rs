@@ -370,3 +370,39 @@ fn chunks_done(mirror: &Value) -> i64 {
         .filter_map(|table| table["snapshot"]["chunks_done"].as_i64())
         .sum()
 }
+
+/// Capture begins with what has gathered during a pause and is told to begin anew while it does, again and
+/// again: nothing of it is passed over, and nothing is said to be there that is not.
+#[cfg(feature = "full")]
+#[tokio::test(flavor = "multi_thread")]
+async fn capture_is_stopped_as_it_begins() -> Result<()> {
+    let mut scene = scene("pause_often", 2000).await?;
+    scene.mirror.wait_running().await?;
+    for round in 0..40 {
+        let pause = scene.ask("pause", json!({"scope": "all"})).await?;
+        scene.wait_done(&pause).await?;
+        scene.load.advance(30).await;
+        scene.ask("resume", json!({})).await?;
+        tokio::time::sleep(Duration::from_millis(round * 17 % 400)).await;
+        scene.ask("retry", json!({})).await?;
+        scene
+            .mirror
+            .wait_until("RUNNING", CONVERGE, |mirror, _| {
+                let tables = mirror["tables"].as_array();
+                mirror["status"] == "RUNNING"
+                    && tables
+                        .into_iter()
+                        .flatten()
+                        .all(|table| table["status"] == "LIVE")
+            })
+            .await?;
+        scene.load.stop().await;
+        let same = scene
+            .stage
+            .assert_converges(&scene.mirror, &load::pairs())
+            .await;
+        same.with_context(|| format!("round {round}"))?;
+        scene.load = Load::start(&scene.stage.source, 2, 40);
+    }
+    scene.settle().await
+}

@@ -369,6 +369,8 @@ impl Machine {
                 session.run(&drop).await?;
                 self.api.post("/v1/mirrors/mirror/retry", body).await?
             } else if is_doubtful && error.contains("sync the table again") {
+                // By swap it would not do where columns have to come first, as its command says then.
+                let body = json!({ "table_name": source, "strategy": "truncate" });
                 self.api.post("/v1/mirrors/mirror/resync", body).await?
             } else {
                 continue;
