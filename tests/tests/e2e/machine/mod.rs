@@ -303,25 +303,15 @@ impl Machine {
         // What was set aside on the way gets its chance; what is not there stays set aside.
         let retry = self.api.post("/v1/mirrors/mirror/retry", json!({})).await?;
         retry.expect(202)?;
-        let mirror = loop {
-            self.run_on(deadline).await?;
-            let mirror = self.mirror.get().await?;
-            let tables = mirror["tables"].as_array().cloned().unwrap_or_default();
-            let is_settled = |table: &Value| table["status"] == "LIVE";
-            if mirror["status"] == "RUNNING" && tables.iter().all(is_settled) {
-                break mirror;
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "the tables do not settle: {mirror:#}"
-            );
-            self.do_as_said(&tables).await?;
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        };
+        self.settle(deadline).await?;
         let (load, writer) = self.load.take().context("no load")?;
         load.stop().await;
         writer.abort();
         let _ = writer.await;
+        // A change of definition that was still on its way may set its table aside.
+        let end = self.source.current_lsn().await?;
+        self.mirror.wait_for_lsn(end).await?;
+        let mirror = self.settle(deadline).await?;
         let pairs = pairs(&mirror);
         self.stage.assert_converges(&self.mirror, &pairs).await?;
         let lag = |metrics: &Value| {
@@ -344,6 +334,26 @@ impl Machine {
         self.note(format!("at rest with {mapped:?}"));
         self.write();
         Ok(())
+    }
+
+    /// Until nothing is under way and every table follows its source, with what their messages ask for
+    /// done.
+    async fn settle(&mut self, deadline: Instant) -> Result<Value> {
+        loop {
+            self.run_on(deadline).await?;
+            let mirror = self.mirror.get().await?;
+            let tables = mirror["tables"].as_array().cloned().unwrap_or_default();
+            let is_settled = |table: &Value| table["status"] == "LIVE";
+            if mirror["status"] == "RUNNING" && tables.iter().all(is_settled) {
+                return Ok(mirror);
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the tables do not settle: {mirror:#}"
+            );
+            self.do_as_said(&tables).await?;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
     }
 
     /// Does what the messages of tables that are set aside ask a user for.
