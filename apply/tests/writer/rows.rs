@@ -59,7 +59,7 @@ async fn a_key_that_was_rounded_is_found_again() {
     assert_eq!(stage.rows(rows).await, ["2.35|b", "3.46|a"]);
 }
 
-/// Many rows that go, alone and with others, written at once and prepared ahead: their keys name them,
+/// Many rows that go, alone and with others, written at once and prepared ahead: their keys find them,
 /// whatever these are made of, and those that are not there are counted.
 #[tokio::test]
 #[ignore = "needs a server"]

@@ -100,31 +100,6 @@ impl Sql {
         self.columns.iter().map(|column| column.element)
     }
 
-    /// The same of what is in the key, None for other columns.
-    pub(in crate::writer) fn keys(&self) -> impl Iterator<Item = Option<Element>> {
-        let columns = self.columns.iter();
-        columns.map(|column| column.key.then_some(column.element))
-    }
-
-    /// Deletes the rows with the keys that are given, one array a column of the key. Of statements
-    /// [over parameters](Self::over_parameters).
-    pub(in crate::writer) fn delete_keys(&self) -> String {
-        let keys = (1..).zip(self.key_cells());
-        let (arrays, names): (Vec<String>, Vec<String>) = keys
-            .map(|(number, (index, column))| {
-                let of = &column.plain_type;
-                (format!("${number}::{of}[]"), format!("c{index}"))
-            })
-            .unzip();
-        format!(
-            "DELETE FROM {} AS t USING unnest({}) AS s ({}) WHERE {}",
-            self.table,
-            arrays.join(", "),
-            names.join(", "),
-            self.same_key("t", "s"),
-        )
-    }
-
     pub(super) fn rows(&self, alias: &str) -> String {
         match &self.rows {
             Rows::Staged(table) => format!("{table} AS {alias}"),

@@ -202,22 +202,3 @@ fn keys_that_have_no_array_and_wide_rows_are_staged() {
     let columns = (0..201).map(|index| column(&format!("c{index}"), index == 0));
     assert!(sql(columns.collect()).over_parameters().is_none());
 }
-
-#[test]
-fn keys_that_are_given_are_compared_as_what_they_are() {
-    let named = SqlColumn {
-        collation: Some("\"C\"".into()),
-        ..column("name", true)
-    };
-    let number = SqlColumn {
-        plain_type: "bigint".into(),
-        ..column("id", true)
-    };
-    let sql = sql(vec![named, column("v", false), number]);
-    let given = sql.over_parameters().expect("parameters");
-    assert_eq!(
-        given.delete_keys(),
-        "DELETE FROM \"public\".\"t\" AS t USING unnest($1::text[], $2::bigint[]) AS s (c0, c2) \
-         WHERE t.\"name\" OPERATOR(pg_catalog.=) s.c0 COLLATE \"C\" AND t.\"id\" OPERATOR(pg_catalog.=) s.c2"
-    );
-}
