@@ -413,8 +413,8 @@ fn logs_tail(logs: &Path) -> String {
 }
 
 impl Drop for Stage {
-    /// Slots and databases go, so that neither WAL nor slots run out in a long run. The
-    /// logs stay if the test failed.
+    /// Slots and databases go, so that neither WAL nor slots run out in a long run. Logs stay of a test
+    /// that panicked; of one that returned an error only with `BUNNY_KEEP_TEST_LOGS`.
     fn drop(&mut self) {
         let name = self.name.clone();
         let services = self.services.clone();
