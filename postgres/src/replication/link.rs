@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::low_water::LowWater;
 use crate::session::keep_alive;
 use crate::{ConnectOptions, Error, Result, SslMode, tls};
 
@@ -35,6 +36,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Transport for T {}
 pub(super) struct Link {
     /// The directory of the wire client's socket.
     directory: SocketDirectory,
+    low_water: LowWater,
     release: oneshot::Sender<()>,
     /// Gives the connection back once it is released.
     carrier: AbortOnDropHandle<Option<Box<dyn Transport>>>,
@@ -44,7 +46,7 @@ impl Link {
     /// Connects to the server, and waits for the wire client at
     /// [`Link::socket_directory`] (and `port`).
     pub(super) async fn open(options: &ConnectOptions, doing: &str) -> Result<Link> {
-        let server = connect(options, doing).await?;
+        let (server, low_water) = connect(options, doing).await?;
         let local = |error| lost(doing, "cannot open a local socket", &error);
         let directory = SocketDirectory::create().map_err(local)?;
         let path = directory.path.join(format!(".s.PGSQL.{}", options.port));
@@ -58,6 +60,7 @@ impl Link {
         }));
         Ok(Link {
             directory,
+            low_water,
             release,
             carrier,
         })
@@ -69,13 +72,14 @@ impl Link {
     }
 
     /// Takes the connection from the wire client, which must be between two commands.
-    pub(super) async fn take_over(self, doing: &str) -> Result<Box<dyn Transport>> {
+    pub(super) async fn take_over(self, doing: &str) -> Result<(Box<dyn Transport>, LowWater)> {
         let _ = self.release.send(());
         let carried = self.carrier.await.ok().flatten();
-        carried.ok_or_else(|| {
+        let server = carried.ok_or_else(|| {
             let error = std::io::Error::from(std::io::ErrorKind::ConnectionAborted);
             lost(doing, "the session has ended", &error)
-        })
+        })?;
+        Ok((server, self.low_water))
     }
 }
 
@@ -110,13 +114,13 @@ fn lost(doing: &str, what: &str, error: &std::io::Error) -> Error {
     }
 }
 
-async fn connect(options: &ConnectOptions, doing: &str) -> Result<Box<dyn Transport>> {
+async fn connect(options: &ConnectOptions, doing: &str) -> Result<(Box<dyn Transport>, LowWater)> {
     if options.is_unix_socket() {
         let path = Path::new(&options.host).join(format!(".s.PGSQL.{}", options.port));
         let stream = UnixStream::connect(path)
             .await
             .map_err(|error| lost(doing, "cannot connect", &error))?;
-        return Ok(Box::new(stream));
+        return Ok((Box::new(stream), LowWater::none()));
     }
     let mut tcp = TcpStream::connect((options.host.as_str(), options.port))
         .await
@@ -124,15 +128,16 @@ async fn connect(options: &ConnectOptions, doing: &str) -> Result<Box<dyn Transp
     tcp.set_nodelay(true)
         .and_then(|()| keep_alive(&tcp))
         .map_err(|error| lost(doing, "cannot set up the socket", &error))?;
+    let low_water = LowWater::of(&tcp);
     let Some(config) = tls::client_config(options)? else {
-        return Ok(Box::new(tcp));
+        return Ok((Box::new(tcp), low_water));
     };
     let answer = ask_for_tls(&mut tcp)
         .await
         .map_err(|error| lost(doing, "cannot ask for TLS", &error))?;
     if answer != b'S' {
         return match options.effective_ssl_mode() {
-            SslMode::Prefer => Ok(Box::new(tcp)),
+            SslMode::Prefer => Ok((Box::new(tcp), low_water)),
             mode => Err(Error::Tls(format!(
                 "{} does not offer TLS, which ssl mode {mode} needs",
                 options.target()
@@ -145,7 +150,7 @@ async fn connect(options: &ConnectOptions, doing: &str) -> Result<Box<dyn Transp
         .connect(name, tcp)
         .await
         .map_err(|error| lost(doing, "TLS handshake failed", &error))?;
-    Ok(Box::new(stream))
+    Ok((Box::new(stream), low_water))
 }
 
 /// Reads exactly the answer: whatever followed it in plain text would not be trusted.

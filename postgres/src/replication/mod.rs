@@ -15,6 +15,7 @@
 mod commands;
 mod gulp;
 mod link;
+mod low_water;
 mod status;
 mod stream;
 mod wire;

@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf};
 
 use super::gulp::Gulps;
 use super::link::Transport;
+use super::low_water::LowWater;
 use super::status::Status;
 use super::wire::{self, Frame, Malformed, Said};
 use crate::pgoutput::{self, Message};
@@ -66,6 +67,7 @@ pub struct WalStream {
     /// The buffer was made larger for a large event.
     is_stretched: bool,
     gulps: Gulps,
+    low_water: LowWater,
     /// How the connection ended; told once the buffer is empty.
     broken: Option<std::io::Error>,
     backend_pid: i32,
@@ -75,7 +77,7 @@ pub struct WalStream {
 impl WalStream {
     /// Sends `sql`, a START_REPLICATION, and waits until the server has agreed.
     pub(super) async fn start(
-        mut server: Box<dyn Transport>,
+        (mut server, low_water): (Box<dyn Transport>, LowWater),
         sql: &str,
         doing: String,
         backend_pid: i32,
@@ -103,6 +105,7 @@ impl WalStream {
             buffer,
             is_stretched: false,
             gulps: Gulps::new(Instant::now()),
+            low_water,
             broken: None,
             backend_pid,
             doing,
@@ -173,6 +176,7 @@ impl WalStream {
         if let Some(until) = self.gulps.pause_until(Instant::now()) {
             tokio::time::sleep_until(until.into()).await;
         }
+        self.low_water.lower();
         if missing > READ_BYTES {
             self.is_stretched = true;
             self.buffer.reserve(missing);
@@ -192,6 +196,9 @@ impl WalStream {
         let first = heard(read, &self.doing)?;
         let (rest, is_drained) = self.read_on();
         self.gulps.read(first + rest, is_drained, Instant::now());
+        if self.gulps.flows_until().is_some() {
+            self.low_water.raise();
+        }
         Ok(())
     }
 
