@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bunny_schemas::kafka::BATCH_BYTES_MAX;
+
 use crate::snapshot::UnderWay;
 
-/// What an open Kafka transaction holds at most, however few share.
-const TRANSACTION_BYTES_MAX: usize = 8 << 20;
+/// What an open Kafka transaction holds at most, however few share: no more than is sent as one batch
+/// (docs/adr/0064).
+const TRANSACTION_BYTES_MAX: usize = BATCH_BYTES_MAX / 2;
 /// Below this, a transaction would not be worth its requests.
 const TRANSACTION_BYTES_MIN: usize = 512 << 10;
 /// One is filled while one is being committed, and librdkafka has both once more in the batches it
@@ -76,12 +79,12 @@ mod tests {
     fn streams_share_and_give_back() {
         let streams = Memory::of(128 << 20).streams;
         let one = streams.join();
-        assert_eq!(one.transaction_bytes_max(), 8 << 20);
+        assert_eq!(one.transaction_bytes_max(), 4 << 20);
         let others: Vec<Share> = (0..15).map(|_| streams.join()).collect();
         assert_eq!(one.transaction_bytes_max(), 1 << 20);
         let more: Vec<Share> = (0..100).map(|_| streams.join()).collect();
         assert_eq!(one.transaction_bytes_max(), TRANSACTION_BYTES_MIN);
         drop((others, more));
-        assert_eq!(one.transaction_bytes_max(), 8 << 20);
+        assert_eq!(one.transaction_bytes_max(), 4 << 20);
     }
 }

@@ -82,13 +82,13 @@ const PLAIN: [(&str, &str); 2] = [("linger.ms", "2"), ("batch.size", "1048576")]
 /// The same, of those with transactions: a batch is sent when it is full, or by the commit, which
 /// makes it visible and has it sent at once (docs/adr/0049). librdkafka has one batch of a partition
 /// on its way at a time, and spins while messages that have lingered long enough wait behind it:
-/// so few batches, and none that waits for its time.
+/// so a transaction is no more than one batch (docs/adr/0064), and none waits for its time.
 const TRANSACTIONAL: [(&str, &str); 4] = [
     // A coordinator that may not be connected to at once is asked 500 ms later: `init_transactions`
     // took 510 ms in four of ten cases, and with this 6 to 16 ms.
     ("enable.sparse.connections", "false"),
     ("linger.ms", "1000"),
-    ("batch.size", "4194304"),
+    ("batch.size", "8388608"),
     ("batch.num.messages", "100000"),
 ];
 
@@ -230,6 +230,7 @@ impl KafkaConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kafka::BATCH_BYTES_MAX;
 
     fn config() -> KafkaConfig {
         let overrides = [
@@ -258,6 +259,13 @@ mod tests {
         let late = refused("message.timeout.ms", "900000");
         assert!(late.contains("message.timeout.ms"), "{late}");
         KafkaConfig::new("localhost:1").check().unwrap();
+    }
+
+    #[test]
+    fn batches_of_transactions_are_as_large_as_is_said() {
+        let producer = config().transactional_producer("t");
+        let said = BATCH_BYTES_MAX.to_string();
+        assert_eq!(producer.get("batch.size"), Some(said.as_str()));
     }
 
     #[test]

@@ -26,5 +26,9 @@ pub const EVENT_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// batch overhead fit.
 pub const MESSAGE_BYTES_MAX: usize = 80 * 1024 * 1024;
 
+/// What a batch of a transactional producer holds at most, in bytes before compression. A batch is
+/// sent when it is full, otherwise by its transaction's commit.
+pub const BATCH_BYTES_MAX: usize = 8 * 1024 * 1024;
+
 /// Limit of a single administrative call.
 pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(30);
