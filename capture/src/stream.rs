@@ -214,11 +214,12 @@ impl Stream {
         registry: &Registry,
     ) -> Result<()> {
         let mut event = first;
+        let now = Instant::now();
         for _ in 0..TAKEN_AT_ONCE {
             self.take(event, source, registry).await?;
             if !self.publisher.is_committing() {
                 self.committed();
-                if self.publisher.is_due() {
+                if self.publisher.is_due(now) {
                     self.begin_commit(&[]).await?;
                 }
             }

@@ -145,8 +145,10 @@ pub struct Reader {
     assembler: Assembler,
     /// When the oldest whole transaction in the assembler came.
     oldest_at: Option<Instant>,
-    /// When the last event came.
+    /// When nothing was left at hand for the first time since the last event came.
     last_event_at: Instant,
+    /// Events have come since: the clock is not asked for every one.
+    has_received: bool,
     end_offset: i64,
     at_end: bool,
     caught_up_said: bool,
@@ -188,6 +190,7 @@ impl Reader {
             assembler: Assembler::new(limits),
             oldest_at: None,
             last_event_at: Instant::now(),
+            has_received: false,
             end_offset: options.start.next_offset,
             at_end: false,
             caught_up_said: false,
@@ -233,6 +236,9 @@ impl Reader {
         stream: &mut MessageStream<'_, C>,
     ) -> Result<()> {
         let now = Instant::now();
+        if std::mem::take(&mut self.has_received) {
+            self.last_event_at = now;
+        }
         let flush_at = self.flush_at(now);
         let is_due = flush_at.is_some_and(|at| at <= now);
         let holds_nothing = !self.assembler.has_whole() && !self.assembler.is_unfinished();
@@ -377,8 +383,7 @@ impl Reader {
     }
 
     async fn take(&mut self, event: Event) -> Result<()> {
-        let now = Instant::now();
-        self.last_event_at = now;
+        self.has_received = true;
         self.end_offset = event.offset + 1;
         self.options
             .stats
@@ -388,7 +393,7 @@ impl Reader {
             self.hand_over(part).await?;
         }
         if self.assembler.has_whole() {
-            self.oldest_at.get_or_insert(now);
+            self.oldest_at.get_or_insert_with(Instant::now);
         }
         Ok(())
     }

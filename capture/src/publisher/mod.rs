@@ -188,12 +188,13 @@ impl Publisher {
         self.committing.is_some()
     }
 
-    /// True when the open transaction should be committed before more is sent.
-    pub(crate) fn is_due(&self) -> bool {
+    /// True when the open transaction should be committed before more is sent. `now` may be a moment
+    /// ago: the clock is not asked for every event.
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
         self.open.as_ref().is_some_and(|open| {
             open.bytes >= self.share.transaction_bytes_max()
                 || open.events >= self.events_max
-                || open.since.elapsed() >= TRANSACTION_AGE_MAX
+                || now.saturating_duration_since(open.since) >= TRANSACTION_AGE_MAX
         })
     }
 
