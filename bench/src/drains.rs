@@ -76,7 +76,7 @@ struct Backlog {
 pub async fn run(ground: &mut Ground, plan: &Plan) -> Result<Vec<Lap>> {
     let url = ground.stage.source.clone();
     prepare(&ground.source, &url, plan.scale).await?;
-    let mut contestants = gather(ground, plan, &url).await?;
+    let mut contestants = gather(ground, plan).await?;
     let mut laps = Vec::new();
     let mut marker = 0;
     // A broker that was just started compiles its code while it works.
@@ -121,7 +121,7 @@ async fn prepare(source: &Session, url: &Url, scale: f64) -> Result<()> {
         .await
 }
 
-async fn gather(ground: &mut Ground, plan: &Plan, url: &Url) -> Result<Vec<Contestant>> {
+async fn gather(ground: &mut Ground, plan: &Plan) -> Result<Vec<Contestant>> {
     let mut contestants = Vec::new();
     let wanted = |party| plan.parties.is_empty() || plan.parties.contains(&party);
     if wanted(Party::Native) {
@@ -131,7 +131,8 @@ async fn gather(ground: &mut Ground, plan: &Plan, url: &Url) -> Result<Vec<Conte
         tables
             .run(&format!("{CREATE_MIXED}; {CREATE_OTHERS}"))
             .await?;
-        let subscription = Subscription::create("bench_native", PUBLICATION, url, &native).await?;
+        let subscription =
+            Subscription::create(ground, "bench_native", PUBLICATION, &native).await?;
         subscription.wait_copied().await?;
         subscription.disable().await?;
         contestants.push(Contestant::Native(subscription));

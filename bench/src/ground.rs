@@ -27,11 +27,34 @@ pub struct Ground {
     _roles: [Bunny; 3],
     /// Destination databases made here; removed at the end.
     databases: Vec<String>,
+    /// What all who write to a destination are to do.
+    synchronous_commit: Option<SynchronousCommit>,
+}
+
+/// `synchronous_commit` at the destinations. By default a subscription has it off, and a mirror
+/// what its database says, which is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum SynchronousCommit {
+    On,
+    Off,
+}
+
+impl SynchronousCommit {
+    pub fn as_sql(self) -> &'static str {
+        match self {
+            SynchronousCommit::On => "on",
+            SynchronousCommit::Off => "off",
+        }
+    }
 }
 
 impl Ground {
     /// Starts the roles on running servers.
-    pub async fn new(services: Arc<Services>, name: &str) -> Result<Ground> {
+    pub async fn new(
+        services: Arc<Services>,
+        name: &str,
+        synchronous_commit: Option<SynchronousCommit>,
+    ) -> Result<Ground> {
         let stage = Stage::on(services, name).await?;
         let roles = stage.start_all()?;
         let api = stage.api().await?;
@@ -44,6 +67,7 @@ impl Ground {
             processes,
             _roles: roles,
             databases: Vec::new(),
+            synchronous_commit,
             stage,
         })
     }
@@ -52,15 +76,27 @@ impl Ground {
     pub async fn destination(&mut self, name: &str) -> Result<Url> {
         let database = format!("{}_{name}", self.stage.name);
         let server = &self.stage.services.destination;
-        server
-            .connect()
-            .await?
-            .run(&format!("CREATE DATABASE {}", quote(&database)))
-            .await?;
+        let session = server.connect().await?;
+        let quoted = quote(&database);
+        session.run(&format!("CREATE DATABASE {quoted}")).await?;
+        if let Some(setting) = self.synchronous_commit {
+            let setting = setting.as_sql();
+            let sql = format!("ALTER DATABASE {quoted} SET synchronous_commit = {setting}");
+            session.run(&sql).await?;
+        }
         let url = server.with_database(&database);
         peer(&self.api, name, &url).await?;
         self.databases.push(database);
         Ok(url)
+    }
+
+    /// Options of a subscription, for its `WITH`.
+    pub fn subscription_options(&self) -> String {
+        // Its worker does not ask the database.
+        let setting = self.synchronous_commit.map(SynchronousCommit::as_sql);
+        setting.map_or_else(String::new, |setting| {
+            format!("WITH (synchronous_commit = {setting})")
+        })
     }
 
     /// Removes the destination databases.

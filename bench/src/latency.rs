@@ -42,7 +42,7 @@ pub async fn run(
         .await?;
     let native = ground.destination("ticks_native").await?;
     native.connect().await?.run(CREATE).await?;
-    let subscription = Subscription::create("bench_ticks", "ticks", &url, &native).await?;
+    let subscription = Subscription::create(ground, "bench_ticks", "ticks", &native).await?;
     subscription.wait_copied().await?;
     subscription.disable().await?;
     let peer = ground.destination("ticks_mirror").await?;

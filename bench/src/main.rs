@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use bunny_tests::services::{Services, repository};
 use clap::{Parser, ValueEnum};
 
@@ -80,6 +80,9 @@ struct Cli {
     /// Events in the backlogs of the growth measure at full size.
     #[arg(long, value_delimiter = ',', default_value = "1000,100000,10000000", value_parser = clap::value_parser!(u64).range(1..))]
     backlogs: Vec<u64>,
+    /// synchronous_commit at the destinations, of everyone; if not given, everyone's default.
+    #[arg(long, value_enum)]
+    synchronous_commit: Option<ground::SynchronousCommit>,
     /// Where the figures go as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -105,13 +108,10 @@ async fn run(cli: &Cli) -> Result<()> {
     let mut report = Report::default();
     conditions(&mut report, &services, cli).await?;
     if wanted(Measure::Drains) {
-        let mut ground = Ground::new(services.clone(), "bench_drains").await?;
-        let workloads = match cli.workloads.as_slice() {
-            [] => Workload::ALL.to_vec(),
-            some => some.to_vec(),
-        };
+        let mut ground =
+            Ground::new(services.clone(), "bench_drains", cli.synchronous_commit).await?;
         let plan = drains::Plan {
-            workloads,
+            workloads: workloads(cli)?,
             parties: cli.parties.clone(),
             rounds: cli.rounds,
             scale: cli.scale,
@@ -122,17 +122,20 @@ async fn run(cli: &Cli) -> Result<()> {
         report.laps.extend(drains::run(&mut ground, &plan).await?);
     }
     if wanted(Measure::Snapshot) {
-        let mut ground = Ground::new(services.clone(), "bench_snapshot").await?;
+        let mut ground =
+            Ground::new(services.clone(), "bench_snapshot", cli.synchronous_commit).await?;
         let laps = snapshot::run(&mut ground, cli.rounds, cli.scale).await?;
         report.laps.extend(laps);
     }
     if wanted(Measure::Latency) {
-        let mut ground = Ground::new(services.clone(), "bench_latency").await?;
+        let mut ground =
+            Ground::new(services.clone(), "bench_latency", cli.synchronous_commit).await?;
         let found = latency::run(&mut ground, &cli.rates, cli.seconds, cli.rounds).await?;
         report.latencies.extend(found);
     }
     if wanted(Measure::Growth) {
-        let mut ground = Ground::new(services.clone(), "bench_growth").await?;
+        let mut ground =
+            Ground::new(services.clone(), "bench_growth", cli.synchronous_commit).await?;
         let plan = growth::Plan {
             tables: cli.tables.clone(),
             mirrors: cli.mirrors.clone(),
@@ -157,6 +160,19 @@ async fn run(cli: &Cli) -> Result<()> {
     Ok(())
 }
 
+/// The backlogs that are asked for.
+fn workloads(cli: &Cli) -> Result<Vec<Workload>> {
+    if cli.workloads.is_empty() {
+        return Ok(Workload::ALL.to_vec());
+    }
+    let changes = [Workload::Updates, Workload::Deletes];
+    let has_rows = cli.workloads.contains(&Workload::Inserts);
+    if !has_rows && let Some(changes) = changes.iter().find(|one| cli.workloads.contains(one)) {
+        bail!("{changes:?} change what inserts writes: name both in --workloads");
+    }
+    Ok(cli.workloads.clone())
+}
+
 async fn conditions(report: &mut Report, services: &Services, cli: &Cli) -> Result<()> {
     let source = services.source.connect().await?;
     for name in [
@@ -173,6 +189,12 @@ async fn conditions(report: &mut Report, services: &Services, cli: &Cli) -> Resu
         ("cores", cores.to_string()),
         ("scale", cli.scale.to_string()),
         ("rounds", cli.rounds.to_string()),
+        (
+            "synchronous_commit at the destinations",
+            cli.synchronous_commit
+                .map_or("everyone's default", |setting| setting.as_sql())
+                .to_owned(),
+        ),
     ] {
         report.conditions.insert(name.to_owned(), value);
     }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use bunny_tests::database::{Session, Url, quote};
 
-use crate::ground::wait_true;
+use crate::ground::{Ground, wait_true};
 
 /// A subscription, and the slot of its name.
 pub struct Subscription {
@@ -14,13 +14,14 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// Creates it for tables that are there; with `copy_data` these are copied at once.
+    /// Creates it at `ground` for tables that are there, which are copied at once.
     pub async fn create(
+        ground: &Ground,
         name: &str,
         publication: &str,
-        source: &Url,
         destination: &Url,
     ) -> Result<Subscription> {
+        let source = &ground.stage.source;
         let subscription = Subscription {
             name: name.to_owned(),
             destination: destination.connect().await?,
@@ -33,9 +34,10 @@ impl Subscription {
         subscription
             .destination
             .run(&format!(
-                "CREATE SUBSCRIPTION {} CONNECTION '{connection}' PUBLICATION {}",
+                "CREATE SUBSCRIPTION {} CONNECTION '{connection}' PUBLICATION {} {}",
                 quote(name),
-                quote(publication)
+                quote(publication),
+                ground.subscription_options()
             ))
             .await?;
         Ok(subscription)

@@ -68,9 +68,8 @@ async fn native_load(ground: &mut Ground, table: &str, measure: &str, rows: u64)
     let publication = format!("CREATE PUBLICATION bench_load FOR TABLE {table}");
     ground.source.run(&publication).await?;
     let clock = Clock::start(ground).await?;
-    let source = ground.stage.source.clone();
     let subscription =
-        Subscription::create("bench_load", "bench_load", &source, &destination).await?;
+        Subscription::create(ground, "bench_load", "bench_load", &destination).await?;
     subscription.wait_copied().await?;
     let lap = clock.lap(ground, measure, NATIVE, rows, &[]).await?;
     content::assert_same(
