@@ -12,6 +12,7 @@ use bunny_tests::stage::Stage;
 use serde_json::{Value, json};
 
 use crate::cpu::{Cpu, Processes};
+use crate::settings::Settings;
 
 /// Nothing that is measured takes as long.
 const LIMIT: Duration = Duration::from_secs(1800);
@@ -27,34 +28,12 @@ pub struct Ground {
     _roles: [Bunny; 3],
     /// Destination databases made here; removed at the end.
     databases: Vec<String>,
-    /// What all who write to a destination are to do.
-    synchronous_commit: Option<SynchronousCommit>,
-}
-
-/// `synchronous_commit` at the destinations. By default a subscription has it off, and a mirror
-/// what its database says, which is on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum SynchronousCommit {
-    On,
-    Off,
-}
-
-impl SynchronousCommit {
-    pub fn as_sql(self) -> &'static str {
-        match self {
-            SynchronousCommit::On => "on",
-            SynchronousCommit::Off => "off",
-        }
-    }
+    settings: Settings,
 }
 
 impl Ground {
     /// Starts the roles on running servers.
-    pub async fn new(
-        services: Arc<Services>,
-        name: &str,
-        synchronous_commit: Option<SynchronousCommit>,
-    ) -> Result<Ground> {
+    pub async fn new(services: Arc<Services>, name: &str, settings: Settings) -> Result<Ground> {
         let stage = Stage::on(services, name).await?;
         let roles = stage.start_all()?;
         let api = stage.api().await?;
@@ -67,7 +46,7 @@ impl Ground {
             processes,
             _roles: roles,
             databases: Vec::new(),
-            synchronous_commit,
+            settings,
             stage,
         })
     }
@@ -79,9 +58,7 @@ impl Ground {
         let session = server.connect().await?;
         let quoted = quote(&database);
         session.run(&format!("CREATE DATABASE {quoted}")).await?;
-        if let Some(setting) = self.synchronous_commit {
-            let setting = setting.as_sql();
-            let sql = format!("ALTER DATABASE {quoted} SET synchronous_commit = {setting}");
+        if let Some(sql) = self.settings.of_database(&quoted) {
             session.run(&sql).await?;
         }
         let url = server.with_database(&database);
@@ -90,13 +67,9 @@ impl Ground {
         Ok(url)
     }
 
-    /// Options of a subscription, for its `WITH`.
+    /// The end of a CREATE SUBSCRIPTION.
     pub fn subscription_options(&self) -> String {
-        // Its worker does not ask the database.
-        let setting = self.synchronous_commit.map(SynchronousCommit::as_sql);
-        setting.map_or_else(String::new, |setting| {
-            format!("WITH (synchronous_commit = {setting})")
-        })
+        self.settings.of_subscription()
     }
 
     /// Removes the destination databases.

@@ -13,6 +13,7 @@ mod latency;
 mod mirror;
 mod native;
 mod report;
+mod settings;
 mod snapshot;
 mod workload;
 
@@ -80,9 +81,8 @@ struct Cli {
     /// Events in the backlogs of the growth measure at full size.
     #[arg(long, value_delimiter = ',', default_value = "1000,100000,10000000", value_parser = clap::value_parser!(u64).range(1..))]
     backlogs: Vec<u64>,
-    /// synchronous_commit at the destinations, of everyone; if not given, everyone's default.
-    #[arg(long, value_enum)]
-    synchronous_commit: Option<ground::SynchronousCommit>,
+    #[command(flatten)]
+    settings: settings::Settings,
     /// Where the figures go as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -108,8 +108,7 @@ async fn run(cli: &Cli) -> Result<()> {
     let mut report = Report::default();
     conditions(&mut report, &services, cli).await?;
     if wanted(Measure::Drains) {
-        let mut ground =
-            Ground::new(services.clone(), "bench_drains", cli.synchronous_commit).await?;
+        let mut ground = Ground::new(services.clone(), "bench_drains", cli.settings).await?;
         let plan = drains::Plan {
             workloads: workloads(cli)?,
             parties: cli.parties.clone(),
@@ -122,20 +121,17 @@ async fn run(cli: &Cli) -> Result<()> {
         report.laps.extend(drains::run(&mut ground, &plan).await?);
     }
     if wanted(Measure::Snapshot) {
-        let mut ground =
-            Ground::new(services.clone(), "bench_snapshot", cli.synchronous_commit).await?;
+        let mut ground = Ground::new(services.clone(), "bench_snapshot", cli.settings).await?;
         let laps = snapshot::run(&mut ground, cli.rounds, cli.scale).await?;
         report.laps.extend(laps);
     }
     if wanted(Measure::Latency) {
-        let mut ground =
-            Ground::new(services.clone(), "bench_latency", cli.synchronous_commit).await?;
+        let mut ground = Ground::new(services.clone(), "bench_latency", cli.settings).await?;
         let found = latency::run(&mut ground, &cli.rates, cli.seconds, cli.rounds).await?;
         report.latencies.extend(found);
     }
     if wanted(Measure::Growth) {
-        let mut ground =
-            Ground::new(services.clone(), "bench_growth", cli.synchronous_commit).await?;
+        let mut ground = Ground::new(services.clone(), "bench_growth", cli.settings).await?;
         let plan = growth::Plan {
             tables: cli.tables.clone(),
             mirrors: cli.mirrors.clone(),
@@ -189,14 +185,9 @@ async fn conditions(report: &mut Report, services: &Services, cli: &Cli) -> Resu
         ("cores", cores.to_string()),
         ("scale", cli.scale.to_string()),
         ("rounds", cli.rounds.to_string()),
-        (
-            "synchronous_commit at the destinations",
-            cli.synchronous_commit
-                .map_or("everyone's default", |setting| setting.as_sql())
-                .to_owned(),
-        ),
     ] {
         report.conditions.insert(name.to_owned(), value);
     }
+    report.conditions.extend(cli.settings.conditions());
     Ok(())
 }
