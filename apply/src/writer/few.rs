@@ -15,6 +15,7 @@ use super::keyed::Done;
 use super::set::Staged;
 use super::target::Target;
 use crate::error::{Error, Result};
+use crate::event::Row;
 
 /// What is more is staged: parameters are text, and every statement reads all of them anew.
 const ROWS_MAX: usize = 40;
@@ -27,8 +28,8 @@ pub(super) fn are_few(target: &Target, rows: usize, bytes: impl FnOnce() -> usiz
     target.few_sql.is_some() && rows <= ROWS_MAX && bytes() <= BYTES_MAX && !are_all_staged()
 }
 
-/// Tests of this program stage few rows too, where the environment asks for it.
-fn are_all_staged() -> bool {
+/// Tests of this program stage every row, where the environment asks for it.
+pub(super) fn are_all_staged() -> bool {
     #[cfg(feature = "failpoints")]
     {
         static ASKED: std::sync::LazyLock<bool> =
@@ -39,7 +40,7 @@ fn are_all_staged() -> bool {
     false
 }
 
-/// One array for each column that staged rows have.
+/// One array for each column that staged rows have, or the one of their keys.
 #[derive(Debug)]
 pub(super) struct Few(Vec<Array>);
 
@@ -62,6 +63,22 @@ impl Few {
         });
         let arrays = own.into_iter().chain(columns);
         Few(arrays.map(|array| Array(array.finish())).collect())
+    }
+
+    /// Only the keys of rows, where they have one column.
+    pub(super) fn of_keys(target: &Target, rows: &[&Row]) -> Option<Few> {
+        let (column, element) = target.sql.only_key()?;
+        let index = target.written[column];
+        let mut values = ArrayLiteral::new(element.delimiter());
+        for row in rows {
+            values.push(row.cell(index));
+        }
+        Some(Few(vec![Array(values.finish())]))
+    }
+
+    /// Of all arrays.
+    pub(super) fn bytes(&self) -> usize {
+        self.0.iter().map(|array| array.0.len()).sum()
     }
 
     /// Runs statements over them, one after the other, in one flight, and gives what each gave.

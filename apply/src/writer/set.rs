@@ -2,7 +2,8 @@
 //! staging table, and what is new comes after it by COPY straight into the table
 //! (docs/adr/0046). A row staged first costs the destination half as much again.
 //!
-//! Few rows are neither staged nor copied, but parameters of the statements (`few`).
+//! Few rows are neither staged nor copied, but parameters of the statements (`few`). Rows that only go
+//! are keys, which are parameters however many (docs/adr/0065).
 //!
 //! By then every key and every unique value that the set frees is free. If the COPY meets a row
 //! all the same, the part is undone and written with care, where all is staged.
@@ -16,12 +17,17 @@ use super::sql::{Op, Sql};
 use super::target::{TableRow, Target};
 use super::{Care, Policy, is_constraint_violation};
 use crate::copy_in::{self, Gatherer, Piece};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::event::Row;
 use crate::net_effect::keyed::Effect;
 
 /// Fewer new rows are staged with the rest: a COPY costs two flights more, whatever it holds.
 const COPIED_ROWS_MIN: usize = 32;
+
+/// Fewer rows that go are staged with the rest, which is a flight less.
+const KEYS_MIN: usize = 32;
+/// Keys that are longer together are staged.
+const KEYS_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// Keys of missing rows that an error names.
 const KEYS_SHOWN_MAX: usize = 3;
@@ -129,14 +135,36 @@ impl StagedSet {
     }
 }
 
-/// A set prepared ahead: what is staged, and the rows that come after it by COPY.
+/// A set prepared ahead: the keys that go, what is staged, and the rows that come after it by COPY.
 pub(super) struct Ahead {
-    staged: StagedSet,
+    gone: Option<Gone>,
+    staged: Option<StagedSet>,
     copied: Vec<Piece>,
+}
+
+/// The keys of rows that are deleted before anything else of the set is written.
+struct Gone {
+    keys: Few,
+    /// So many of them are of rows that must be there.
+    expected: u64,
+}
+
+impl Gone {
+    async fn delete(&self, client: &Client, target: &Target) -> Result<()> {
+        let sql = target.sql.delete_keys().ok_or_else(|| {
+            Error::Inconsistent(format!("the key of {} has one column", target.destination))
+        })?;
+        let deleted = self.keys.run(client, target, &[sql]).await?;
+        let count = deleted.first().map_or(0, Done::met);
+        let missed = self.expected.saturating_sub(count);
+        drift::note(target, Drift::DeleteMissed, missed);
+        Ok(())
+    }
 }
 
 /// Effects by the way they are written.
 struct Split<'e> {
+    gone: Option<Gone>,
     staged: Vec<Staged<'e>>,
     masks: Masks,
     /// New once what is staged is merged.
@@ -144,9 +172,11 @@ struct Split<'e> {
 }
 
 impl<'e> Split<'e> {
-    fn of(target: &Target, effects: &'e [Effect<'_>], way: Way) -> Split<'e> {
+    fn of(target: &Target, effects: &'e [Effect<'_>], way: Way, care: Care) -> Split<'e> {
         let copies = way == Way::Copied;
+        let mut deleted = Vec::new();
         let mut split = Split {
+            gone: None,
             staged: Vec::new(),
             masks: Masks::default(),
             copied: Vec::new(),
@@ -171,10 +201,32 @@ impl<'e> Split<'e> {
                 } => (Op::DeleteAny, 0),
                 Effect::Patch(_, unchanged) => (Op::Patch, split.masks.number(target, unchanged)),
             };
-            split.staged.push(Staged { n, op, mask, row });
+            let staged = Staged { n, op, mask, row };
+            match op {
+                Op::Delete | Op::DeleteAny | Op::Clear => deleted.push(staged),
+                _ => split.staged.push(staged),
+            }
+        }
+        if care == Care::Quick && way != Way::Few {
+            split.gone = by_keys(target, &deleted);
+        }
+        if split.gone.is_none() {
+            split.staged.append(&mut deleted);
         }
         split
     }
+}
+
+/// What only goes, as keys, if it can be given so and that is worth it.
+fn by_keys(target: &Target, deleted: &[Staged<'_>]) -> Option<Gone> {
+    if deleted.len() < KEYS_MIN || !target.takes_keys() || few::are_all_staged() {
+        return None;
+    }
+    let rows: Vec<&Row> = deleted.iter().map(|staged| staged.row).collect();
+    let keys = Few::of_keys(target, &rows)?;
+    let expected = deleted.iter().filter(|staged| staged.op == Op::Delete);
+    let expected = expected.count() as u64;
+    (keys.bytes() <= KEYS_BYTES_MAX).then_some(Gone { keys, expected })
 }
 
 /// Where the rows of a set go first.
@@ -223,16 +275,24 @@ pub(super) async fn stage_ahead(
 ) -> Result<()> {
     let way = Way::of(target, effects, Care::Quick);
     let Split {
+        gone,
         staged,
         masks,
         copied,
-    } = Split::of(target, effects, way);
-    if staged.is_empty() || way == Way::Few {
+    } = Split::of(target, effects, way, Care::Quick);
+    if (staged.is_empty() && gone.is_none()) || way == Way::Few {
         return Ok(());
     }
-    let staged = stage_rows(client, target, &staged, masks).await?;
+    let staged = match staged.is_empty() {
+        true => None,
+        false => Some(stage_rows(client, target, &staged, masks).await?),
+    };
     let copied = pieces_of(target, &copied);
-    target.ahead = Some(Ahead { staged, copied });
+    target.ahead = Some(Ahead {
+        gone,
+        staged,
+        copied,
+    });
     Ok(())
 }
 
@@ -243,7 +303,12 @@ pub(super) async fn write_ahead(
     ahead: Ahead,
     policy: Policy,
 ) -> Result<()> {
-    merge(client, target, &ahead.staged, policy).await?;
+    if let Some(gone) = &ahead.gone {
+        gone.delete(client, target).await?;
+    }
+    if let Some(staged) = &ahead.staged {
+        merge(client, target, staged, policy).await?;
+    }
     if ahead.copied.is_empty() {
         return Ok(());
     }
@@ -260,10 +325,14 @@ pub(super) async fn write(
 ) -> Result<()> {
     let way = Way::of(target, effects, care);
     let Split {
+        gone,
         staged,
         masks,
         copied,
-    } = Split::of(target, effects, way);
+    } = Split::of(target, effects, way, care);
+    if let Some(gone) = gone {
+        gone.delete(client, target).await?;
+    }
     if !staged.is_empty() {
         let set = match way {
             Way::Few if masks.0.len() <= few::MASKS_MAX => {

@@ -465,11 +465,7 @@ impl Sql {
 
     /// The table's row has the key of the staged one.
     fn same_key(&self, table: &str, staged: &str) -> String {
-        self.key_equals(staged, |_, column| match column.is_domain {
-            // Postgres has no `=` for a domain over an enum. An index is used all the same.
-            true => format!("{table}.{}::{}", column.name, column.plain_type),
-            false => format!("{table}.{}", column.name),
-        })
+        self.key_equals(staged, |_, column| own_key_cell(table, column))
     }
 
     /// Both staged rows have the same key.
@@ -481,10 +477,10 @@ impl Sql {
         let conditions: Vec<String> = self
             .key_cells()
             .map(|(index, column)| {
-                let operator_schema = column.operator_schema.as_deref().unwrap_or("pg_catalog");
                 format!(
-                    "{} OPERATOR({operator_schema}.=) {}",
+                    "{} {} {}",
                     cell(index, column),
+                    key_operator(column),
                     self.rows.key_cell(staged, index, column)
                 )
             })
@@ -524,6 +520,20 @@ fn pack(columns: &[SqlColumn]) -> Vec<Option<usize>> {
         packed[index] = Some(place);
     }
     packed
+}
+
+/// A column of the key of the table that goes by this name.
+fn own_key_cell(table: &str, column: &SqlColumn) -> String {
+    match column.is_domain {
+        // Postgres has no `=` for a domain over an enum. An index is used all the same.
+        true => format!("{table}.{}::{}", column.name, column.plain_type),
+        false => format!("{table}.{}", column.name),
+    }
+}
+
+fn key_operator(column: &SqlColumn) -> String {
+    let schema = column.operator_schema.as_deref().unwrap_or("pg_catalog");
+    format!("OPERATOR({schema}.=)")
 }
 
 fn only_row(only: Option<i64>) -> String {

@@ -48,16 +48,17 @@ JOIN pg_type t ON t.oid = b.typid AND t.typtype <> 'd'
 WHERE a.attrelid = to_regclass($1)
 ORDER BY a.attnum";
 
-/// A unique index on some of the columns, on every row and checked at once.
-const REFUSES_DOUBLES_SQL: &str = "
-SELECT EXISTS (
+/// Whether there is a unique index on some of the columns, on every row and checked at once, and whether the
+/// table is one that is not partitioned.
+const INDEXED_SQL: &str = "
+SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass($1) AND relkind = 'r') AS plain, EXISTS (
     SELECT FROM pg_index i
     WHERE i.indrelid = to_regclass($1) AND i.indisunique AND i.indisvalid AND i.indimmediate
       AND i.indpred IS NULL AND i.indexprs IS NULL
       AND NOT EXISTS (
           SELECT FROM generate_series(0, i.indnkeyatts - 1) AS place
           JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[place]
-          WHERE a.attname::text <> ALL ($2::text[])))";
+          WHERE a.attname::text <> ALL ($2::text[]))) AS indexed";
 
 /// Where the rows of one table version go.
 pub(super) struct Target {
@@ -84,6 +85,9 @@ pub(super) struct Target {
     pub(super) avoid_binary: bool,
     /// An index keeps the table from holding a key twice.
     pub(super) refuses_doubles: bool,
+    /// An index of the table itself finds keys that are given as an array. Of a partitioned one each partition's
+    /// would be asked for all of them.
+    finds_by_array: bool,
     /// Set after a COPY straight into the table met a row that was there.
     pub(super) avoid_direct_copy: bool,
     /// The staging table holds rows of this transaction.
@@ -188,6 +192,7 @@ impl Target {
             false => KeyChange::Rename,
         };
         let sql = Sql::new(destination.quoted(), staging, columns, own);
+        let (refuses_doubles, is_plain) = indexed(client, destination, &key_names).await?;
         Ok(Target {
             source: version.source.clone(),
             destination: destination.clone(),
@@ -202,12 +207,18 @@ impl Target {
             staging_is_new: false,
             direct_copy: None,
             avoid_binary: false,
-            refuses_doubles: refuses_doubles(client, destination, &key_names).await?,
+            refuses_doubles,
+            finds_by_array: refuses_doubles && is_plain,
             avoid_direct_copy: false,
             staged: false,
             ahead: None,
             met: Met::default(),
         })
+    }
+
+    /// Whether rows that go may be named by an array of their keys.
+    pub(super) fn takes_keys(&self) -> bool {
+        self.finds_by_array && self.few_sql.is_some() && self.sql.only_key().is_some()
     }
 
     /// Creates the staging table if this session has none yet.
@@ -365,18 +376,19 @@ impl CopyRow for StagingRow<'_> {
     }
 }
 
-async fn refuses_doubles(
+/// What [`INDEXED_SQL`] says: of the index, and of the table.
+async fn indexed(
     client: &Client,
     destination: &TableName,
     key: &[&str],
-) -> Result<bool, Error> {
+) -> Result<(bool, bool), Error> {
     let row = client
-        .query_one(REFUSES_DOUBLES_SQL, &[&destination.quoted(), &key])
+        .query_one(INDEXED_SQL, &[&destination.quoted(), &key])
         .await
         .map_err(Error::sql(format!(
             "looking at the indexes of destination table {destination}"
         )))?;
-    Ok(row.get(0))
+    Ok((row.get("indexed"), row.get("plain")))
 }
 
 /// How the values of a column of [`COLUMNS_SQL`] may be given as parameters.

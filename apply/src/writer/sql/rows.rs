@@ -1,6 +1,6 @@
 //! The rows that a statement brings into the table, as an item of its FROM list. Pure.
 
-use super::{Sql, SqlColumn};
+use super::{Sql, SqlColumn, key_operator, own_key_cell};
 
 /// Of a wider table rows are not given as parameters: the server keeps every array by itself.
 const COLUMNS_MAX: usize = 200;
@@ -98,6 +98,28 @@ impl Sql {
     /// How the values of each column stand in their array.
     pub(in crate::writer) fn elements(&self) -> impl Iterator<Item = Element> {
         self.columns.iter().map(|column| column.element)
+    }
+
+    /// The key's column, if it is one: its place among all, and how its values stand in an array.
+    pub(in crate::writer) fn only_key(&self) -> Option<(usize, Element)> {
+        let mut key = self.key_cells();
+        let (index, column) = key.next().filter(|_| key.next().is_none())?;
+        Some((index, column.element))
+    }
+
+    /// Deletes the rows whose keys are in the array that is the parameter, with a key of one column. The array
+    /// is a constant to the planner, so an index is read in its order, and a table that is read whole compares by
+    /// hash.
+    pub(in crate::writer) fn delete_keys(&self) -> Option<String> {
+        let column = &self.columns[self.only_key()?.0];
+        let of = &column.plain_type;
+        let collate = column.collation.as_ref();
+        let collate = collate.map_or_else(String::new, |collation| format!(" COLLATE {collation}"));
+        let (cell, operator) = (own_key_cell("t", column), key_operator(column));
+        Some(format!(
+            "DELETE FROM {} AS t WHERE {cell} {operator} ANY (($1::{of}[]){collate})",
+            self.table
+        ))
     }
 
     pub(super) fn rows(&self, alias: &str) -> String {

@@ -202,3 +202,33 @@ fn keys_that_have_no_array_and_wide_rows_are_staged() {
     let columns = (0..201).map(|index| column(&format!("c{index}"), index == 0));
     assert!(sql(columns.collect()).over_parameters().is_none());
 }
+
+#[test]
+fn keys_that_are_given_are_compared_as_what_they_are() {
+    let named = SqlColumn {
+        collation: Some("\"C\"".into()),
+        ..column("name", true)
+    };
+    let mood = SqlColumn {
+        plain_type: "\"s\".\"mood\"".into(),
+        is_domain: true,
+        ..column("mood", true)
+    };
+    let one = sql(vec![column("v", false), named.clone()]);
+    assert_eq!(one.only_key(), Some((1, Element::Own(','))));
+    assert_eq!(
+        one.delete_keys().as_deref(),
+        Some(
+            "DELETE FROM \"public\".\"t\" AS t WHERE t.\"name\" OPERATOR(pg_catalog.=) \
+             ANY (($1::text[]) COLLATE \"C\")"
+        )
+    );
+    assert_eq!(
+        sql(vec![mood.clone()]).delete_keys().as_deref(),
+        Some(
+            "DELETE FROM \"public\".\"t\" AS t WHERE t.\"mood\"::\"s\".\"mood\" OPERATOR(pg_catalog.=) \
+             ANY (($1::\"s\".\"mood\"[]))"
+        )
+    );
+    assert_eq!(sql(vec![named, mood]).delete_keys(), None);
+}
