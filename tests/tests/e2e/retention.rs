@@ -118,11 +118,11 @@ async fn only_what_nobody_needs_is_trimmed() -> Result<()> {
     let gone =
         |mirror: &Value, _: &Value| TWO.iter().all(|table| replayable(mirror, table).is_none());
     mirror.wait_until("not replayable", CONVERGE, gone).await?;
+    // What main has still to write of the same transaction may keep more at first.
     let kept = "SELECT restart_offset FROM _bunny.tables WHERE source_table = 'u'";
-    assert_eq!(
-        destination.number(FLOOR).await?,
-        destination.number(kept).await?
-    );
+    let kept = destination.number(kept).await?;
+    assert!(destination.number(FLOOR).await? <= kept);
+    wait_number(&destination, FLOOR, |floor| floor == kept).await?;
     // At once by who asks, or, while it is not deleted yet, by who would do it.
     let refused = api.post(REPLAY, json!({})).await?;
     if refused.status == 202 {
