@@ -238,10 +238,12 @@ impl WalStream {
     pub async fn stop(self) {
         let WalStream {
             mut from_server,
+            mut low_water,
             status,
             ..
         } = self;
         // The server may be waiting for room to send, and hears us only then.
+        low_water.lower();
         let drained = async {
             let _ = tokio::io::copy(&mut from_server, &mut tokio::io::sink()).await;
         };
